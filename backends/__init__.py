@@ -1,0 +1,1 @@
+"""Targets and compilation: TVM, ONNX Runtime, artifacts."""

@@ -1,0 +1,1 @@
+"""Anchor kernels for CPU targets: each a spec, a compute, a schedule and a weight packer."""

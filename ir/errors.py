@@ -1,0 +1,52 @@
+"""The errors a user can cause.
+
+Each ends in one clear line that names the node, option or file and says what to do. The command line prints
+that line and exits with code 2; anything that is not a `GraphwrightError` is a bug of ours.
+"""
+
+from __future__ import annotations
+
+
+class GraphwrightError(Exception):
+    """Base of every error that a user can cause and understand."""
+
+
+class ModelError(GraphwrightError):
+    """A model cannot be read, traced, written or executed."""
+
+
+class VerifyError(GraphwrightError):
+    """A graph breaks a structural rule.
+
+    Attributes:
+        problems: every violation found, one line each; the message names the first.
+    """
+
+    def __init__(self, problems: list[str]):
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"invalid graph: {problems[0]}{more}")
+        self.problems = list(problems)
+
+
+class ShapeError(GraphwrightError):
+    """A shape is unknown, symbolic or contradictory where it must be static."""
+
+
+class PassError(GraphwrightError):
+    """A pass cannot do what it was asked to do, or broke the graph."""
+
+
+class PipelineError(PassError):
+    """A pipeline text names an unknown pass or option, or does not parse."""
+
+
+class TargetError(GraphwrightError):
+    """A target is unknown, or what it needs (compiler, device, instruction set) is absent."""
+
+
+class CompileError(GraphwrightError):
+    """A model cannot be lowered or compiled, or the compiled model computes something else."""
+
+
+class ToolError(GraphwrightError):
+    """A command was given a bad file, folder or option."""

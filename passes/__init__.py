@@ -1,0 +1,1 @@
+"""Passes: the manager, the rewriting driver, and one file per pass."""
