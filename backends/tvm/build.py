@@ -1,0 +1,50 @@
+"""From a lowered module to a shared library."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .lower import Lowered
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """What building took and left."""
+
+    path: Path
+    seconds: float
+    library_bytes: int
+    functions: int
+
+
+def build(
+    lowered: Lowered, target: Target, path: str | Path, *, fcompile: Callable[..., Any] | None = None
+) -> BuildInfo:
+    """Compile `lowered` for `target` and write the shared library to `path`.
+
+    Args:
+        lowered: result of `lower`.
+        target: the same target that the model was lowered for.
+        path: the file to write.
+        fcompile: linker as TVM's `export_library` takes it; the host compiler if absent.
+    """
+    import tvm
+    from tvm import relax
+
+    start = time.perf_counter()
+    tvm_target = tvm.target.Target(target.to_tvm())
+    with tvm_target:
+        executable = relax.build(
+            lowered.ir_module, tvm_target, relax_pipeline=relax.get_default_pipeline(tvm_target)
+        )
+    path = Path(path)
+    executable.export_library(str(path), **({"fcompile": fcompile} if fcompile else {}))
+    functions = len(lowered.ir_module.functions)
+    return BuildInfo(path, time.perf_counter() - start, path.stat().st_size, functions)
