@@ -1,0 +1,144 @@
+"""What a pass is: a frozen dataclass whose typed fields are its options.
+
+A pass declares `name`, says whether it is `lossless`, and implements `apply(model, context)`. Everything else
+(pipeline syntax, command-line help, selectors, timing, statistics, verification) follows from that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import onnx_ir as ir
+
+from ..ir.errors import PassError
+from ..ir.provenance import module_path
+
+if TYPE_CHECKING:
+    from .rewriter import Rewriter
+    from .rules import Rule
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Base of all passes.
+
+    Subclasses are frozen dataclasses with a docstring whose first line is their one-line purpose, and a
+    docstring under each field, which is the help text of that option.
+    """
+
+    name: ClassVar[str] = ""
+    """Kebab-case name used in pipelines."""
+    lossless: ClassVar[bool] = True
+    """Whether the outputs stay the same to float tolerance; a lossy pass is measured instead of proven."""
+
+    only: str | None = field(default=None, kw_only=True)
+    """Touch only nodes whose name, module path or op type this regular expression matches from the start."""
+    skip: str | None = field(default=None, kw_only=True)
+    """Leave alone nodes whose name, module path or op type this regular expression matches from the start."""
+
+    def __post_init__(self) -> None:
+        for option in ("only", "skip"):
+            pattern = getattr(self, option)
+            try:
+                re.compile(pattern or "")
+            except re.error as error:
+                raise PassError(
+                    f"{self.name}: option '{option}' is not a regular expression ({error}): {pattern!r}"
+                ) from None
+
+    def apply(self, model: ir.Model, context: PassContext) -> None:
+        """Rewrite `model` in place through `context.rewriter(model)` or `context.rewrite(model, *rules)`.
+
+        Args:
+            model: The graph, at the canonical opset, shapes inferred.
+            context: Statistics, reports, calibration data and the rewriter.
+
+        Raises:
+            PassError: When the pass cannot do what its options ask for.
+        """
+        raise NotImplementedError
+
+    def selects(self, node: ir.Node) -> bool:
+        """Whether the `only` and `skip` selectors let this pass touch `node`."""
+        if self.only is None and self.skip is None:
+            return True
+        faces = [face for face in (node.name, module_path(node), node.op_type) if face]
+        if self.only is not None and not any(re.match(self.only, face) for face in faces):
+            return False
+        return self.skip is None or not any(re.match(self.skip, face) for face in faces)
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """A node that a pass did not touch although it was a candidate, and why."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+@dataclass
+class PassContext:
+    """What one run of one pass may read and report.
+
+    Attributes:
+        target: The target description the model is optimized for, or None.
+        calibration: Iterable of feeds (`dict[str, np.ndarray]`), or None where the user gave no data.
+        seed: Seed for everything random, so that a run can be repeated.
+        progress: Called with (done, total or None, text) by passes that take long.
+        statistics: Counters by name.
+        left_alone: Candidates that were not touched, with reasons.
+        notes: Free lines for the report.
+        details: JSON-able facts for the report.
+    """
+
+    target: Any = None
+    calibration: Any = None
+    seed: int = 0
+    progress: Callable[[int, int | None, str], None] | None = None
+    active: Pass | None = None
+    statistics: dict[str, int] = field(default_factory=dict)
+    left_alone: list[LeftAlone] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+    _rewriters: dict[int, Rewriter] = field(default_factory=dict, repr=False)
+
+    def for_pass(self, active: Pass) -> PassContext:
+        """Return a context with the same inputs and empty reports for one pass."""
+        return PassContext(self.target, self.calibration, self.seed, self.progress, active)
+
+    def count(self, statistic: str, n: int = 1) -> None:
+        """Add `n` to a counter that ends in the report."""
+        self.statistics[statistic] = self.statistics.get(statistic, 0) + n
+
+    def leave(self, node: ir.Node, reason: str) -> None:
+        """Report that `node` was a candidate and stays as it is."""
+        entry = LeftAlone(node.name or "", node.op_type, reason)
+        if entry not in self.left_alone[-64:]:
+            self.left_alone.append(entry)
+
+    def note(self, text: str) -> None:
+        """Add a line to the report."""
+        self.notes.append(text)
+
+    def rewriter(self, model: ir.Model) -> Rewriter:
+        """Return the one rewriter of `model` in this pass."""
+        from .rewriter import Rewriter
+
+        if id(model) not in self._rewriters:
+            self._rewriters[id(model)] = Rewriter(model, origin=self.active.name if self.active else "")
+        return self._rewriters[id(model)]
+
+    @property
+    def changed(self) -> bool:
+        """Whether a rewriter of this pass changed anything."""
+        return any(rewriter.changes for rewriter in self._rewriters.values())
+
+    def rewrite(self, model: ir.Model, *rules: Rule) -> bool:
+        """Drive `rules` over `model` to a fixpoint; returns whether anything changed."""
+        from .driver import drive
+
+        return drive(model, rules, self)

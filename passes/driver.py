@@ -1,0 +1,92 @@
+"""The greedy worklist driver: rules to a fixpoint, indexed by op type.
+
+Every node is visited once; after a rewrite only the nodes around it are visited again. The order is the order of
+the graph and of the rules, so a run is deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+
+from ..ir.errors import GraphwrightError, PassError
+
+if TYPE_CHECKING:
+    from .base import PassContext
+    from .rules import Rule
+
+# A rule set that terminates needs a few rewrites per node; this is far beyond any of them.
+_REWRITES_PER_NODE = 32
+
+
+def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
+    """Apply `rules` everywhere in `model` (subgraphs and functions included) until none fires.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        PassError: A rule raised, or the rules do not come to an end; the message names the rule and the node.
+    """
+    rewriter = context.rewriter(model)
+    by_op, everywhere = _index(rules)
+    nodes = [node for graph in model.graphs() for node in graph]
+    for function in model.functions.values():
+        nodes.extend(function.all_nodes())
+    worklist = dict.fromkeys(reversed([n for n in nodes if everywhere or n.op_type in by_op]))
+    budget = _REWRITES_PER_NODE * len(nodes) + 1000
+    refusals: dict[ir.Node, str] = {}
+    fired = 0
+    while worklist:
+        node, _ = worklist.popitem()
+        if node.graph is None:
+            continue
+        candidates = by_op.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
+        refusals.pop(node, None)
+        for rule in candidates or everywhere:
+            if node.graph is None or (context.active is not None and not context.active.selects(node)):
+                break
+            outcome = _attempt(rule, node, rewriter)
+            if isinstance(outcome, str):
+                refusals[node] = outcome
+                continue
+            if not outcome:
+                continue
+            refusals.pop(node, None)
+            fired += 1
+            context.count(rule.label)
+            if fired > budget:
+                raise PassError(
+                    f"rule '{rule.label}' keeps firing at node '{node.name}' ({node.op_type}): "
+                    f"no fixpoint after {fired} rewrites of {len(nodes)} nodes"
+                )
+            for touched in reversed([node, *rewriter.take_touched()]):
+                if touched.graph is not None and (everywhere or touched.op_type in by_op):
+                    worklist.pop(touched, None)
+                    worklist[touched] = None
+            break
+    for node, reason in refusals.items():
+        if node.graph is not None:
+            context.leave(node, reason)
+    return fired > 0
+
+
+def _attempt(rule: Rule, node: ir.Node, rewriter) -> bool | str:
+    where = f"rule '{rule.label}' at node '{node.name}' ({node.op_type})"
+    try:
+        return rule.match_and_rewrite(node, rewriter)
+    except GraphwrightError:
+        raise
+    except Exception as error:
+        raise PassError(f"{where} raised {type(error).__name__}: {error}") from error
+
+
+def _index(rules: Sequence[Rule]) -> tuple[dict[str, list[Rule]], list[Rule]]:
+    """Return the rules to try by op type, and those to try at nodes no other rule names."""
+    ordered = sorted(rules, key=lambda rule: -rule.benefit)
+    everywhere = [rule for rule in ordered if not rule.op_types]
+    names = dict.fromkeys(name for rule in ordered for name in rule.op_types)
+    by_op = {name: [r for r in ordered if not r.op_types or name in r.op_types] for name in names}
+    return by_op, everywhere

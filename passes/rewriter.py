@@ -1,0 +1,292 @@
+"""The only thing that changes a graph.
+
+Rules and passes build, replace and erase nodes through a `Rewriter`, which keeps names unique, graph outputs
+named, shapes and types filled in, provenance recorded, and tells the driver what to look at again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..ir.errors import PassError
+
+PASS_KEY = "graphwright.pass"
+FROM_KEY = "graphwright.from"
+_MAX_SOURCES = 8
+
+
+class Rewriter:
+    """Mutates one model on behalf of one pass.
+
+    Attributes:
+        model: The model being changed.
+        changes: Number of mutations so far; 0 means the graph is untouched.
+    """
+
+    def __init__(self, model: ir.Model, origin: str = ""):
+        self.model = model
+        self.changes = 0
+        self._origin = origin
+        self._touched: dict[ir.Node, None] = {}
+        self._names: set[str] = set()
+        self._next_suffix: dict[str, int] = {}
+        for graph in [*model.graphs(), *model.functions.values()]:
+            self._names.update(v.name for v in graph.inputs if v.name)
+            if isinstance(graph, ir.Graph):
+                self._names.update(graph.initializers)
+            for node in graph:
+                self._names.add(node.name or "")
+                self._names.update(v.name for v in node.outputs if v.name)
+
+    def take_touched(self) -> list[ir.Node]:
+        """Return the nodes whose surroundings changed since the last call."""
+        touched = list(self._touched)
+        self._touched.clear()
+        return touched
+
+    def unique_name(self, hint: str) -> str:
+        """Return `hint`, or `hint_N` where `hint` is taken; the result is taken afterwards."""
+        name = hint
+        while name in self._names:
+            n = self._next_suffix.get(hint, 0) + 1
+            self._next_suffix[hint] = n
+            name = f"{hint}_{n}"
+        self._names.add(name)
+        return name
+
+    def insert_before(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        num_outputs: int = 1,
+        domain: str = "",
+        name: str | None = None,
+    ) -> list[ir.Value]:
+        """Insert a new node in front of `node` and return its outputs.
+
+        Args:
+            node: The node in whose graph, and before which, the new one goes; its module path and provenance
+                are handed on.
+            op_type: Operator type.
+            inputs: Values visible at that point; None for an omitted optional input.
+            attributes: Plain Python values or `ir.Attr`.
+            num_outputs: How many outputs the new node has.
+            domain: Operator domain.
+            name: Name to start from; made unique.
+        """
+        return self._insert(node, op_type, inputs, attributes, num_outputs, domain, name, before=True)
+
+    def insert_after(
+        self,
+        node: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None = None,
+        *,
+        num_outputs: int = 1,
+        domain: str = "",
+        name: str | None = None,
+    ) -> list[ir.Value]:
+        """Insert a new node right behind `node` and return its outputs; arguments as for `insert_before`."""
+        return self._insert(node, op_type, inputs, attributes, num_outputs, domain, name, before=False)
+
+    def replace(self, node: ir.Node, values: Sequence[ir.Value | None]) -> None:
+        """Replace all uses of the outputs of `node` by `values` and erase the node.
+
+        Graph outputs keep their names. A value may be None only where the output has no uses.
+        """
+        if len(values) != len(node.outputs):
+            raise PassError(
+                f"node '{node.name}' ({node.op_type}) has {len(node.outputs)} outputs, "
+                f"but {len(values)} replacements were given"
+            )
+        for old, new in zip(list(node.outputs), values, strict=True):
+            if new is None:
+                if old.uses() or old.is_graph_output():
+                    raise PassError(f"output '{old.name}' of node '{node.name}' is used but has no replacement")
+                continue
+            producer = new.producer()
+            if producer is not None and producer is not node and PASS_KEY in producer.metadata_props:
+                self._add_source(producer, node)
+            self.replace_uses(old, new)
+        self.erase(node)
+
+    def replace_uses(self, old: ir.Value, new: ir.Value) -> None:
+        """Let every use of `old` read `new`; a graph output stays in place and keeps its name."""
+        if old is new:
+            return
+        self._changed()
+        if new.shape is None and old.shape is not None:
+            new.shape = old.shape.copy() if hasattr(old.shape, "copy") else ir.Shape(list(old.shape))
+        if new.type is None:
+            new.type = old.type
+        users = [user for user, _ in old.uses()]
+        if old.is_graph_output():
+            new = self._take_over_output(old, new)
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        for user in users:
+            self._touch(user)
+        self._touch(new.producer())
+        self._touch(old.producer())
+
+    def erase(self, node: ir.Node) -> None:
+        """Remove a node whose outputs are not used.
+
+        Raises:
+            PassError: An output is still used or is a graph output.
+        """
+        for output in node.outputs:
+            if output.uses() or output.is_graph_output():
+                raise PassError(
+                    f"cannot erase node '{node.name}' ({node.op_type}): its output '{output.name}' is in use"
+                )
+        self._changed()
+        sources = [value for value in node.inputs if value is not None]
+        graph = node.graph
+        assert graph is not None
+        self._touched.pop(node, None)
+        graph.remove(node, safe=True)
+        for value in sources:
+            self._touch(value.producer())
+            for user in value.consumers() if len(value.uses()) == 1 else ():
+                self._touch(user)
+
+    def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
+        """Let input `index` of `node` read `value`; optional inputs up to `index` are added as needed."""
+        self._changed()
+        if index >= len(node.inputs):
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        node.replace_input_with(index, value)
+        self._touch(node)
+        if old is not None:
+            self._touch(old.producer())
+
+    def set_attribute(self, node: ir.Node, name: str, value: Any) -> None:
+        """Set an attribute from a plain Python value or an `ir.Attr`; None removes it."""
+        self._changed()
+        if value is None:
+            node.attributes.pop(name, None)
+        else:
+            node.attributes[name] = value if isinstance(value, ir.Attr) else ir.convenience.convert_attribute(name, value)
+        self._touch(node)
+        for user in [u for output in node.outputs for u in output.consumers()]:
+            self._touch(user)
+
+    def initializer(
+        self, hint: str, array: np.ndarray | ir.TensorProtocol, *, graph: ir.Graph | None = None
+    ) -> ir.Value:
+        """Add a constant with a fresh name made from `hint`.
+
+        Args:
+            hint: Name to start from.
+            array: The data.
+            graph: Where it is registered; the main graph (visible everywhere but in functions) by default.
+        """
+        self._changed()
+        name = self.unique_name(hint)
+        tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
+        value = ir.Value(
+            name=name, shape=ir.Shape(list(tensor.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        (graph if graph is not None else self.model.graph).register_initializer(value)
+        return value
+
+    def set_initializer(self, value: ir.Value, array: np.ndarray | ir.TensorProtocol) -> None:
+        """Replace the data of an initializer; shape and type follow."""
+        if not value.is_initializer():
+            raise PassError(f"'{value.name}' is not an initializer")
+        self._changed()
+        tensor = ir.tensor(array, name=value.name) if isinstance(array, np.ndarray) else array
+        value.const_value = tensor
+        value.shape = ir.Shape(list(tensor.shape))
+        value.type = ir.TensorType(tensor.dtype)
+        for user in value.consumers():
+            self._touch(user)
+
+    def remove_initializer(self, value: ir.Value) -> None:
+        """Remove an initializer that nothing reads."""
+        graph = value.graph
+        if not isinstance(graph, ir.Graph) or value.uses() or value.is_graph_output():
+            raise PassError(f"initializer '{value.name}' is in use")
+        self._changed()
+        graph.initializers.pop(value.name)
+
+    def set_shape(self, value: ir.Value, shape: Sequence[int | str | None] | ir.Shape | None) -> None:
+        """Set the shape of a value; None makes it unknown."""
+        self._changed()
+        value.shape = shape if shape is None or isinstance(shape, ir.Shape) else ir.Shape(list(shape))
+
+    def rename(self, value: ir.Value, hint: str) -> None:
+        """Give a value a fresh name made from `hint`."""
+        self._changed()
+        value.name = self.unique_name(hint)
+
+    def _insert(
+        self,
+        anchor: ir.Node,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any] | None,
+        num_outputs: int,
+        domain: str,
+        name: str | None,
+        *,
+        before: bool,
+    ) -> list[ir.Value]:
+        self._changed()
+        node_name = self.unique_name(name or f"{anchor.name or 'node'}/{op_type}")
+        node = ir.node(
+            op_type, list(inputs), attributes or {}, domain=domain, num_outputs=num_outputs, name=node_name
+        )
+        for i, output in enumerate(node.outputs):
+            output.name = self.unique_name(node_name if i == 0 else f"{node_name}:{i}")
+        for key, value in anchor.metadata_props.items():
+            node.metadata_props[key] = value
+        node.metadata_props.pop(FROM_KEY, None)
+        node.metadata_props[PASS_KEY] = self._origin
+        self._add_source(node, anchor)
+        graph = anchor.graph
+        assert graph is not None
+        (graph.insert_before if before else graph.insert_after)(anchor, node)
+        if domain:
+            graph.opset_imports.setdefault(domain, 1)
+            self.model.opset_imports.setdefault(domain, 1)
+        self._touch(node)
+        return list(node.outputs)
+
+    def _take_over_output(self, old: ir.Value, new: ir.Value) -> ir.Value:
+        """Prepare `new` to stand as the graph output `old` was: same name, produced in the same graph."""
+        producer = new.producer()
+        if producer is None or new.is_graph_output() or producer.graph is not old.graph:
+            anchor = old.producer() or producer
+            if anchor is None:
+                raise PassError(f"graph output '{old.name}' cannot be replaced by '{new.name}': neither is computed")
+            (copy,) = self.insert_after(anchor, "Identity", [new])
+            copy.shape, copy.type = new.shape, new.type
+            new = copy
+        name = old.name
+        old.name = self.unique_name(f"{name}/replaced")
+        new.name = name
+        return new
+
+    def _add_source(self, node: ir.Node, source: ir.Node) -> None:
+        inherited = source.metadata_props.get(FROM_KEY)
+        names = inherited.split(";") if inherited else [source.name or ""]
+        known = [name for name in node.metadata_props.get(FROM_KEY, "").split(";") if name]
+        merged = list(dict.fromkeys([*known, *names]))
+        node.metadata_props[FROM_KEY] = ";".join(merged[:_MAX_SOURCES])
+
+    def _touch(self, node: ir.Node | None) -> None:
+        if node is not None and node.graph is not None:
+            self._touched[node] = None
+
+    def _changed(self) -> None:
+        self.changes += 1

@@ -1,0 +1,36 @@
+"""What a rewrite rule is. The driver indexes rules by op type and calls them node by node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from .rewriter import Rewriter
+
+
+class Rule:
+    """One local rewrite, rooted at a node of one of `op_types`.
+
+    Attributes:
+        op_types: ONNX operator types (default domain) at which the rule may start; empty means every node.
+        benefit: Among rules for one node the higher benefit is tried first; ties keep the order given.
+    """
+
+    op_types: ClassVar[tuple[str, ...]] = ()
+    benefit: ClassVar[int] = 1
+
+    @property
+    def label(self) -> str:
+        """Name used in statistics and error messages."""
+        return type(self).__name__
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Try the rule at `node`.
+
+        Returns:
+            True when the graph was changed (only through `rewriter`), False when the rule is not meant for this
+            node, and a text when it is a candidate but must not fire: the reason, which ends in the report.
+        """
+        raise NotImplementedError
