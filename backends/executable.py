@@ -1,0 +1,281 @@
+"""The one face of everything that can run a model: compiled libraries, ONNX Runtime, loaded artifacts."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir.errors import CompileError, ModelError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .compile import CompileReport
+    from .target import Target
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and element type of one input or output."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    """Sizes; a string is a dimension that may take any size."""
+    dtype: str
+    """NumPy's name of the element type ("float32"), "bfloat16" and the like as `ml_dtypes` spells them."""
+
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The element type as NumPy sees it."""
+        try:
+            return np.dtype(self.dtype)
+        except TypeError:
+            import ml_dtypes
+
+            return np.dtype(getattr(ml_dtypes, self.dtype))
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor in bytes; unknown dimensions count once."""
+        sizes = [size for size in self.shape if isinstance(size, int)]
+        return int(np.prod(sizes, dtype=np.int64)) * self.numpy_dtype().itemsize
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{','.join(map(str, self.shape))}]"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary."""
+        return {"name": self.name, "shape": list(self.shape), "dtype": self.dtype}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
+        """The description that `to_json` wrote."""
+        return cls(name=data["name"], shape=tuple(data["shape"]), dtype=data["dtype"])
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long one run takes, in milliseconds: the median with its spread."""
+
+    median_ms: float
+    p10: float
+    p90: float
+    min: float
+    samples: int
+    threads: int
+    raw: tuple[float, ...] = field(default=(), repr=False, compare=False)
+    """Every sample in the order taken."""
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float], threads: int) -> Timing:
+        """The summary of measured times."""
+        low, middle, high = np.percentile(samples_ms, [10, 50, 90])
+        return cls(
+            median_ms=float(middle),
+            p10=float(low),
+            p90=float(high),
+            min=float(np.min(samples_ms)),
+            samples=len(samples_ms),
+            threads=threads,
+            raw=tuple(float(sample) for sample in samples_ms),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able dictionary without the single samples."""
+        return {
+            "median_ms": self.median_ms,
+            "p10_ms": self.p10,
+            "p90_ms": self.p90,
+            "min_ms": self.min,
+            "samples": self.samples,
+            "threads": self.threads,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.median_ms:.3f} ms ({self.p10:.3f}-{self.p90:.3f}, {self.threads} thread(s))"
+
+
+class Executable(abc.ABC):
+    """A model ready to run.
+
+    `exe(x)` takes arrays, torch tensors or nested lists, by position or by name, and returns one array or a
+    tuple; `run` goes from a dictionary to a dictionary. Not safe for use from several threads at once.
+
+    Attributes:
+        inputs: what `run` expects, in order.
+        outputs: what it returns, in order.
+        target: the device the model was compiled for.
+        backend: "tvm" or "onnxruntime".
+        model: the optimized graph, where it is at hand.
+        report: how the executable came about, where it was compiled rather than loaded.
+    """
+
+    backend: str = ""
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], target: Target):
+        self.inputs = list(inputs)
+        self.outputs = list(outputs)
+        self.target = target
+        self.model: ir.Model | None = None
+        self.report: CompileReport | None = None
+
+    @abc.abstractmethod
+    def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Outputs in order for checked, contiguous inputs in order."""
+
+    @abc.abstractmethod
+    def set_threads(self, threads: int) -> None:
+        """Use that many threads from the next run on."""
+
+    def _timed_runs(self, arrays: list[np.ndarray], repeats: int) -> list[float]:
+        """Milliseconds of `repeats` runs; a backend that can keep inputs on the device overrides it."""
+        samples = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self._run(arrays)
+            samples.append((time.perf_counter() - start) * 1e3)
+        return samples
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Outputs by name for inputs by name.
+
+        Raises:
+            ModelError: an input is missing, unknown, or has another shape or element type.
+        """
+        arrays = check_inputs(self.inputs, feeds)
+        return dict(zip((spec.name for spec in self.outputs), self._run(arrays), strict=True))
+
+    def __call__(self, *arrays: Any, **named: Any) -> np.ndarray | tuple[np.ndarray, ...]:
+        """One array, or a tuple where the model has several outputs."""
+        if len(arrays) == 1 and isinstance(arrays[0], Mapping) and not named:
+            named, arrays = dict(arrays[0]), ()
+        if len(arrays) > len(self.inputs):
+            raise ModelError(f"the model takes {len(self.inputs)} input(s), {len(arrays)} were given")
+        feeds = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=False)}
+        twice = sorted(feeds.keys() & named.keys())
+        if twice:
+            raise ModelError(f"input {twice[0]!r} is given twice, by position and by name")
+        results = tuple(self.run({**feeds, **named}).values())
+        return results[0] if len(results) == 1 else results
+
+    def random_feeds(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Random inputs of the right shapes: normal floats, integers in the range the model can take."""
+        if self.model is not None:
+            from ..ir.inputs import random_inputs
+
+            return random_inputs(self.model, seed=seed)
+        generator = np.random.default_rng(seed)
+        return {spec.name: _random(spec, generator) for spec in self.inputs}
+
+    def benchmark(
+        self,
+        feeds: Mapping[str, Any] | None = None,
+        *,
+        threads: int = 1,
+        repeats: int | None = None,
+        warmup: int = 3,
+        seconds: float = 1.0,
+    ) -> Timing:
+        """Time single runs.
+
+        Args:
+            feeds: inputs by name; random ones if None.
+            threads: threads to use.
+            repeats: runs to time; as many as fit into `seconds` (5 to 200) if None.
+            warmup: runs before the first that counts.
+            seconds: time to spend where `repeats` is None.
+        """
+        if threads < 1 or (repeats is not None and repeats < 1):
+            raise ModelError("benchmark needs at least one thread and one run")
+        arrays = check_inputs(self.inputs, self.random_feeds() if feeds is None else feeds)
+        self.set_threads(threads)
+        first = self._timed_runs(arrays, max(1, warmup))
+        if repeats is None:
+            repeats = int(np.clip(seconds * 1e3 / max(min(first), 1e-3), 5, 200))
+        return Timing.of(self._timed_runs(arrays, repeats), threads)
+
+    def save(self, directory: str | Path) -> Path:
+        """Write a self-contained artifact folder; see `artifact.save_artifact`."""
+        from .artifact import save_artifact
+
+        return save_artifact(self, directory)
+
+
+def check_inputs(specs: Sequence[TensorSpec], feeds: Mapping[str, Any]) -> list[np.ndarray]:
+    """Contiguous arrays in the order of `specs`.
+
+    Arrays and tensors must have the right element type already; numbers and lists are converted.
+
+    Raises:
+        ModelError: an input is missing, unknown, or has another shape or element type.
+    """
+    names = {spec.name for spec in specs}
+    unknown = [name for name in feeds if name not in names]
+    if unknown:
+        raise ModelError(f"the model has no input {unknown[0]!r}; it takes {_listed(specs)}")
+    missing = [spec.name for spec in specs if spec.name not in feeds]
+    if missing:
+        raise ModelError(f"input {missing[0]!r} is missing; the model takes {_listed(specs)}")
+    sizes: dict[str, int] = {}
+    return [_check(spec, feeds[spec.name], sizes) for spec in specs]
+
+
+def _check(spec: TensorSpec, value: Any, sizes: dict[str, int]) -> np.ndarray:
+    array = _to_numpy(spec, value)
+    if array.dtype != spec.numpy_dtype():
+        raise ModelError(f"input {spec.name!r} is {array.dtype}, the model takes {spec}")
+    fits = array.ndim == len(spec.shape)
+    for size, expected in zip(array.shape, spec.shape, strict=False):
+        fits = fits and size == (sizes.setdefault(expected, size) if isinstance(expected, str) else expected)
+    if not fits:
+        raise ModelError(f"input {spec.name!r} has shape {list(array.shape)}, the model takes {spec}")
+    return np.ascontiguousarray(array) if array.ndim else array
+
+
+def _to_numpy(spec: TensorSpec, value: Any) -> np.ndarray:
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    if hasattr(value, "detach"):  # a torch tensor, without importing torch
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            import ml_dtypes
+            import torch
+
+            return value.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return value.contiguous().numpy()
+    try:
+        return np.asarray(value, dtype=spec.numpy_dtype())
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"input {spec.name!r} cannot be made an array of {spec.dtype}: {error}") from None
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(map(str, specs)) or "no inputs"
+
+
+def _random(spec: TensorSpec, generator: np.random.Generator) -> np.ndarray:
+    shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+    dtype = spec.numpy_dtype()
+    if dtype.kind in "iub":
+        return generator.integers(0, 2, shape).astype(dtype)
+    return generator.standard_normal(shape).astype(dtype)
+
+
+def specs_of(values: Sequence[ir.Value]) -> list[TensorSpec]:
+    """Descriptions of graph inputs or outputs.
+
+    Raises:
+        CompileError: a value is no tensor of known type and rank.
+    """
+    specs = []
+    for value in values:
+        if value.dtype is None or value.shape is None:
+            raise CompileError(f"{value.name!r} has no known element type or rank; run shape inference first")
+        shape = tuple(size if isinstance(size, int) else str(size) for size in value.shape)
+        specs.append(TensorSpec(value.name or "", shape, str(value.dtype.numpy())))
+    return specs
