@@ -1,0 +1,151 @@
+"""Where reference results meet ONNX Runtime: sessions, tensors in and out, its error texts."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .errors import ModelError
+
+# Newest versions that ONNX Runtime of the pinned line reads.
+MAX_IR_VERSION = 13
+MAX_OPSET = 26
+
+_PLAIN_DTYPES = frozenset(
+    {
+        ir.DataType.FLOAT,
+        ir.DataType.FLOAT16,
+        ir.DataType.DOUBLE,
+        ir.DataType.INT8,
+        ir.DataType.INT16,
+        ir.DataType.INT32,
+        ir.DataType.INT64,
+        ir.DataType.UINT8,
+        ir.DataType.UINT16,
+        ir.DataType.UINT32,
+        ir.DataType.UINT64,
+        ir.DataType.BOOL,
+    }
+)
+_PACKED_BITS = {2, 4}
+
+
+def is_shareable(dtype: ir.DataType) -> bool:
+    """Whether a tensor of this type can be handed over without a copy."""
+    return dtype in _PLAIN_DTYPES or dtype.bitwidth in (8, 16)
+
+
+def to_ort_value(array: np.ndarray) -> Any:
+    """Wraps an array (any ONNX tensor dtype, ml_dtypes included) as an `OrtValue` that shares its memory."""
+    import onnxruntime
+
+    array = np.ascontiguousarray(array).reshape(np.shape(array))
+    if array.dtype.kind in "OSU":
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array.astype(object))
+    dtype = ir.DataType.from_numpy(array.dtype)
+    if dtype in _PLAIN_DTYPES:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array)
+    if dtype.bitwidth in _PACKED_BITS:
+        value = onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(array.shape), int(dtype))
+        packed = ir.Tensor(array, dtype=dtype).tobytes()
+        ctypes.memmove(value.data_ptr(), packed, len(packed))
+        return value
+    bits = array.view(np.uint8 if dtype.itemsize == 1 else np.uint16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(dtype))
+
+
+def from_ort_value(value: Any) -> Any:
+    """The contents of an `OrtValue` as an array (numpy or ml_dtypes dtype), or a list of them."""
+    if not value.is_tensor():
+        return value._ortvalue.to_list() if hasattr(value._ortvalue, "to_list") else value
+    dtype = ir.DataType(value.element_type())
+    if dtype in _PLAIN_DTYPES or dtype == ir.DataType.STRING:
+        return value.numpy()
+    shape = tuple(value.shape())
+    size = int(np.prod(shape, dtype=np.int64))
+    if size == 0:
+        return np.empty(shape, dtype=dtype.numpy())
+    count = -(-size * dtype.bitwidth // 8)
+    raw = np.frombuffer(ctypes.string_at(value.data_ptr(), count), dtype=np.uint8)
+    if dtype.bitwidth in _PACKED_BITS:
+        return ir.PackedTensor(raw, dtype, shape=ir.Shape(shape)).numpy()
+    return raw.view(dtype.numpy()).reshape(shape)
+
+
+def open_session(
+    proto: bytes, *, threads: int | None = None, shared: Mapping[str, np.ndarray] | None = None
+) -> Any:
+    """Opens a CPU session with every graph optimization off and the log silent.
+
+    Args:
+        proto: a serialized ModelProto.
+        threads: intra-operator threads; None lets ONNX Runtime use all cores.
+        shared: contents of initializers that `proto` declares as external; their memory is shared, so the
+            arrays must outlive the session.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model; the line names the node and the reason.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if shared:
+        options.add_external_initializers(list(shared), [to_ort_value(array) for array in shared.values()])
+    try:
+        return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"the reference cannot run this model: {explain(error)}") from error
+
+
+def run_session(session: Any, feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Runs a session on `OrtValue` feeds and returns the named outputs as arrays.
+
+    Raises:
+        ModelError: an operator failed; the line names the node and the reason.
+    """
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    try:
+        values = session.run_with_ort_values(list(names), dict(feeds), options)
+    except Exception as error:
+        raise ModelError(f"the reference failed: {explain(error)}") from error
+    return {name: from_ort_value(value) for name, value in zip(names, values, strict=True)}
+
+
+def explain(error: Exception) -> str:
+    """The reason in an ONNX Runtime exception as one line that names node and operator."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    if match := re.search(
+        r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'", text
+    ):
+        op_type, version, name = match.groups()
+        return f"{_node(name, f'{op_type}, since opset {version}')} has no implementation for its types"
+    if match := re.search(r"running (\w+) node\. Name:'(.*?)' Status Message: (.*)", text):
+        op_type, name, reason = match.groups()
+        return f"{_node(name, op_type)}: {_without_source_position(reason)}"
+    if match := re.search(r'In Node, \("(.*?)", (\w+), "(.*?)", -?\d+\).*?, Error (.*)', text):
+        name, op_type, _, reason = match.groups()
+        return f"{_node(name, op_type)}: {reason}"
+    return _without_source_position(text)
+
+
+def _node(name: str, what: str) -> str:
+    return f"node '{name}' ({what})" if name else f"an unnamed node ({what})"
+
+
+def _without_source_position(text: str) -> str:
+    return re.sub(r"^\S*/onnxruntime/\S+?:\d+ .*?\) (?=\S)", "", text)

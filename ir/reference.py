@@ -1,0 +1,184 @@
+"""What a model means: its results in ONNX Runtime with all graph optimizations off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from . import ort
+from .clone import clone
+from .errors import ModelError
+
+# Tensors above this many bytes are lent to the session instead of being copied through protobuf, whose
+# messages end at 2 GB. Smaller ones may be shape operands, which type inference wants to see.
+_LEND_ABOVE = 4096
+
+
+class Reference:
+    """Runs a model by the reference semantics. The model is neither changed nor may it change meanwhile.
+
+    Args:
+        model: any valid model; weights may be external and over 2 GB.
+        threads: threads within an operator; None takes all cores.
+
+    Raises:
+        ModelError: the model holds an operator that the reference cannot run; the line names the node.
+    """
+
+    def __init__(self, model: ir.Model, *, threads: int | None = None):
+        self._model = model
+        self._threads = threads
+        self._sessions: dict[tuple[str, ...], Any] = {}
+        self._inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+        self._optional = [value for value in model.graph.inputs if value.name in model.graph.initializers]
+        self._output_names = tuple(str(value.name) for value in model.graph.outputs)
+        self._session(self._output_names)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The model's outputs, by name, for one set of inputs.
+
+        Raises:
+            ModelError: an input is missing, unknown, or of another dtype or shape; or an operator failed.
+        """
+        return self.run_values(feeds, self._output_names)
+
+    def run_values(self, feeds: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Any values of the main graph by name, inputs and initializers included.
+
+        Raises:
+            ModelError: as for `run`, or there is no value of that name.
+        """
+        checked = self._check_feeds(feeds)
+        given = {name: checked[name] for name in names if name in checked}
+        stored = {
+            name: self._initializer(name)
+            for name in names
+            if name not in given and name in self._model.graph.initializers
+        }
+        wanted = tuple(dict.fromkeys(name for name in names if name not in given and name not in stored))
+        results: dict[str, np.ndarray] = {}
+        if wanted:
+            arguments = {name: ort.to_ort_value(array) for name, array in checked.items()}
+            results = ort.run_session(self._session(wanted), arguments, wanted)
+        return {name: {**given, **stored, **results}[name] for name in names}
+
+    def _initializer(self, name: str) -> np.ndarray:
+        tensor = self._model.graph.initializers[name].const_value
+        if tensor is None:
+            raise ModelError(f"initializer '{name}' has no data")
+        return tensor.numpy()
+
+    def _session(self, names: tuple[str, ...]) -> Any:
+        if names not in self._sessions:
+            proto, shared = serialize_for_session(self._model, names)
+            self._sessions[names] = ort.open_session(proto, threads=self._threads, shared=shared)
+        return self._sessions[names]
+
+    def _check_feeds(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        known = {str(value.name): value for value in (*self._inputs, *self._optional)}
+        for name in feeds:
+            if name not in known:
+                raise ModelError(f"the model has no input '{name}'; its inputs are {_quoted(known)}")
+        for value in self._inputs:
+            if value.name not in feeds:
+                raise ModelError(f"input '{value.name}' is missing; the model's inputs are {_quoted(known)}")
+        sizes: dict[str, tuple[int, str]] = {}
+        return {name: check_feed(known[name], feeds[name], sizes) for name in feeds}
+
+
+def run_reference(
+    model: ir.Model, feeds: Mapping[str, np.ndarray], *, threads: int | None = None
+) -> dict[str, np.ndarray]:
+    """The outputs of a model for one set of inputs; see `Reference` to run it more than once."""
+    return Reference(model, threads=threads).run(feeds)
+
+
+def check_feed(value: ir.Value, array: Any, sizes: dict[str, tuple[int, str]] | None = None) -> np.ndarray:
+    """Checks one input against its declared dtype and shape.
+
+    Args:
+        value: the graph input.
+        array: what is fed.
+        sizes: what symbolic dimensions were seen to be so far (name to size and input name); extended.
+
+    Raises:
+        ModelError: dtype or shape contradict the declaration.
+    """
+    array = np.asarray(array)
+    if value.dtype is not None and value.dtype != ir.DataType.STRING:
+        wanted = value.dtype.numpy()
+        if array.dtype != wanted:
+            raise ModelError(f"input '{value.name}' is {array.dtype}, the model wants {wanted}")
+    if value.shape is None:
+        return array
+    declared = f"[{', '.join('?' if dim is None else str(dim) for dim in _dims(value.shape))}]"
+    if len(array.shape) != len(value.shape):
+        raise ModelError(f"input '{value.name}' has shape {list(array.shape)}, the model wants {declared}")
+    for dim, size in zip(_dims(value.shape), array.shape, strict=True):
+        if isinstance(dim, int):
+            if dim != size:
+                raise ModelError(
+                    f"input '{value.name}' has shape {list(array.shape)}, the model wants {declared}"
+                )
+        elif dim is not None and sizes is not None:
+            seen, where = sizes.setdefault(dim, (size, str(value.name)))
+            if seen != size:
+                raise ModelError(
+                    f"dimension '{dim}' is {seen} in input '{where}' but {size} in '{value.name}'"
+                )
+    return array
+
+
+def serialize_for_session(
+    model: ir.Model, outputs: Sequence[str] | None = None
+) -> tuple[bytes, dict[str, np.ndarray]]:
+    """Serializes a model without its large weights, which are returned beside it by initializer name.
+
+    Args:
+        model: any model; not changed.
+        outputs: names of values of the main graph to be the outputs instead of the model's own.
+
+    Raises:
+        ModelError: no such value, or what remains does not fit a protobuf message.
+    """
+    copy = clone(model)
+    if outputs is not None:
+        _set_outputs(copy.graph, outputs)
+    copy.ir_version = min(copy.ir_version or ort.MAX_IR_VERSION, ort.MAX_IR_VERSION)
+    shared: dict[str, np.ndarray] = {}
+    for name, value in copy.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            raise ModelError(f"initializer '{name}' has no data")
+        if tensor.nbytes <= _LEND_ABOVE or not ort.is_shareable(tensor.dtype):
+            continue
+        shared[name] = tensor.numpy()
+        value.const_value = ir.ExternalTensor(
+            "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(shared[name].shape), name=name
+        )
+    try:
+        return ir.to_proto(copy).SerializeToString(), shared
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"cannot serialize the model for the reference: {reason}") from error
+
+
+def _set_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    values = {value.name: value for node in graph for value in node.outputs}
+    for value in (*graph.inputs, *graph.initializers.values()):
+        values.setdefault(value.name, value)
+    for name in names:
+        if name not in values:
+            raise ModelError(f"the main graph has no value '{name}'")
+    graph.outputs[:] = [values[name] for name in names]
+
+
+def _dims(shape: ir.Shape) -> list[int | str | None]:
+    return [dim if isinstance(dim, int) else dim.value for dim in shape]
+
+
+def _quoted(names: Mapping[str, Any]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"
