@@ -1,0 +1,64 @@
+# `make demo` and `make test` need Python 3.11 with venv, make and g++; everything else they install by themselves.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+DEMO_OUT ?= demo-out
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow bench lint format arm-tools clean
+
+help:
+	@echo "make demo       train, prune, quantize and compile a small CNN; print the report"
+	@echo "make test       run the tests, ruff and mypy among them (test-slow: the long ones)"
+	@echo "make bench      measure the models of the zoo against ONNX Runtime; print the tables"
+	@echo "make lint       ruff and mypy alone"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no python3.11 on the PATH; install it or set PYTHON=" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; set PYTHON=" >&2; exit 2; }
+	@test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV) || \
+		{ echo "cannot make a virtual environment (on Debian: apt-get install python3-venv)" >&2; exit 2; }
+	@echo "installing pinned dependencies into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m graphwright.tools.demo -o $(DEMO_OUT)
+
+test: $(STAMP) arm-tools
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
+
+test-slow: $(STAMP) arm-tools
+	$(BIN)/python -m pytest -q -m slow
+
+bench: $(STAMP)
+	$(BIN)/graphwright bench --zoo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy ir passes backends tools
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The ARM test cross-compiles and runs the result under qemu.
+ARM_PACKAGES := g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
+arm-tools:
+	@if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null; then :; \
+	elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		echo "installing $(ARM_PACKAGES)"; \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(ARM_PACKAGES) >/dev/null; \
+	else \
+		echo "the ARM test needs: apt-get install $(ARM_PACKAGES)" >&2; \
+	fi
+
+clean:
+	rm -rf $(DEMO_OUT) build .pytest_cache .mypy_cache .ruff_cache

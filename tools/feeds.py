@@ -1,0 +1,157 @@
+"""Inputs of models read from `.npz` files."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir.errors import ToolError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of one `.npz` file.
+
+    Raises:
+        ToolError: the file is missing, is no `.npz`, or holds pickled objects.
+    """
+    if not path.is_file():
+        raise ToolError(f"there is no file '{path}'")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ToolError(f"'{path}' is not an .npz file (numpy.savez writes them)")
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ToolError(f"'{path}' is not a readable .npz file: {error}") from error
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays to exactly `path`, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def input_signature(model: ir.Model) -> list[tuple[str, list[int | str], np.dtype]]:
+    """Name, shape (symbolic dimensions by name) and dtype of each input that a caller must give."""
+    signature = []
+    for value in model.graph.inputs:
+        if value.name in model.graph.initializers:
+            continue
+        if value.shape is None or value.dtype is None:
+            raise ToolError(f"input '{value.name}' of the model has no declared shape or type")
+        shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape]
+        signature.append((str(value.name), shape, value.dtype.numpy()))
+    return signature
+
+
+def match_feeds(
+    arrays: Mapping[str, np.ndarray], signature: Sequence[tuple[str, Sequence[int | str], Any]], source: str
+) -> dict[str, np.ndarray]:
+    """The arrays under the names of the inputs, checked against shape and type.
+
+    Arrays that `numpy.savez` named by position (`arr_0`, ...) are taken in the order of the inputs. Types are
+    converted within their kind (float64 to float32, int32 to int64).
+
+    Raises:
+        ToolError: an input is missing or unknown, or of another shape or kind; names the input and `source`.
+    """
+    named = _by_name(arrays, signature, source)
+    return {name: _fitting(named[name], name, shape, dtype, source) for name, shape, dtype in signature}
+
+
+def _by_name(
+    arrays: Mapping[str, np.ndarray], signature: Sequence[tuple[str, Sequence[int | str], Any]], source: str
+) -> dict[str, np.ndarray]:
+    names = [name for name, _, _ in signature]
+    positional = [f"arr_{i}" for i in range(len(names))]
+    if set(arrays) == set(positional) and set(names) != set(positional):
+        return {name: arrays[key] for name, key in zip(names, positional, strict=True)}
+    missing = [name for name in names if name not in arrays]
+    unknown = [name for name in arrays if name not in names]
+    if missing:
+        has = ", ".join(f"'{name}'" for name in arrays) or "nothing"
+        raise ToolError(f"{source} lacks input '{missing[0]}'; it holds {has}")
+    if unknown:
+        takes = ", ".join(f"'{name}'" for name in names)
+        raise ToolError(f"{source} holds '{unknown[0]}', but the model takes only {takes}")
+    return dict(arrays)
+
+
+def _fitting(array: np.ndarray, name: str, shape: Sequence[int | str], dtype: Any, source: str) -> np.ndarray:
+    fits = array.ndim == len(shape) and all(
+        isinstance(want, str) or want == have for want, have in zip(shape, array.shape, strict=False)
+    )
+    if not fits:
+        wanted = "[" + ", ".join(map(str, shape)) + "]"
+        raise ToolError(f"{source}: input '{name}' has shape {list(array.shape)}, the model takes {wanted}")
+    if not np.can_cast(array.dtype, dtype, casting="same_kind"):
+        raise ToolError(f"{source}: input '{name}' is {array.dtype}, the model takes {np.dtype(dtype)}")
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+def calibration_feeds(
+    model: ir.Model, path: Path | None, random_count: int = 0, seed: int = 0
+) -> list[dict[str, np.ndarray]] | None:
+    """Calibration data as a list of feeds, or None where the user gave none.
+
+    A file's arrays may be longer along the first axis than the model's batch; they are then cut into batches (a
+    remainder is left out). A folder contributes every `.npz` in it, in the order of their names.
+
+    Raises:
+        ToolError: a file or folder is missing, empty or does not fit the model's inputs.
+    """
+    if path is not None and random_count:
+        raise ToolError("give either --calibration or --calibrate-random, not both")
+    if random_count:
+        from ..ir.inputs import random_inputs
+
+        return [random_inputs(model, seed=seed + index) for index in range(random_count)]
+    if path is None:
+        return None
+    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if not files:
+        raise ToolError(f"calibration folder '{path}' holds no .npz file")
+    signature = input_signature(model)
+    feeds = [batch for file in files for batch in _batches(read_npz(file), signature, f"'{file}'")]
+    if not feeds:
+        raise ToolError(f"'{path}' holds fewer samples than one batch of the model")
+    return feeds
+
+
+def _batches(
+    arrays: Mapping[str, np.ndarray], signature: Sequence[tuple[str, Sequence[int | str], Any]], source: str
+) -> list[dict[str, np.ndarray]]:
+    named = _by_name(arrays, signature, source)
+    sizes = {
+        (len(named[name]), shape[0])
+        for name, shape, _ in signature
+        if shape and isinstance(shape[0], int) and named[name].ndim == len(shape)
+    }
+    counts = {length // batch for length, batch in sizes if batch}
+    if len(counts) != 1 or counts == {1}:
+        return [match_feeds(named, signature, source)]
+    count = counts.pop()
+    return [
+        match_feeds(
+            {name: _slice(named[name], shape, index) for name, shape, _ in signature}, signature, source
+        )
+        for index in range(count)
+    ]
+
+
+def _slice(array: np.ndarray, shape: Sequence[int | str], index: int) -> np.ndarray:
+    if not shape or not isinstance(shape[0], int):
+        return array
+    return array[index * shape[0] : (index + 1) * shape[0]]
