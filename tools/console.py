@@ -1,4 +1,4 @@
-"""Where commands write: results on standard output (tables for people, JSON for machines), progress on standard error."""
+"""Where commands write: results (tables or JSON) on standard output, progress on standard error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def print_line(text: str = "") -> None:
 def print_table(
     title: str | None, columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1
 ) -> None:
-    """A table on standard output; the first `left` columns are text, the others numbers aligned to the right."""
+    """A table on standard output; the first `left` columns are text, the others are aligned to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < left else "right", overflow="fold")

@@ -1,4 +1,4 @@
-"""The demo's network and its training on scikit-learn's digits (1,797 real 8x8 scans that ship with the package)."""
+"""The demo's network and its training on scikit-learn's digits: 1,797 real 8x8 scans, shipped with it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class DepthwiseBlock(nn.Module):
 
 
 class DigitsNet(nn.Module):
-    """Stem, residual block, depthwise block, residual block, linear head; input [n, 1, 8, 8], output [n, 10]."""
+    """Stem, residual block, depthwise block, residual block, linear head; [n, 1, 8, 8] to [n, 10]."""
 
     def __init__(self, width: int = 48):
         super().__init__()
@@ -85,7 +85,7 @@ class DigitsNet(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
     def channel_groups(self) -> list[list[nn.BatchNorm2d]]:
-        """Batch norms whose channels belong together, because a residual sum or a depthwise layer ties them."""
+        """Batch norms whose channels belong together: a residual sum or a depthwise layer ties them."""
         return [
             [self.stem_norm, self.block1.norm2, self.down.norm1],
             [self.block1.norm1],
@@ -104,8 +104,8 @@ def train(
 ) -> DigitsNet:
     """Train so that `ratio` of the channels can go afterwards.
 
-    After a warm-up the weakest channels of every group are decayed ever more strongly (their batch-norm scale and
-    shift go to zero), so that the others learn to do without them before a pruning pass takes them away.
+    After a warm-up the weakest channels of every group are decayed ever more strongly (their batch-norm scale
+    and shift go to zero), so that the others learn to do without them before a pruning pass takes them away.
 
     Args:
         data: only its training part is looked at.

@@ -106,8 +106,8 @@ def calibration_feeds(
 ) -> list[dict[str, np.ndarray]] | None:
     """Calibration data as a list of feeds, or None where the user gave none.
 
-    A file's arrays may be longer along the first axis than the model's batch; they are then cut into batches (a
-    remainder is left out). A folder contributes every `.npz` in it, in the order of their names.
+    A file's arrays may be longer along the first axis than the model's batch; they are then cut into batches
+    (a remainder is left out). A folder contributes every `.npz` in it, in the order of their names.
 
     Raises:
         ToolError: a file or folder is missing, empty or does not fit the model's inputs.

@@ -1,8 +1,8 @@
 """Latency of several executables on the same inputs in one run, taken in turns.
 
-A machine that gets slower for a while (other processes, frequency, heat) then slows all contenders alike, so that
-their ratio survives. Within a turn each runs a few times in a row: one run right after another executable's would
-find its weights gone from the caches, which is not how a model is served.
+A machine that gets slower for a while (other processes, frequency, heat) then slows all contenders alike, so
+that their ratio survives. Within a turn each runs a few times in a row: one run right after another
+executable's would find its weights gone from the caches, which is not how a model is served.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def measure_interleaved(
     """Median and spread of each contender's single-run latency.
 
     Args:
-        contenders: what to time, by name; a fast set-up call to each has been made by the caller or is made here.
+        contenders: what to time, by name; a fast set-up call to each has been made by the caller or is made
+            here.
         feeds: inputs by name, the same for all.
         threads: threads each may use.
         repeats: runs of each; as many as fit into `seconds` (16 to 400) where None.

@@ -1,10 +1,10 @@
 """Models to measure and test with: built here from plain torch, or shipped inside the `onnx` package.
 
-Nothing is downloaded. Weights are random but seeded, scaled so that signals neither die nor explode, and batch
-norms carry perturbed statistics of real activations: a comparison of two outputs means something.
+Nothing is downloaded. Weights are random but seeded, scaled so that signals neither die nor explode, and
+batch norms carry perturbed statistics of real activations: a comparison of two outputs means something.
 
-Every torch model is a callable that returns `(module, example_inputs)`, so the command line can take it by name:
-`graphwright compile graphwright.tools.zoo:resnet18 --target x86 -o DIR`.
+Every torch model is a callable that returns `(module, example_inputs)`, so the command line can take it by
+name: `graphwright compile graphwright.tools.zoo:resnet18 --target x86 -o DIR`.
 """
 
 from __future__ import annotations

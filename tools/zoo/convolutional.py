@@ -53,7 +53,7 @@ def _bottleneck(c_in: int, width: int, stride: int) -> Residual:
 def build_resnet(
     block: str, depths: Sequence[int], *, width: int = 64, image: int = 224, classes: int = 1000
 ) -> TorchModel:
-    """A ResNet of `basic` or `bottleneck` blocks, `depths[i]` of them in stage i; input [1, 3, image, image]."""
+    """A ResNet of `basic` or `bottleneck` blocks, `depths[i]` in stage i; input [1, 3, image, image]."""
     make, expansion = (_basic, 1) if block == "basic" else (_bottleneck, 4)
     layers = [*conv_norm(3, width, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     channels = width

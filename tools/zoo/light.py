@@ -1,9 +1,10 @@
-"""The nine `light_*.onnx` networks inside the `onnx` package, with weights under which they compute something.
+"""The nine `light_*.onnx` networks of the `onnx` package, with weights that make them compute something.
 
-The files store no weights: a `ConstantOfShape` node makes each tensor, filled with 0.02. Activations then die or
-saturate within a few layers and every output equals every other. Here each of these tensors becomes an initializer
-of seeded random numbers, scaled by its role: variance 2 / fan-in for weights, near-neutral batch norms with positive
-variance, and a last layer scaled so that a softmax behind it neither underflows nor is uniform.
+The files store no weights: a `ConstantOfShape` node makes each tensor, filled with 0.02. Activations then die
+or saturate within a few layers and every output equals every other. Here each of these tensors becomes an
+initializer of seeded random numbers, scaled by its role: variance 2 / fan-in for weights, near-neutral batch
+norms with positive variance, and a last layer scaled so that a softmax behind it neither underflows nor is
+uniform.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random parameters under which a network's signals stay alive, and batch norms with statistics worth folding."""
+"""Random parameters under which signals stay alive, and batch norms with statistics worth folding."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import nn
 def randomize(module: nn.Module, example: tuple[torch.Tensor, ...], *, seed: int = 0) -> nn.Module:
     """Give `module` seeded random weights and batch-norm statistics, and put it into evaluation mode.
 
-    Weights of convolutions and linear layers are normal with variance 2 / fan-in, biases and the affine part of
-    normalizations are drawn around their neutral values. Batch-norm statistics are those of one forward pass over
-    random data, perturbed, so that activations keep unit scale while the folded weights differ from the originals.
+    Weights of convolutions and linear layers are normal with variance 2 / fan-in, biases and the affine part
+    of normalizations are drawn around their neutral values. Batch-norm statistics are those of one forward
+    pass over random data, perturbed, so that activations keep unit scale while the folded weights differ from
+    the originals.
 
     Args:
         module: changed in place and returned.

@@ -12,7 +12,7 @@ TorchModel = tuple[nn.Module, tuple[Tensor, ...]]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `mask` is added to the scores and broadcasts over [batch, heads, query, key]."""
+    """Multi-head self-attention; `mask` is added to the scores, broadcast over [batch, heads, query, key]."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
