@@ -17,32 +17,9 @@ from .verify_nodes import describe
 
 _SCRATCH_KEY = "pkg.onnx_shape_inference.sym_data"
 _BROADCASTING = frozenset(
-    {
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Mod",
-        "Pow",
-        "And",
-        "Or",
-        "Xor",
-        "Equal",
-        "Less",
-        "Greater",
-        "LessOrEqual",
-        "GreaterOrEqual",
-        "BitShift",
-        "BitwiseAnd",
-        "BitwiseOr",
-        "BitwiseXor",
-        "Max",
-        "Min",
-        "Mean",
-        "Sum",
-        "Where",
-        "PRelu",
-    }
+    {"Add", "Sub", "Mul", "Div", "Mod", "Pow", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
+    | {"And", "Or", "Xor", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
+    | {"Max", "Min", "Mean", "Sum", "Where", "PRelu"}
 )
 
 
@@ -251,7 +228,7 @@ def _name_input_dims(model: ir.Model) -> None:
     """Call a nameless dimension of a graph input after the input, rather than `_d0`."""
     taken: set[str] | None = None
     for value in model.graph.inputs:
-        if value.shape is None or None not in value.shape:
+        if value.shape is None or not value.shape.has_unknown_dim():
             continue
         if taken is None:
             taken = _symbols(v for graph in model.graphs() for v in _values(graph))

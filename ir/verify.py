@@ -11,6 +11,7 @@ failed is worked out only when it did.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -222,7 +223,7 @@ class _ScopeChecker:
             self._found.append(
                 f"initializer '{key}' is declared {value.dtype.name} but holds {tensor.dtype.name}{where}"
             )
-        if value.shape is not None and not _shapes_agree(value.shape, tensor.shape):
+        if value.shape is not None and not _shapes_agree(value.shape, tensor.shape.numpy()):
             self._found.append(
                 f"initializer '{key}' is declared {value.shape} but holds {tensor.shape}{where}"
             )
@@ -243,7 +244,7 @@ class _ScopeChecker:
             self._found.append(f"output '{value.name}' is a value of an outer graph; needs Identity{where}")
 
 
-def _shapes_agree(declared: ir.Shape, actual: ir.Shape) -> bool:
+def _shapes_agree(declared: ir.Shape, actual: Collection[object]) -> bool:
     """Whether a declared shape, which may hold symbols, admits an actual one."""
     if len(declared) != len(actual):
         return False
