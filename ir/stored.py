@@ -1,0 +1,217 @@
+"""Tensors as they lie in a file: checked before anything is allocated, mapped instead of read where external."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from .errors import ModelError
+
+if TYPE_CHECKING:
+    import onnx
+
+# Fields of a TensorProto that hold numbers when `raw_data` does not, and how many of them make one element.
+_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+
+
+def check_proto(model: onnx.ModelProto, folder: Path) -> None:
+    """Checks every tensor of a parsed model before anything is allocated for it.
+
+    Raises:
+        ModelError: a tensor is incomplete, or its external data is missing, short or outside `folder`.
+    """
+    if model.graph.sparse_initializer:
+        name = model.graph.sparse_initializer[0].values.name
+        raise ModelError(f"initializer '{name}' is sparse, which is not supported; store it dense")
+    for tensor in _tensors_of(model):
+        _check_tensor(tensor, folder)
+
+
+def _tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a model: initializers, attributes, nested graphs and functions."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            yield from _node_tensors(node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    for node in graph.node:
+        yield from _node_tensors(node)
+
+
+def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            yield attribute.sparse_tensor.values
+            yield attribute.sparse_tensor.indices
+        if attribute.HasField("g"):
+            yield from _graph_tensors(attribute.g)
+        for graph in attribute.graphs:
+            yield from _graph_tensors(graph)
+
+
+def _check_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
+    """Checks that a stored tensor is whole, without reading its data.
+
+    Args:
+        tensor: as parsed from the file.
+        folder: where the model lies; external data must not be outside.
+
+    Raises:
+        ModelError: unknown type, negative or absurd dimensions, missing, short or escaping data.
+    """
+    dtype = _dtype(tensor)
+    if any(dim < 0 for dim in tensor.dims):
+        raise ModelError(f"tensor '{tensor.name}' has a negative dimension: {list(tensor.dims)}")
+    count = 1
+    for dim in tensor.dims:
+        count *= dim
+    if tensor.data_location == tensor.EXTERNAL:
+        _check_external(tensor, folder, _byte_count(count, dtype))
+        return
+    if tensor.HasField("raw_data"):
+        have, want = len(tensor.raw_data), _byte_count(count, dtype)
+        if have != want:
+            raise ModelError(
+                f"tensor '{tensor.name}' of shape {list(tensor.dims)} ({dtype.name}) needs {want} bytes, "
+                f"the file holds {have}"
+            )
+        return
+    have = sum(len(getattr(tensor, name)) for name in _TYPED_FIELDS)
+    if have != _typed_count(count, dtype):
+        raise ModelError(
+            f"tensor '{tensor.name}' of shape {list(tensor.dims)} ({dtype.name}) needs "
+            f"{_typed_count(count, dtype)} numbers, the file holds {have}"
+        )
+
+
+def _dtype(tensor: onnx.TensorProto) -> ir.DataType:
+    try:
+        dtype = ir.DataType(tensor.data_type)
+    except ValueError:
+        dtype = ir.DataType.UNDEFINED
+    if dtype == ir.DataType.UNDEFINED:
+        raise ModelError(f"tensor '{tensor.name}' has the unknown type {tensor.data_type}")
+    return dtype
+
+
+def _byte_count(count: int, dtype: ir.DataType) -> int:
+    if dtype == ir.DataType.STRING:
+        raise ModelError("a tensor of strings cannot be stored as raw or external data")
+    return -(-count * dtype.bitwidth // 8)
+
+
+def _typed_count(count: int, dtype: ir.DataType) -> int:
+    if dtype in (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128):
+        return 2 * count
+    return -(-count * dtype.bitwidth // 8) if dtype != ir.DataType.STRING and dtype.bitwidth < 8 else count
+
+
+def _check_external(tensor: onnx.TensorProto, folder: Path, want: int) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    path = _contained(tensor.name, entries.get("location", ""), folder)
+    offset = _number(tensor.name, "offset", entries.get("offset", "0"))
+    try:
+        available = path.stat().st_size
+    except OSError as error:
+        raise ModelError(f"tensor '{tensor.name}': cannot read its data file '{path}'") from error
+    length = _number(tensor.name, "length", entries["length"]) if "length" in entries else want
+    if length != want:
+        raise ModelError(
+            f"tensor '{tensor.name}' of shape {list(tensor.dims)} needs {want} bytes, "
+            f"its external data is declared with {length}"
+        )
+    if offset + want > available:
+        raise ModelError(
+            f"tensor '{tensor.name}' needs bytes {offset} to {offset + want} of '{path.name}', "
+            f"which has only {available}"
+        )
+
+
+def _contained(name: str, location: str, folder: Path) -> Path:
+    if not location:
+        raise ModelError(f"tensor '{name}' has external data without a file name")
+    if os.path.isabs(location) or "\\" in location or "\0" in location or ".." in Path(location).parts:
+        raise ModelError(f"tensor '{name}' has external data at '{location}', outside the model's folder")
+    base = folder.resolve()
+    path = (base / location).resolve()
+    if not path.is_relative_to(base):
+        raise ModelError(
+            f"tensor '{name}' has external data at '{location}', which leads outside the model's folder"
+        )
+    if not path.is_file():
+        raise ModelError(f"tensor '{name}': its data file '{path}' does not exist")
+    return path
+
+
+def _number(name: str, key: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ModelError(f"tensor '{name}' has external data with the {key} '{text}', which is no number")
+    return int(text)
+
+
+class TensorReader:
+    """Gives a fresh model tensors that do not depend on the parsed message or on repeated file look-ups.
+
+    An external file is mapped once and stays valid when it is replaced, as saving over it does.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder.resolve()
+        self._files: dict[Path, np.ndarray] = {}
+
+    def read_all(self, model: ir.Model) -> None:
+        """Replaces every stored tensor of a model whose message passed `check_proto`."""
+        for graph in model.graphs():
+            for value in graph.initializers.values():
+                if value.const_value is not None:
+                    value.const_value = self._read(value.const_value)
+            for node in graph:
+                self._read_attributes(node)
+
+    def _read_attributes(self, node: ir.Node) -> None:
+        for name, attribute in list(node.attributes.items()):
+            if attribute.is_ref():
+                continue
+            if attribute.type == ir.AttributeType.TENSOR:
+                node.attributes[name] = ir.AttrTensor(name, self._read(attribute.as_tensor()))
+            elif attribute.type == ir.AttributeType.TENSORS:
+                tensors = [self._read(tensor) for tensor in attribute.as_tensors()]
+                node.attributes[name] = ir.AttrTensors(name, tensors)
+
+    def _read(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        dtype = tensor.dtype
+        if isinstance(tensor, ir.ExternalTensor):
+            data = self._mapped(tensor)
+            if dtype.bitwidth < 8:
+                return ir.PackedTensor(data, dtype, shape=ir.Shape(tensor.shape), name=tensor.name)
+            array = data.view(dtype.numpy()).reshape(tensor.shape.numpy())
+            return ir.Tensor(array, dtype=dtype, name=tensor.name)
+        if dtype == ir.DataType.STRING or dtype.bitwidth < 8:
+            return tensor
+        return ir.Tensor(tensor.numpy(), dtype=dtype, name=tensor.name)
+
+    def _mapped(self, tensor: ir.ExternalTensor) -> np.ndarray:
+        if tensor.nbytes == 0:
+            return np.empty(0, np.uint8)
+        path = (self._folder / tensor.location).resolve()
+        if path not in self._files:
+            try:
+                self._files[path] = np.memmap(path, dtype=np.uint8, mode="r")
+            except OSError as error:
+                raise ModelError(f"cannot map the data file '{path}': {error.strerror}") from error
+        offset = tensor.offset or 0
+        return self._files[path][offset : offset + tensor.nbytes]
