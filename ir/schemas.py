@@ -101,6 +101,9 @@ def op_spec(domain: str, op_type: str, version: int) -> OpSpec | None:
         max_inputs=schema.max_input,
         min_outputs=schema.min_output,
         max_outputs=schema.max_output,
-        attributes={name: ir.AttributeType[a.type.name] for name, a in schema.attributes.items()},
+        attributes={
+            name: getattr(ir.AttributeType, str(a.type).rpartition(".")[2])
+            for name, a in schema.attributes.items()
+        },
         required_attributes=tuple(name for name, a in schema.attributes.items() if a.required),
     )
