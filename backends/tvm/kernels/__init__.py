@@ -1,1 +1,33 @@
-"""Anchor kernels for CPU targets: each a spec, a compute, a schedule and a weight packer."""
+"""CPU anchor kernels: convolution, matmul and pooling that need no tuning.
+
+Every kernel takes a spec, an epilogue and a target description and returns a `Kernel`: one scheduled function
+and the packing of its weights. Tiles come from `tile.py`, from the target's numbers alone.
+"""
+
+from __future__ import annotations
+
+from .conv2d import conv2d
+from .interface import (
+    Conv2dSpec,
+    ConvTransposeSpec,
+    Epilogue,
+    ExtraInput,
+    Kernel,
+    MatmulSpec,
+    Operand,
+    PoolSpec,
+)
+from .matmul import matmul
+
+__all__ = [
+    "Conv2dSpec",
+    "ConvTransposeSpec",
+    "Epilogue",
+    "ExtraInput",
+    "Kernel",
+    "MatmulSpec",
+    "Operand",
+    "PoolSpec",
+    "conv2d",
+    "matmul",
+]

@@ -1,0 +1,161 @@
+"""Small builders of TIR statements, so that kernels read like the loops they generate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.tirx import ForKind
+
+Statements = list[Any]
+
+
+def flatten(parts: Iterable[Any]) -> Any:
+    """One statement from a list of statements (nested lists allowed)."""
+    flat: Statements = []
+    stack = list(parts)[::-1]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, list | tuple):
+            stack.extend(reversed(part))
+        else:
+            flat.append(part)
+    if not flat:
+        return tirx.Evaluate(tirx.const(0, "int32"))
+    return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
+
+
+def loop(
+    name: str, extent: Any, body: Callable[[Any], Any], kind: ForKind = ForKind.SERIAL, start: Any = 0
+) -> Any:
+    """`for name in range(start, start + extent)`; a loop of one iteration is left out."""
+    if isinstance(extent, int) and extent == 1:
+        return flatten([body(start)])
+    variable = tirx.Var(name, "int32")
+    statement = body(variable)
+    return tirx.For(variable, start, extent, kind, flatten([statement]))
+
+
+def parallel(name: str, extent: int, body: Callable[[Any], Any], enabled: bool = True) -> Any:
+    """A loop whose iterations are divided between the worker threads."""
+    return loop(name, extent, body, ForKind.PARALLEL if enabled and extent > 1 else ForKind.SERIAL)
+
+
+def bind(name: str, value: Any) -> tuple[Any, Statements]:
+    """A variable that holds `value`, and the statement that binds it (none for a constant)."""
+    if isinstance(value, int):
+        return value, []
+    variable = tirx.Var(name, "int32")
+    return variable, [tirx.Bind(variable, value)]
+
+
+def when(condition: Any, then: Any, otherwise: Any = None) -> Any:
+    """`if condition`, decided here when the condition is a Python bool."""
+    if isinstance(condition, bool):
+        chosen = then if condition else otherwise
+        return flatten([chosen] if chosen is not None else [])
+    other = None if otherwise is None else flatten([otherwise])
+    return tirx.IfThenElse(condition, flatten([then]), other)
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """Smaller of two integer expressions."""
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(a, b)
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """Larger of two integer expressions."""
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.max(a, b)
+
+
+def floordiv(a: Any, b: int) -> Any:
+    """Quotient rounded down."""
+    return a // b if isinstance(a, int) else tirx.floordiv(a, b)
+
+
+def floormod(a: Any, b: int) -> Any:
+    """Remainder with the sign of the divisor."""
+    return a % b if isinstance(a, int) else tirx.floormod(a, b)
+
+
+def unravel(flat: Any, shape: Sequence[int]) -> tuple[Any, ...]:
+    """Row-major index of the `flat`-th element of an array of `shape`."""
+    index: list[Any] = []
+    for size in reversed(shape[1:]):
+        index.append(0 if size == 1 else floormod(flat, size))
+        flat = flat if size == 1 else floordiv(flat, size)
+    if shape and shape[0] == 1:
+        flat = 0
+    return (flat, *reversed(index)) if shape else ()
+
+
+def lanes_at(start: Any, lanes: int) -> Any:
+    """Index of `lanes` neighbours beginning at `start`."""
+    return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
+
+
+def splat(value: Any, lanes: int) -> Any:
+    """`value` in every lane."""
+    return value if lanes == 1 else tirx.Broadcast(value, lanes)
+
+
+def zeros(lanes: int, dtype: str = "float32") -> Any:
+    """A vector of zeros."""
+    return splat(tirx.const(0, dtype), lanes)
+
+
+def load(buffer: Any, index: Sequence[Any], lanes: int = 1) -> Any:
+    """`lanes` neighbours along the last axis."""
+    return tirx.BufferLoad(buffer, [*index[:-1], lanes_at(index[-1], lanes)])
+
+
+def store(buffer: Any, value: Any, index: Sequence[Any], lanes: int = 1) -> Any:
+    """Store `lanes` neighbours along the last axis."""
+    return tirx.BufferStore(buffer, value, [*index[:-1], lanes_at(index[-1], lanes)])
+
+
+def buffer(name: str, shape: Sequence[int], dtype: str = "float32", scope: str = "") -> Any:
+    """A buffer to be used as a parameter or allocated."""
+    return tirx.decl_buffer(tuple(shape), dtype, name=name, scope=scope)
+
+
+def allocate(
+    name: str, shape: Sequence[int], dtype: str = "float32", scope: str = "local"
+) -> tuple[Any, Any]:
+    """A buffer of the enclosing scope and the statement that allocates it.
+
+    "local" ends on the stack (registers, where every index is constant), "global" in the thread's workspace.
+    """
+    allocated = buffer(name, shape, dtype, scope)
+    return allocated, tirx.AllocBuffer(allocated)
+
+
+def flat_view(source: Any, length: int) -> tuple[Any, Any]:
+    """`source` as one axis, and the statement that declares the view."""
+    view = tirx.decl_buffer((length,), source.dtype, name=f"{source.name}_flat", data=source.data)
+    return view, tirx.DeclBuffer(view, data=source.data)
+
+
+def function(name: str, parameters: Sequence[Any], body: Any) -> Any:
+    """A PrimFunc over buffers that do not alias."""
+    made = tirx.PrimFunc(list(parameters), flatten([body]))
+    return made.with_attr({"global_symbol": name, "tirx.noalias": True})
+
+
+def count_operations(expression: Any, limit: int = 64) -> int:
+    """Operations in an expression (a call counts as eight), counted up to about `limit`."""
+    total = 0
+    pending = [expression]
+    while pending and total < limit:
+        node = pending.pop()
+        if isinstance(node, tirx.BufferLoad | tirx.Var | tirx.IntImm | tirx.FloatImm):
+            continue
+        total += 8 if isinstance(node, tvm.ir.Call) else 1
+        pending.extend(getattr(node, "args", ()))
+        for part in ("a", "b", "condition", "true_value", "false_value", "value", "body"):
+            child = getattr(node, part, None)
+            if child is not None:
+                pending.append(child)
+    return total

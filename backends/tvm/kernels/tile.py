@@ -1,0 +1,153 @@
+"""The analytic tile chooser: register tiles and cache chunks from a target's numbers and a shape.
+
+A register tile holds `pixels x vectors` accumulators. Each step of the reduction loads one vector of weights
+per column and one value per row, so a tile is good if it has enough accumulators to hide the latency of a
+fused multiply-add, few loads per multiply-add, no spills, and little work outside the output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+_FMA_CHAINS = 8
+"""Independent multiply-adds in flight that keep two pipes of latency four busy."""
+_LOADS_PER_FMA = 1.0
+"""Loads that a core can issue for each multiply-add."""
+_L2_BYTES_PER_CYCLE = 24.0
+_L3_BYTES_PER_CYCLE = 6.0
+_TILE_OVERHEAD_CYCLES = 12.0
+"""Loop control and write-back that do not shrink with the tile."""
+
+
+class TargetNumbers(Protocol):
+    """The part of a target description that tiles depend on."""
+
+    @property
+    def vector_bits(self) -> int: ...
+
+    @property
+    def vector_registers(self) -> int: ...
+
+    @property
+    def cores(self) -> int: ...
+
+    @property
+    def l1_bytes(self) -> int: ...
+
+    @property
+    def l2_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One register tile: `pixels` rows by `vectors` vectors of `lanes` channels."""
+
+    pixels: int
+    vectors: int
+    lanes: int
+
+    @property
+    def block(self) -> int:
+        """Output channels per tile."""
+        return self.vectors * self.lanes
+
+    def __str__(self) -> str:
+        return f"{self.pixels}x{self.vectors}x{self.lanes}"
+
+
+def lanes_of(target: TargetNumbers) -> int:
+    """float32 lanes of one vector register."""
+    return max(target.vector_bits // 32, 4)
+
+
+def blocks(size: int, block: int) -> int:
+    """Blocks needed to cover `size`."""
+    return -(-size // block)
+
+
+@lru_cache(maxsize=4096)
+def _choose(
+    width: int, channels: int, depth: int, lanes: int, registers: int, l1: int, l2: int, streamed: bool
+) -> Tile:
+    needed = blocks(channels, lanes)
+    best, best_cost = Tile(1, 1, lanes), float("inf")
+    for vectors in range(1, min(needed, 8) + 1):
+        budget = registers - vectors - 1
+        for pixels in range(1, min(width, budget // vectors) + 1):
+            cost = _cost(pixels, vectors, width, needed, depth, lanes, l1, l2, streamed)
+            if cost < best_cost:
+                best, best_cost = Tile(pixels, vectors, lanes), cost
+    return best
+
+
+def _cost(
+    pixels: int,
+    vectors: int,
+    width: int,
+    needed: int,
+    depth: int,
+    lanes: int,
+    l1: int,
+    l2: int,
+    streamed: bool,
+) -> float:
+    """Cycles to cover `width` pixels by `needed` vectors, up to a constant factor."""
+    accumulators = pixels * vectors
+    panel = depth * vectors * lanes * 4
+    bandwidth = _L2_BYTES_PER_CYCLE if panel <= l2 // 2 else _L3_BYTES_PER_CYCLE
+    stream = vectors * lanes * 4 / bandwidth if streamed and panel > l1 // 2 else 0.0
+    loads = (pixels + vectors) / _LOADS_PER_FMA
+    step = max(accumulators, loads, _FMA_CHAINS) / 2
+    tiles = blocks(width, pixels) * blocks(needed, vectors)
+    return tiles * (depth * max(step, stream) + accumulators + _TILE_OVERHEAD_CYCLES)
+
+
+def choose_tile(width: int, channels: int, depth: int, target: TargetNumbers, streamed: bool = True) -> Tile:
+    """The register tile for rows of `width` pixels, `channels` outputs and reductions of `depth` steps.
+
+    `streamed` says that the weight panel of a tile is read again for every tile, so that panels beyond the
+    first-level cache cost bandwidth.
+    """
+    return _choose(
+        width,
+        channels,
+        depth,
+        lanes_of(target),
+        target.vector_registers,
+        target.l1_bytes,
+        target.l2_bytes,
+        streamed,
+    )
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """How the rows of the output are divided: `count` chunks of up to `rows` rows, each swept block by block."""
+
+    rows: int
+    count: int
+
+
+def choose_chunks(
+    rows: int, row_bytes: int, weight_bytes: int, outer: int, column_blocks: int, target: TargetNumbers
+) -> Chunks:
+    """Rows per chunk, so that what is read again stays in the second-level cache and all cores have work.
+
+    Within a chunk every block of output channels sweeps all rows: the weights are read once per chunk and the
+    rows once per block. `outer` counts independent repetitions (the batch).
+    """
+    half = max(target.l2_bytes // 2, 1)
+    if weight_bytes <= half:
+        size = max(1, min(rows, (target.l1_bytes // 2) // max(row_bytes, 1)))
+    else:
+        size = max(1, min(rows, half // max(row_bytes, 1)))
+    while size > 1 and _imbalance(outer * blocks(rows, size) * column_blocks, target.cores) > 1.1:
+        size -= max(1, size // 8)
+    even = blocks(rows, blocks(rows, size))
+    return Chunks(even, blocks(rows, even))
+
+
+def _imbalance(tasks: int, cores: int) -> float:
+    return blocks(tasks, cores) * cores / tasks
