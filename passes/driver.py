@@ -1,6 +1,6 @@
 """The greedy worklist driver: rules to a fixpoint, indexed by op type.
 
-Every node is visited once; after a rewrite only the nodes around it are visited again. The order is the order of
+Every node is visited once; after a rewrite only the nodes around it are visited again. The order is that of
 the graph and of the rules, so a run is deterministic.
 """
 

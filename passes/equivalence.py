@@ -73,7 +73,9 @@ def check_equivalent(
     if inputs is not None:
         labelled = [(f"input set {i}", feeds) for i, feeds in enumerate(inputs)]
     else:
-        labelled = [(f"random inputs (seed {s})", random_inputs(before, seed=s)) for s in range(seed, seed + _SEEDS)]
+        labelled = [
+            (f"random inputs (seed {s})", random_inputs(before, seed=s)) for s in range(seed, seed + _SEEDS)
+        ]
         labelled += [(f"edge-case inputs '{label}'", feeds) for label, feeds in edge_inputs(before)]
     expected, actual = Reference(before), Reference(after)
     worst: tuple[Comparison, str, str] | None = None

@@ -97,8 +97,8 @@ class PassManager:
     Args:
         pipeline: Pipeline, its text, or passes.
         verify_each: Verify the structure of the graph after every pass that changed it.
-        check_each: After every pass compare the outputs with those before it on the reference; a lossless pass
-            that is off raises, a lossy one is measured.
+        check_each: After every pass compare the outputs with those before it on the reference; a lossless
+            pass that is off raises, a lossy one is measured.
         check_inputs: Feeds for `check_each`; seeded random and edge-case inputs where None.
         observers: Watchers of the run.
         target: Target description handed to the passes.

@@ -1,4 +1,7 @@
-"""Names of passes and presets; other packages add theirs through the entry point group `graphwright.passes`."""
+"""Names of passes and presets.
+
+Other packages add theirs through the entry point group `graphwright.passes`.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ named, shapes and types filled in, provenance recorded, and tells the driver wha
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,8 @@ class Rewriter:
         self._touched: dict[ir.Node, None] = {}
         self._names: set[str] = set()
         self._next_suffix: dict[str, int] = {}
-        for graph in [*model.graphs(), *model.functions.values()]:
+        scopes: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
+        for graph in scopes:
             self._names.update(v.name for v in graph.inputs if v.name)
             if isinstance(graph, ir.Graph):
                 self._names.update(graph.initializers)
@@ -110,7 +112,9 @@ class Rewriter:
         for old, new in zip(list(node.outputs), values, strict=True):
             if new is None:
                 if old.uses() or old.is_graph_output():
-                    raise PassError(f"output '{old.name}' of node '{node.name}' is used but has no replacement")
+                    raise PassError(
+                        f"output '{old.name}' of node '{node.name}' is used but has no replacement"
+                    )
                 continue
             producer = new.producer()
             if producer is not None and producer is not node and PASS_KEY in producer.metadata_props:
@@ -175,7 +179,9 @@ class Rewriter:
         if value is None:
             node.attributes.pop(name, None)
         else:
-            node.attributes[name] = value if isinstance(value, ir.Attr) else ir.convenience.convert_attribute(name, value)
+            node.attributes[name] = (
+                value if isinstance(value, ir.Attr) else ir.convenience.convert_attribute(name, value)
+            )
         self._touch(node)
         for user in [u for output in node.outputs for u in output.consumers()]:
             self._touch(user)
@@ -192,9 +198,12 @@ class Rewriter:
         """
         self._changed()
         name = self.unique_name(hint)
-        tensor = ir.tensor(array, name=name) if isinstance(array, np.ndarray) else array
+        tensor = _as_tensor(array, name)
         value = ir.Value(
-            name=name, shape=ir.Shape(list(tensor.shape)), type=ir.TensorType(tensor.dtype), const_value=tensor
+            name=name,
+            shape=ir.Shape([int(dim) for dim in tensor.shape]),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
         )
         (graph if graph is not None else self.model.graph).register_initializer(value)
         return value
@@ -204,9 +213,9 @@ class Rewriter:
         if not value.is_initializer():
             raise PassError(f"'{value.name}' is not an initializer")
         self._changed()
-        tensor = ir.tensor(array, name=value.name) if isinstance(array, np.ndarray) else array
+        tensor = _as_tensor(array, value.name or "")
         value.const_value = tensor
-        value.shape = ir.Shape(list(tensor.shape))
+        value.shape = ir.Shape([int(dim) for dim in tensor.shape])
         value.type = ir.TensorType(tensor.dtype)
         for user in value.consumers():
             self._touch(user)
@@ -217,7 +226,7 @@ class Rewriter:
         if not isinstance(graph, ir.Graph) or value.uses() or value.is_graph_output():
             raise PassError(f"initializer '{value.name}' is in use")
         self._changed()
-        graph.initializers.pop(value.name)
+        graph.initializers.pop(str(value.name))
 
     def set_shape(self, value: ir.Value, shape: Sequence[int | str | None] | ir.Shape | None) -> None:
         """Set the shape of a value; None makes it unknown."""
@@ -268,7 +277,9 @@ class Rewriter:
         if producer is None or new.is_graph_output() or producer.graph is not old.graph:
             anchor = old.producer() or producer
             if anchor is None:
-                raise PassError(f"graph output '{old.name}' cannot be replaced by '{new.name}': neither is computed")
+                raise PassError(
+                    f"graph output '{old.name}' cannot be replaced by '{new.name}': neither is computed"
+                )
             (copy,) = self.insert_after(anchor, "Identity", [new])
             copy.shape, copy.type = new.shape, new.type
             new = copy
@@ -290,3 +301,14 @@ class Rewriter:
 
     def _changed(self) -> None:
         self.changes += 1
+
+
+def _as_tensor(data: np.ndarray | ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """Make a tensor called `name`, without renaming a tensor that another graph may share."""
+    if isinstance(data, np.ndarray):
+        return ir.tensor(data, name=name)
+    if data.name == name:
+        return data
+    tensor = copy.copy(data)
+    tensor.name = name
+    return tensor

@@ -16,21 +16,22 @@ class Rule:
     Attributes:
         op_types: ONNX operator types (default domain) at which the rule may start; empty means every node.
         benefit: Among rules for one node the higher benefit is tried first; ties keep the order given.
+        label: Name in statistics and error messages; the class name unless given.
     """
 
     op_types: ClassVar[tuple[str, ...]] = ()
     benefit: ClassVar[int] = 1
+    label: ClassVar[str] = ""
 
-    @property
-    def label(self) -> str:
-        """Name used in statistics and error messages."""
-        return type(self).__name__
+    def __init_subclass__(cls) -> None:
+        cls.label = cls.__dict__.get("label") or cls.__name__
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Try the rule at `node`.
 
         Returns:
-            True when the graph was changed (only through `rewriter`), False when the rule is not meant for this
-            node, and a text when it is a candidate but must not fire: the reason, which ends in the report.
+            True when the graph was changed (only through `rewriter`), False when the rule is not meant for
+            this node, and a text when it is a candidate but must not fire: the reason, which ends in the
+            report.
         """
         raise NotImplementedError

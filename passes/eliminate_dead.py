@@ -1,0 +1,70 @@
+"""`eliminate-dead`: remove what no output depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx_ir as ir
+
+from ..ir.bodies import bodies_of
+from .base import Pass, PassContext
+from .registry import register
+from .rewriter import Rewriter
+
+
+@register
+@dataclass(frozen=True)
+class EliminateDead(Pass):
+    """Remove nodes, initializers and functions that no graph output depends on.
+
+    A node is dead when none of its outputs is read or is a graph output; uses inside If/Loop/Scan bodies
+    count. Graph inputs stay, used or not: they are the model's signature.
+    """
+
+    name: ClassVar[str] = "eliminate-dead"
+
+    def apply(self, model: ir.Model, context: PassContext) -> None:
+        """Sweep every graph backwards once, then drop unused initializers and functions."""
+        rewriter = context.rewriter(model)
+        scopes: list[ir.Graph | ir.Function] = [*reversed(list(model.graphs())), *model.functions.values()]
+        for graph in scopes:
+            self._sweep(graph, rewriter, context)
+        for graph in model.graphs():
+            for value in list(graph.initializers.values()):
+                if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                    rewriter.remove_initializer(value)
+                    context.count("initializers removed")
+        for identifier in _unused_functions(model):
+            del model.functions[identifier]
+            rewriter.changes += 1
+            context.count("functions removed")
+
+    def _sweep(self, graph: ir.Graph | ir.Function, rewriter: Rewriter, context: PassContext) -> None:
+        for node in reversed(graph):
+            if any(output.uses() or output.is_graph_output() for output in node.outputs):
+                continue
+            if not self.selects(node):
+                continue
+            self._drop_bodies(node, rewriter)
+            rewriter.erase(node)
+            context.count("nodes removed")
+
+    def _drop_bodies(self, node: ir.Node, rewriter: Rewriter) -> None:
+        """Detach the bodies of a dead node, which still read outer values."""
+        for body in bodies_of(node):
+            for inner in reversed(body):
+                self._drop_bodies(inner, rewriter)
+                for i in range(len(inner.inputs)):
+                    rewriter.set_input(inner, i, None)
+
+
+def _unused_functions(model: ir.Model) -> list[tuple[str, str, str]]:
+    reached: set[tuple[str, str, str]] = set()
+    pending = [node.op_identifier() for graph in model.graphs() for node in graph]
+    while pending:
+        identifier = pending.pop()
+        if identifier in model.functions and identifier not in reached:
+            reached.add(identifier)
+            pending.extend(node.op_identifier() for node in model.functions[identifier].all_nodes())
+    return [identifier for identifier in model.functions if identifier not in reached]

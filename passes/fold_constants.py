@@ -1,0 +1,294 @@
+"""`fold-constants`: compute ahead of time what does not depend on the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from ..ir.bodies import bodies_of
+from ..ir.constants import constant_array, constant_tensor, evaluate_values, is_deterministic
+from ..ir.errors import ModelError
+from ..ir.shapes import infer_shapes
+from .base import Pass, PassContext
+from .registry import register
+from .rewriter import Rewriter
+from .rules import Rule
+
+# Their point is to keep data small in the file; backends fold them into kernels.
+_KEPT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+_MAX_ROUNDS = 16
+
+
+@register
+@dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Replace nodes whose inputs are all constant by their results, within a byte budget.
+
+    1. Constant nodes become initializers.
+    2. Shape and Size of a static shape (or of the static part that a Shape or Gather picks) become constants.
+    3. A node whose inputs are constants is computed by the reference, all of them in one run per round, where
+       the result is not random and keeps to the budget.
+
+    A result may be larger than the constants it is made of (Expand, ConstantOfShape, Tile, a transposed
+    shared weight): one value may grow by at most `limit` bytes, and all together by `growth` of the model's
+    constant bytes or by `limit`, whichever is more. What is beyond stays computed at run time and is
+    reported. QuantizeLinear and DequantizeLinear stay: they keep weights small.
+    """
+
+    name: ClassVar[str] = "fold-constants"
+
+    limit: int = 65536
+    """Bytes that a single folded value may take beyond the constants that it replaces."""
+    growth: float = 0.05
+    """How much the constants of the whole model may grow, as a fraction of their bytes before."""
+
+    def apply(self, model: ir.Model, context: PassContext) -> None:
+        """Alternate between folding and shape inference until nothing new becomes constant."""
+        rewriter = context.rewriter(model)
+        context.rewrite(model, LiftConstant())
+        original = _constant_bytes(model)
+        allowed = original + max(self.limit, int(self.growth * original))
+        unfoldable: dict[ir.Node, str] = {}
+        for _ in range(_MAX_ROUNDS):
+            changed = context.rewrite(model, FoldShape(), FoldShapeGather())
+            changed |= self._fold_round(model, rewriter, allowed, unfoldable, context)
+            if not changed:
+                break
+            infer_shapes(model)
+        for node, reason in unfoldable.items():
+            if node.graph is not None:
+                context.leave(node, reason)
+
+    def _fold_round(
+        self,
+        model: ir.Model,
+        rewriter: Rewriter,
+        allowed: int,
+        unfoldable: dict[ir.Node, str],
+        context: PassContext,
+    ) -> bool:
+        foldable = self._foldable(model, unfoldable)
+        self._respect_budget(foldable, _constant_bytes(model), allowed, unfoldable)
+        wanted = _frontier(foldable)
+        if not wanted:
+            return False
+        for value, array in zip(wanted, _evaluate(model, wanted, unfoldable), strict=True):
+            if array is None:
+                foldable.pop(value.producer())  # type: ignore[arg-type]
+                continue
+            constant = rewriter.initializer(
+                value.name or "folded", np.ascontiguousarray(array).reshape(array.shape)
+            )
+            rewriter.replace_uses(value, constant)
+        folded = 0
+        for node in reversed(foldable):
+            if not any(output.uses() or output.is_graph_output() for output in node.outputs):
+                rewriter.erase(node)
+                folded += 1
+        for name, value in list(model.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input() and name:
+                rewriter.remove_initializer(value)
+        context.count("folded", folded)
+        return folded > 0
+
+    def _foldable(self, model: ir.Model, unfoldable: dict[ir.Node, str]) -> dict[ir.Node, None]:
+        """Nodes that depend on constants only, producers first."""
+        found: dict[ir.Node, None] = {}
+        for graph in model.graphs():
+            for node in graph:
+                if node in unfoldable or node.op_type in _KEPT or node.op_type == "Constant":
+                    continue
+                if (
+                    bodies_of(node)
+                    or not node.outputs
+                    or not self.selects(node)
+                    or not is_deterministic(node)
+                ):
+                    continue
+                inputs = [value for value in node.inputs if value is not None]
+                if all(constant_tensor(v) is not None or v.producer() in found for v in inputs):
+                    found[node] = None
+        return found
+
+    def _respect_budget(
+        self,
+        foldable: dict[ir.Node, None],
+        now: int,
+        allowed: int,
+        unfoldable: dict[ir.Node, str],
+    ) -> None:
+        """Take nodes out of `foldable` until no value and not the whole exceeds its budget."""
+        for node in list(foldable):
+            result = sum(_bytes(output) or 0 for output in node.outputs)
+            operands = sum(_bytes(value) or 0 for value in set(node.inputs) if value is not None)
+            if result > operands + self.limit:
+                unfoldable[node] = (
+                    f"its result takes {result} bytes, {result - operands} more than its inputs"
+                )
+                del foldable[node]
+        _drop_dependents(foldable)
+        while True:
+            frontier = _frontier(foldable)
+            total = now + sum(_bytes(value) or 0 for value in frontier) - _freed_bytes(foldable)
+            if total <= allowed or not frontier:
+                return
+            excess = total - allowed
+            # Many at a time, so that a model full of expansions does not cost a sweep for each.
+            for value in sorted(frontier, key=lambda value: -(_bytes(value) or 0)):
+                node = value.producer()
+                if excess <= 0 or node not in foldable:
+                    continue
+                excess -= _bytes(value) or 0
+                unfoldable[node] = f"its {_bytes(value)} bytes would exceed the byte budget of the model"
+                del foldable[node]
+            _drop_dependents(foldable)
+
+
+class LiftConstant(Rule):
+    """Constant  =>  initializer."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Constant",)
+    label: ClassVar[str] = "constants lifted"
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Move the tensor of a Constant node to the initializers of the main graph."""
+        tensor = constant_tensor(node.outputs[0])
+        if tensor is None or not isinstance(node.graph, ir.Graph):
+            return False
+        if _in_function(node, rewriter.model):
+            return False
+        if node.outputs[0].is_graph_output():
+            return "it gives a graph output its name"
+        value = rewriter.initializer(node.outputs[0].name or "constant", tensor)
+        rewriter.replace(node, [value])
+        return True
+
+
+class FoldShape(Rule):
+    """Shape(x), Size(x) of static x  =>  constant."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Shape", "Size")
+    label: ClassVar[str] = "shapes folded"
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Replace the node where every dimension it returns is known."""
+        source = node.inputs[0]
+        if source is None or source.shape is None or _in_function(node, rewriter.model):
+            return False
+        dims = list(source.shape)
+        if node.op_type == "Shape":
+            dims = dims[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(dims))]
+        if not all(isinstance(dim, int) for dim in dims):
+            return False
+        array = (
+            np.array(dims, np.int64) if node.op_type == "Shape" else np.array(np.prod(dims or [1]), np.int64)
+        )
+        return _replace_by_constant(node, array, rewriter)
+
+
+class FoldShapeGather(Rule):
+    """Gather(Shape(x), i) of static dimensions i  =>  constant."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Gather",)
+    label: ClassVar[str] = "shapes folded"
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Replace the node where the picked dimensions are known although others are not."""
+        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if producer is None or producer.op_type != "Shape" or _in_function(node, rewriter.model):
+            return False
+        source, picked = producer.inputs[0], constant_array(node.inputs[1], 64)
+        if source is None or source.shape is None or picked is None:
+            return False
+        dims = list(source.shape)
+        dims = dims[producer.attributes.get_int("start", 0) : producer.attributes.get_int("end", len(dims))]
+        if picked.size and (picked.min() < -len(dims) or picked.max() >= len(dims)):
+            return False
+        values = [dims[int(i)] for i in picked.reshape(-1)]
+        if not all(isinstance(value, int) for value in values):
+            return False
+        return _replace_by_constant(node, np.array(values, np.int64).reshape(picked.shape), rewriter)
+
+
+def _replace_by_constant(node: ir.Node, array: np.ndarray, rewriter: Rewriter) -> bool | str:
+    if node.outputs[0].is_graph_output():
+        return "it gives a graph output its name"
+    rewriter.replace(node, [rewriter.initializer(node.outputs[0].name or "shape", array)])
+    return True
+
+
+def _in_function(node: ir.Node, model: ir.Model) -> bool:
+    """Functions have no initializers to hold a result."""
+    return any(node.graph is function.graph for function in model.functions.values())
+
+
+def _frontier(foldable: dict[ir.Node, None]) -> list[ir.Value]:
+    """Values of foldable nodes that something else reads: what has to be stored."""
+    return [
+        output
+        for node in foldable
+        for output in node.outputs
+        if not output.is_graph_output() and any(user not in foldable for user, _ in output.uses())
+    ]
+
+
+def _drop_dependents(foldable: dict[ir.Node, None]) -> None:
+    """Take out nodes that read a node which is no longer foldable."""
+    for node in list(foldable):
+        for value in node.inputs:
+            producer = value.producer() if value is not None else None
+            if producer is not None and producer.op_type != "Constant" and producer not in foldable:
+                del foldable[node]
+                break
+
+
+def _freed_bytes(foldable: dict[ir.Node, None]) -> int:
+    """Bytes of constants that nothing reads any more once `foldable` is gone."""
+    read = dict.fromkeys(v for node in foldable for v in node.inputs if v is not None and v.is_initializer())
+    return sum(
+        _bytes(value) or 0
+        for value in read
+        if not value.is_graph_output() and all(user in foldable for user, _ in value.uses())
+    )
+
+
+def _constant_bytes(model: ir.Model) -> int:
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
+
+
+def _bytes(value: ir.Value) -> int | None:
+    tensor = constant_tensor(value)
+    if tensor is not None:
+        return tensor.nbytes
+    if value.shape is None or not value.shape.is_static() or value.dtype is None:
+        return None
+    count = int(np.prod([int(dim) for dim in value.shape], dtype=np.int64))  # type: ignore[arg-type]
+    return int(np.ceil(count * value.dtype.bitwidth / 8)) if value.dtype != ir.DataType.STRING else None
+
+
+def _evaluate(
+    model: ir.Model, wanted: list[ir.Value], unfoldable: dict[ir.Node, str]
+) -> list[np.ndarray | None]:
+    """Compute `wanted` in one run; where that fails, one by one, so that one bad node costs only itself."""
+    try:
+        return list(evaluate_values(model, wanted))
+    except ModelError:
+        pass
+    results: list[np.ndarray | None] = []
+    for value in wanted:
+        try:
+            results.extend(evaluate_values(model, [value]))
+        except ModelError as error:
+            node = value.producer()
+            assert node is not None
+            unfoldable[node] = f"the reference cannot compute it: {error}"
+            results.append(None)
+    return results
