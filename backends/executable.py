@@ -113,6 +113,8 @@ class Executable(abc.ABC):
         backend: "tvm" or "onnxruntime".
         model: the optimized graph, where it is at hand.
         report: how the executable came about, where it was compiled rather than loaded.
+        manifest: the manifest of the artifact that it was loaded from.
+        graph_file: the optimized graph's file in that artifact.
     """
 
     backend: str = ""
@@ -123,6 +125,8 @@ class Executable(abc.ABC):
         self.target = target
         self.model: ir.Model | None = None
         self.report: CompileReport | None = None
+        self.manifest: dict[str, Any] | None = None
+        self.graph_file: Path | None = None
 
     @abc.abstractmethod
     def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:

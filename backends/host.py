@@ -161,7 +161,7 @@ def host_caches(root: str | Path = "/sys/devices/system/cpu/cpu0/cache") -> dict
 
 
 def usable_cores() -> int:
-    """Physical cores this process may keep busy: within its affinity and quota, hyper-threads counted once."""
+    """Physical cores this process may keep busy: within its affinity and quota, hyper-threads once."""
     logical = (
         sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     )

@@ -40,8 +40,8 @@ X86_CPUS: dict[str, tuple[str, ...]] = {
 """LLVM's x86 CPU names, newest first, with the features of each that compiled code may use.
 
 A host is named by what it has rather than by its model number, which a hypervisor may show together with
-features it hides: code for the name then never uses an instruction that traps. AMX is left out, since a program
-must ask the kernel before it may use it.
+features it hides: code for the name then never uses an instruction that traps. AMX is left out, since a
+program must ask the kernel before it may use it.
 """
 
 _NEON = ("neon",)

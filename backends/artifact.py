@@ -1,0 +1,316 @@
+"""Artifacts: a folder that holds everything to run a compiled model elsewhere, and proof that it is whole.
+
+::
+
+    model.so        the library (TVM backend only)
+    weights.bin     its packed weights (TVM backend only), see `weights.py`
+    model.onnx      the optimized graph; with model.onnx.data where it is large
+    report.json     how it came about, for machines
+    report.md       and for people
+    manifest.json   signature, target, pipeline, versions, size and SHA-256 of every other file
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..ir.errors import TargetError, ToolError
+from .compile_report import versions
+from .executable import Executable, TensorSpec
+from .target import Target
+from .weights import read_weights, write_weights
+
+FORMAT = "graphwright-artifact"
+VERSION = 1
+MANIFEST = "manifest.json"
+LIBRARY = "model.so"
+WEIGHTS = "weights.bin"
+GRAPH = "model.onnx"
+
+
+def save_artifact(
+    executable: Executable, directory: str | Path, *, files: Mapping[str, str | bytes] | None = None
+) -> Path:
+    """Write an artifact folder.
+
+    The folder is built beside its final place and then renamed, so that it is there whole or not at all,
+    whatever goes wrong. An older artifact is replaced, anything else that is in the way is left alone.
+
+    Args:
+        executable: a compiled or loaded executable.
+        directory: the folder to write.
+        files: further files by name, such as a richer report.json and report.md.
+
+    Returns:
+        The folder's absolute path.
+
+    Raises:
+        ToolError: the folder is in the way or cannot be written; nothing is left behind.
+    """
+    final = Path(directory).expanduser().resolve()
+    _refuse_in_the_way(final)
+    try:
+        with _replacing(final) as folder:
+            _write_parts(executable, folder)
+            for name, content in _reports(executable, files or {}).items():
+                folder.joinpath(name).write_bytes(content.encode() if isinstance(content, str) else content)
+            manifest = _manifest(executable, folder)
+            folder.joinpath(MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ToolError(f"cannot write {final}: {error.strerror or error}; nothing was left there") from error
+    return final
+
+
+def load_executable(directory: str | Path, *, verify: bool = True, threads: int | None = None) -> Executable:
+    """An executable from an artifact folder.
+
+    Args:
+        directory: the folder that `save_artifact` wrote.
+        verify: compare the hash of every file that is used; sizes are always compared.
+        threads: threads to run with; all usable cores if None.
+
+    Raises:
+        ToolError: the folder is no artifact, or a file is missing, truncated or altered.
+        TargetError: this machine cannot run the library; the line names the missing feature.
+    """
+    folder = Path(directory).expanduser()
+    manifest = read_manifest(folder)
+    target = Target.from_json(manifest["target"])
+    reason = target.why_not_here()
+    if reason:
+        raise TargetError(f"{folder} was compiled for {target.name} and cannot run here: {reason}")
+    if manifest["backend"] == "onnxruntime":
+        executable = _load_onnxruntime(folder, manifest, target, verify)
+    else:
+        executable = _load_tvm(folder, manifest, target, verify)
+    from .host import usable_cores
+
+    executable.set_threads(threads or usable_cores())
+    executable.manifest = manifest
+    return executable
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of an artifact folder, checked for form.
+
+    Raises:
+        ToolError: the folder is no artifact, or one of a later version.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise ToolError(f"{folder} is not a folder; give the folder that `graphwright compile -o` wrote")
+    try:
+        manifest = json.loads(folder.joinpath(MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ToolError(f"{folder} is no artifact: it has no {MANIFEST}") from None
+    except (OSError, ValueError) as error:
+        raise ToolError(f"cannot read {folder / MANIFEST}: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ToolError(f"{folder} is no artifact: its {MANIFEST} is of another kind")
+    if manifest.get("version") != VERSION:
+        raise ToolError(
+            f"{folder} has artifact version {manifest.get('version')}, this program reads {VERSION}"
+        )
+    missing = {"backend", "inputs", "outputs", "target", "pipeline", "versions", "files"} - manifest.keys()
+    if missing:
+        raise ToolError(f"{folder / MANIFEST} lacks {sorted(missing)[0]!r}")
+    return manifest
+
+
+def is_artifact(directory: str | Path) -> bool:
+    """Whether a folder holds an artifact of any version."""
+    try:
+        manifest = json.loads(Path(directory, MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def _load_tvm(folder: Path, manifest: dict[str, Any], target: Target, verify: bool) -> Executable:
+    from .compiled import TvmExecutable
+
+    built, here = manifest["versions"].get("apache-tvm", "unknown"), versions()["apache-tvm"]
+    if _minor(built) != _minor(here):
+        raise ToolError(
+            f"{folder} was built with apache-tvm {built}, here is {here}; compile the model again"
+        )
+    for name in (LIBRARY, WEIGHTS):
+        _check_file(folder, name, manifest, verify)
+    weights = read_weights(folder / WEIGHTS)
+    executable = TvmExecutable(folder.resolve() / LIBRARY, weights, *_signature(manifest), target)
+    executable.graph_file = _graph_file(folder)
+    return executable
+
+
+def _load_onnxruntime(folder: Path, manifest: dict[str, Any], target: Target, verify: bool) -> Executable:
+    from ..ir.load import load
+    from .onnxruntime import OnnxRuntimeExecutable
+
+    for name in manifest["files"]:
+        if name.startswith(GRAPH):
+            _check_file(folder, name, manifest, verify)
+    executable = OnnxRuntimeExecutable(load(folder / GRAPH), target=target)
+    executable.graph_file = _graph_file(folder)
+    return executable
+
+
+def _graph_file(folder: Path) -> Path | None:
+    path = folder.resolve() / GRAPH
+    return path if path.exists() else None
+
+
+def _signature(manifest: dict[str, Any]) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    inputs, outputs = (
+        [TensorSpec.from_json(spec) for spec in manifest[side]] for side in ("inputs", "outputs")
+    )
+    return inputs, outputs
+
+
+def _check_file(folder: Path, name: str, manifest: dict[str, Any], verify: bool) -> None:
+    recorded = manifest["files"].get(name)
+    path = folder / name
+    if recorded is None or not path.is_file():
+        raise ToolError(f"{path} is missing; the artifact is incomplete, compile the model again")
+    size = path.stat().st_size
+    if size != recorded["bytes"]:
+        raise ToolError(f"{path} has {size} bytes instead of {recorded['bytes']}; it is truncated or altered")
+    if verify and _hash(path) != recorded["sha256"]:
+        raise ToolError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+
+
+def _write_parts(executable: Executable, folder: Path) -> None:
+    from .compiled import TvmExecutable
+
+    if isinstance(executable, TvmExecutable):
+        shutil.copyfile(executable.library, folder / LIBRARY)
+        write_weights(folder / WEIGHTS, executable.weights)
+    if executable.model is not None:
+        from ..ir.save import save
+
+        save(executable.model, folder / GRAPH)
+    elif executable.graph_file is not None:
+        for path in executable.graph_file.parent.glob(f"{GRAPH}*"):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _reports(executable: Executable, files: Mapping[str, str | bytes]) -> dict[str, str | bytes]:
+    reports: dict[str, str | bytes] = {}
+    if executable.report is not None:
+        reports["report.json"] = json.dumps(executable.report.to_json(), indent=2) + "\n"
+        reports["report.md"] = executable.report.to_markdown()
+    elif executable.graph_file is not None:
+        for name in ("report.json", "report.md"):
+            with contextlib.suppress(FileNotFoundError):
+                reports[name] = executable.graph_file.with_name(name).read_bytes()
+    reports.update(files)
+    unsafe = [
+        name for name in reports if Path(name).name != name or name in (MANIFEST, LIBRARY, WEIGHTS, GRAPH)
+    ]
+    if unsafe:
+        raise ToolError(f"an artifact cannot take a further file called {unsafe[0]!r}")
+    return reports
+
+
+def _manifest(executable: Executable, folder: Path) -> dict[str, Any]:
+    report = executable.report
+    if report is None and executable.manifest is not None:
+        kept = {
+            key: executable.manifest[key] for key in ("name", "pipeline", "source", "versions", "created")
+        }
+    else:
+        kept = {
+            "name": report.name if report else "",
+            "pipeline": report.pipeline if report else "",
+            "source": dict(report.source) if report else {},
+            "versions": versions(),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "backend": executable.backend,
+        **kept,
+        "inputs": [spec.to_json() for spec in executable.inputs],
+        "outputs": [spec.to_json() for spec in executable.outputs],
+        "target": executable.target.to_json(),
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)}
+            for path in sorted(folder.iterdir())
+        },
+    }
+
+
+def _refuse_in_the_way(final: Path) -> None:
+    if not final.exists():
+        return
+    if not final.is_dir():
+        raise ToolError(f"{final} is a file; give a folder to write the artifact to")
+    present = {path.name for path in final.iterdir()}
+    if not present:
+        return
+    if not is_artifact(final):
+        raise ToolError(
+            f"{final} is not empty and holds no artifact; it is left alone, choose another folder"
+        )
+    recorded = json.loads(final.joinpath(MANIFEST).read_text(encoding="utf-8")).get("files", {})
+    strangers = sorted(present - recorded.keys() - {MANIFEST})
+    if strangers:
+        raise ToolError(
+            f"{final} holds {strangers[0]!r}, which is no part of the artifact; move it away first"
+        )
+
+
+@contextlib.contextmanager
+def _replacing(final: Path) -> Iterator[Path]:
+    """A folder beside `final` that takes its place at the end, or vanishes with whatever was made for it."""
+    made = _make_parents(final.parent)
+    mark = secrets.token_hex(4)
+    partial = final.with_name(f".{final.name}.partial-{mark}")
+    try:
+        partial.mkdir()
+        yield partial
+        _swap(partial, final, final.with_name(f".{final.name}.old-{mark}"))
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in reversed(made):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()][::-1]
+    for parent in missing:
+        parent.mkdir(exist_ok=True)
+    return missing
+
+
+def _swap(partial: Path, final: Path, aside: Path) -> None:
+    if not final.exists() or not any(final.iterdir()):
+        os.rename(partial, final)  # takes the place of an empty folder too
+        return
+    os.rename(final, aside)
+    try:
+        os.rename(partial, final)
+    except BaseException:
+        os.rename(aside, final)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _minor(version: str) -> tuple[str, ...]:
+    return tuple(version.split(".")[:2])

@@ -1,0 +1,227 @@
+"""`gw.compile`: from a model to something that runs on a device, checked against the reference on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from ..ir.account import account
+from ..ir.clone import clone
+from ..ir.errors import CompileError, TargetError
+from ..ir.inputs import random_inputs
+from ..ir.shapes import bind_dims, infer_shapes, require_static
+from ..passes.manager import Observer
+from ..passes.optimize import optimize
+from .checking import Check, check_against_reference
+from .compile_report import CompileReport
+from .cross import linker_for
+from .executable import Executable, specs_of
+from .target import Target, resolve_target
+
+DEFAULT_PIPELINE = "simplify,fold-batch-norm"
+"""What compiling does to a graph if nothing else is asked for; lossless."""
+
+CheckMode = bool | Literal["qemu"]
+
+
+def compile(
+    model: ir.Model | str | Path,
+    target: str | Target = "x86",
+    *,
+    pipeline: Any = None,
+    trials: int = 0,
+    calibration: Any = None,
+    backend: str = "tvm",
+    check: CheckMode = True,
+    check_feeds: Mapping[str, np.ndarray] | None = None,
+    dims: Mapping[str, int] | None = None,
+    seed: int = 0,
+    verify_each: bool = True,
+    check_each: bool = False,
+    observers: Sequence[Observer] = (),
+    source: str | Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Executable:
+    """Optimize a model, lower it, build it for a target and compare it with the reference.
+
+    Args:
+        model: the model, which is not changed, or the file to load it from.
+        target: a `Target` or its name; see `graphwright targets`.
+        pipeline: passes to run first, as text or as passes; lossless ones if None, "" for none.
+        trials: tuning trials to spend.
+        calibration: feeds for passes that look at activations.
+        backend: "tvm", or "onnxruntime" to run the optimized graph there.
+        check: run once against the reference where the target runs here. "qemu" also runs libraries for
+            64-bit ARM, emulated.
+        check_feeds: inputs for the check; random ones if None.
+        dims: sizes to bind symbolic dimensions to, by name.
+        seed: seed of everything random.
+        verify_each: verify the graph after every pass.
+        check_each: prove or measure every pass on the reference.
+        observers: watchers of the passes.
+        source: file the model came from, for the record.
+        progress: called with the name of each step as it begins.
+
+    Raises:
+        TargetError: the target is unknown, or what it needs is missing here.
+        ShapeError: a shape is not static; bind it with `dims`.
+        CompileError: something cannot be lowered, or computes something else.
+        PassError: a pass failed.
+    """
+    resolved = resolve_target(target)
+    _refuse_early(resolved, trials, backend)
+    say = progress or (lambda step: None)
+    if isinstance(model, str | Path):
+        from ..ir.load import load
+
+        say("read")
+        source = source or model
+        model = load(model)
+    given: ir.Model = model
+    report = CompileReport(given.graph.name or "model", resolved, backend)
+    with report.step("prepare"):
+        say("prepare")
+        working = clone(given)
+        bind_dims(working, dict(dims or {}))
+        infer_shapes(working)
+        report.source = _source(given, source)
+        report.sizes["before"] = _sizes(working)
+    with report.step("optimize"):
+        say("optimize")
+        text = DEFAULT_PIPELINE if pipeline is None else pipeline
+        if text != "":
+            result = optimize(
+                working,
+                text,
+                calibration=calibration,
+                target=resolved,
+                verify_each=verify_each,
+                check_each=check_each,
+                observers=observers,
+                seed=seed,
+            )
+            working = result.model
+            report.pipeline = result.report.pipeline
+            report.passes = [record.to_json() for record in result.report.records]
+    report.sizes["after"] = _sizes(working)
+    if backend == "onnxruntime":
+        executable = _onnxruntime(working, report, say)
+    else:
+        require_static(working)
+        executable = _tvm(working, resolved, report, say)
+    executable.model = working
+    executable.report = report
+    with report.step("check"):
+        say("check")
+        feeds = dict(check_feeds) if check_feeds is not None else random_inputs(working, seed=seed)
+        report.check = _check(executable, working, feeds, check)
+    return executable
+
+
+def _refuse_early(target: Target, trials: int, backend: str) -> None:
+    """Everything that can be known to fail before minutes are spent."""
+    if backend not in ("tvm", "onnxruntime"):
+        raise CompileError(f"unknown backend {backend!r}; there are tvm and onnxruntime")
+    if trials < 0:
+        raise CompileError("trials must not be negative")
+    if trials:
+        raise CompileError("tuning is not available in this version; leave trials at 0")
+    if backend == "onnxruntime":
+        reason = target.why_not_here()
+        if reason or target.device != "cpu":
+            raise TargetError(
+                f"the onnxruntime backend runs on this machine's CPU only, not on {target.name}: {reason}"
+            )
+        return
+    linker_for(target)
+
+
+def _onnxruntime(model: ir.Model, report: CompileReport, say: Callable[[str], None]) -> Executable:
+    from .onnxruntime import OnnxRuntimeExecutable
+
+    with report.step("build"):
+        say("build")
+        executable = OnnxRuntimeExecutable(model, threads=report.target.cores, target=report.target)
+    report.weight_bytes = report.sizes["after"]["parameter_bytes"]
+    return executable
+
+
+def _tvm(model: ir.Model, target: Target, report: CompileReport, say: Callable[[str], None]) -> Executable:
+    from .compiled import TvmExecutable
+    from .library import build_library
+
+    folder = tempfile.TemporaryDirectory(prefix="graphwright-")
+    try:
+        built = build_library(model, target, Path(folder.name), report, say)
+    except BaseException:
+        folder.cleanup()
+        raise
+    report.kernels = built.kernels
+    report.library_bytes = built.path.stat().st_size
+    report.weight_bytes = sum(weight.nbytes for weight in built.weights)
+    return TvmExecutable(
+        built.path,
+        built.weights,
+        specs_of(_runtime_inputs(model)),
+        specs_of(model.graph.outputs),
+        target,
+        folder,
+    )
+
+
+def _check(executable: Executable, model: ir.Model, feeds: dict[str, np.ndarray], mode: CheckMode) -> Check:
+    if not mode:
+        return Check(False, reason="it was switched off")
+    reason = executable.target.why_not_here()
+    if reason is None:
+        return check_against_reference(model, executable.run, feeds)
+    if mode != "qemu":
+        return Check(False, reason=f"the library cannot run here: {reason}")
+    from .compiled import TvmExecutable
+    from .cross import run_emulated
+
+    assert isinstance(executable, TvmExecutable)
+    return check_against_reference(model, lambda f: run_emulated(executable, f), feeds, where="qemu")
+
+
+def _runtime_inputs(model: ir.Model) -> list[ir.Value]:
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def _sizes(model: ir.Model) -> dict[str, Any]:
+    found = account(model)
+    return {
+        "nodes": found.nodes,
+        "parameters": found.parameters,
+        "parameter_bytes": found.parameter_bytes,
+        "macs": found.macs,
+    }
+
+
+def _source(model: ir.Model, source: str | Path | None) -> dict[str, str]:
+    """Name and hash of what was compiled: of the file where there is one, else of graph and weights."""
+    if source is not None and Path(source).is_file():
+        with open(source, "rb") as file:
+            return {"name": Path(source).name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"name": str(source or model.graph.name or ""), "sha256": model_hash(model)}
+
+
+def model_hash(model: ir.Model) -> str:
+    """SHA-256 of a model's structure and weights, the same for the same model however it is stored."""
+    digest = hashlib.sha256()
+    skeleton = clone(model)
+    for name, value in sorted(skeleton.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None:
+            continue
+        digest.update(f"{name}:{tensor.dtype}:{list(tensor.shape)};".encode())
+        digest.update(tensor.tobytes())
+        value.const_value = ir.Tensor(np.zeros(0, np.float32), name=name)
+    digest.update(ir.to_proto(skeleton).SerializeToString(deterministic=True))
+    return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""A library built by TVM, ready to run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..ir.errors import TargetError
+from .executable import Executable, TensorSpec
+from .target import Target
+
+if TYPE_CHECKING:
+    from .tvm.runtime import TvmProgram
+
+
+class TvmExecutable(Executable):
+    """A shared library with packed weights; loaded when it is first run.
+
+    Args:
+        library: the shared library. It must stay where it is.
+        weights: packed weights in the order of the library's last argument.
+        inputs: what the model takes.
+        outputs: what it returns.
+        target: what the library was built for.
+        folder: a temporary folder that holds the library and lives as long as this object.
+    """
+
+    backend = "tvm"
+    _pool_threads: int | None = None
+    """Size of TVM's thread pool, which all executables of the process share; None if not set yet."""
+
+    def __init__(
+        self,
+        library: Path,
+        weights: Sequence[np.ndarray],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        target: Target,
+        folder: Any = None,
+    ):
+        super().__init__(inputs, outputs, target)
+        self.library = library
+        self.weights = list(weights)
+        self.threads = max(1, target.cores)
+        self._folder = folder
+        self._program: TvmProgram | None = None
+
+    def set_threads(self, threads: int) -> None:
+        """Use that many threads from the next run on."""
+        self.threads = threads
+
+    def load(self) -> TvmProgram:
+        """The running program; raises TargetError where the machine cannot run the library."""
+        if self._program is None:
+            reason = self.target.why_not_here()
+            if reason:
+                raise TargetError(f"a library for {self.target.name} cannot run here: {reason}")
+            from .tvm_import import import_tvm
+
+            import_tvm()
+            from .tvm.runtime import TvmProgram
+
+            self._program = TvmProgram(self.library, self.weights, self.target.device)
+        if TvmExecutable._pool_threads != self.threads:
+            self._program.set_threads(self.threads)
+            TvmExecutable._pool_threads = self.threads
+        return self._program
+
+    def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        return self.load().run(arrays)
+
+    def _timed_runs(self, arrays: list[np.ndarray], repeats: int) -> list[float]:
+        program = self.load()
+        tensors = program.prepare(arrays)
+        samples = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            program.invoke(tensors)
+            program.device.sync()
+            samples.append((time.perf_counter() - start) * 1e3)
+        return samples

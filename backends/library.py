@@ -1,0 +1,109 @@
+"""From an optimized model to a shared library with packed weights, here or in a process of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..ir.errors import CompileError, GraphwrightError
+from .compile_report import CompileReport
+from .cross import linker_for
+from .target import Target
+
+
+@dataclass(frozen=True)
+class Library:
+    """A built library.
+
+    Attributes:
+        path: the shared library.
+        weights: packed weights in the order it takes them.
+        kernels: what its functions compute, JSON-able.
+    """
+
+    path: Path
+    weights: list[np.ndarray]
+    kernels: list[dict[str, Any]]
+
+
+def build_library(
+    model: ir.Model, target: Target, folder: Path, report: CompileReport, say: Callable[[str], None]
+) -> Library:
+    """Lower and build.
+
+    Args:
+        model: a graph with static shapes.
+        target: what to build for.
+        folder: an empty folder of the caller's that takes the library.
+        report: gets the times of the steps.
+        say: called with the name of each step as it begins.
+
+    Raises:
+        CompileError: an operator has no lowering, or TVM or the linker fails.
+        OSError: the disk is full.
+    """
+    if target.kind == "cuda":
+        from .cuda import build_apart
+
+        return build_apart(model, target, folder, report, say)
+    return build_here(model, target, folder, report, say)
+
+
+def build_here(
+    model: ir.Model, target: Target, folder: Path, report: CompileReport, say: Callable[[str], None]
+) -> Library:
+    """Lower and build in this process; see `build_library`."""
+    from .tvm_import import import_tvm
+
+    linker = linker_for(target)
+    with report.step("load TVM"):
+        import_tvm()
+    from .tvm.build import build
+    from .tvm.lower import lower
+
+    path = folder / "model.so"
+    try:
+        with report.step("lower"):
+            say("lower")
+            lowered = lower(model, target)
+        with report.step("build"):
+            say("build")
+            build(lowered, target, path, fcompile=linker)
+    except GraphwrightError:
+        raise
+    except OSError:
+        raise
+    except MemoryError:
+        raise CompileError("there is not enough memory to compile this model") from None
+    except Exception as error:
+        raise _tvm_error(error) from error
+    return Library(path, lowered.weights, [_kernel(kernel) for kernel in lowered.kernels])
+
+
+def _kernel(kernel: Any) -> dict[str, Any]:
+    return {
+        "name": kernel.name,
+        "kind": kernel.kind,
+        "calls": kernel.calls,
+        "flops": kernel.flops,
+        "note": kernel.note,
+        "nodes": list(kernel.nodes),
+    }
+
+
+def _tvm_error(error: Exception) -> Exception:
+    """An error from inside of TVM as one line; the traceback stays attached as its cause."""
+    text = str(error)
+    if os.strerror(errno.ENOSPC) in text:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return CompileError(
+        f"TVM cannot compile this model: {type(error).__name__}: {lines[-1] if lines else 'no reason given'}"
+    )
