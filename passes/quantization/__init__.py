@@ -1,0 +1,1 @@
+"""Quantization: what targets can do, where to quantize, measured ranges, and the arithmetic."""

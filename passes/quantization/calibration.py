@@ -1,0 +1,330 @@
+"""Calibration data: example inputs from files, an iterable, or (for speed only) random numbers.
+
+Data is read one batch at a time and checked against the model's inputs before it is used; every complaint is
+one line that names the input and the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...ir.errors import PassError
+
+Feeds = dict[str, np.ndarray]
+
+# Samples per batch where the model leaves the batch open: enough to keep the reference busy, few enough that
+# the activations of a large model stay small.
+DEFAULT_BATCH = 8
+
+
+class Calibration:
+    """A source of example inputs.
+
+    Made by `from_npz`, `from_folder`, `from_arrays`, `from_iterable` or `random`; `batches(model)` yields
+    checked feeds. A source can be read as often as its origin: a generator only once.
+
+    Attributes:
+        source: where the data comes from, for messages and reports.
+        total: number of batches if it is known beforehand.
+        random: whether the numbers are made up, so that ranges mean nothing.
+    """
+
+    def __init__(
+        self,
+        open_batches: Callable[[ir.Model], Iterable[Any]],
+        *,
+        source: str,
+        total: int | None = None,
+        random: bool = False,
+    ):
+        self._open = open_batches
+        self.source = source
+        self.total = total
+        self.random = random
+
+    def __repr__(self) -> str:
+        return f"Calibration({self.source})"
+
+    def batches(self, model: ir.Model) -> Iterator[Feeds]:
+        """Yields feeds for `model`, checked, one batch at a time.
+
+        Raises:
+            PassError: a name, shape or type does not suit the model, a number is not finite, or there is no
+                data.
+        """
+        inputs = _inputs_of(model)
+        count = 0
+        for count, batch in enumerate(self._open(model), start=1):
+            where = f"calibration data ({self.source}), batch {count}"
+            yield _checked(batch, inputs, where)
+        if count == 0:
+            raise PassError(f"calibration data ({self.source}) holds no batch")
+
+    @classmethod
+    def from_npz(cls, path: str | Path, *, batch: int = DEFAULT_BATCH) -> Calibration:
+        """Reads a `.npz` file whose arrays are named by the model's inputs, samples along the leading axis.
+
+        Args:
+            path: the file.
+            batch: samples per run where the model leaves its batch size open.
+
+        Raises:
+            PassError: the file cannot be read, or its arrays differ in their number of samples.
+        """
+        arrays = _read_npz(Path(path))
+        return cls.from_arrays(arrays, batch=batch, source=Path(path).name)
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], *, batch: int = DEFAULT_BATCH, source: str = "arrays"
+    ) -> Calibration:
+        """Takes arrays by input name, samples along the leading axis.
+
+        Raises:
+            PassError: there is no array, or they differ in their number of samples.
+        """
+        data = {name: np.asarray(array) for name, array in arrays.items()}
+        samples = _sample_count(data, source)
+
+        def open_batches(model: ir.Model) -> Iterator[Feeds]:
+            yield from _slices(data, samples, _inputs_of(model), batch, source)
+
+        return cls(open_batches, source=source)
+
+    @classmethod
+    def from_folder(cls, path: str | Path, *, batch: int = DEFAULT_BATCH) -> Calibration:
+        """Reads a folder of `.npz` files (as for `from_npz`), or of `.npy` files for a model with one input.
+
+        Files are opened one after the other in the order of their names; none stays in memory.
+
+        Raises:
+            PassError: the folder holds no such file.
+        """
+        folder = Path(path)
+        files = sorted(p for p in folder.iterdir() if p.suffix in (".npz", ".npy")) if folder.is_dir() else []
+        if not files:
+            raise PassError(f"calibration folder '{path}' holds no .npz or .npy file")
+
+        def open_batches(model: ir.Model) -> Iterator[Feeds]:
+            inputs = _inputs_of(model)
+            for file in files:
+                arrays = _read_npz(file) if file.suffix == ".npz" else _read_npy(file, inputs)
+                yield from _slices(arrays, _sample_count(arrays, file.name), inputs, batch, file.name)
+
+        return cls(open_batches, source=folder.name)
+
+    @classmethod
+    def from_iterable(cls, batches: Iterable[Any] | Callable[[], Iterable[Any]]) -> Calibration:
+        """Takes batches as the model wants them: feeds by name, a tuple in input order, or one array.
+
+        Args:
+            batches: an iterable, or a function that returns a fresh one each time.
+        """
+        if callable(batches):
+            return cls(lambda model: batches(), source="function")
+        total = len(batches) if isinstance(batches, Sequence) else None
+        return cls(lambda model: batches, source="iterable", total=total)
+
+    @classmethod
+    def random_data(cls, batches: int = 4, seed: int = 0) -> Calibration:
+        """Makes numbers up, for people who only want to measure speed: the accuracy means nothing."""
+
+        def open_batches(model: ir.Model) -> Iterator[Feeds]:
+            from ...ir.inputs import random_inputs
+
+            for index in range(batches):
+                yield random_inputs(model, seed=seed + index)
+
+        return cls(open_batches, source="random numbers", total=batches, random=True)
+
+    @classmethod
+    def load(cls, path: str | Path, *, batch: int = DEFAULT_BATCH) -> Calibration:
+        """Opens a `.npz` file or a folder; see `from_npz` and `from_folder`."""
+        if Path(path).is_dir():
+            return cls.from_folder(path, batch=batch)
+        return cls.from_npz(path, batch=batch)
+
+
+def as_calibration(data: Any) -> Calibration:
+    """Wraps what a user may pass as calibration data.
+
+    Args:
+        data: a `Calibration`, a path, arrays by input name, or an iterable of batches.
+
+    Raises:
+        PassError: it is none of these.
+    """
+    if isinstance(data, Calibration):
+        return data
+    if isinstance(data, str | Path):
+        return Calibration.load(data)
+    if isinstance(data, Mapping):
+        return Calibration.from_arrays(data)
+    if callable(data) or isinstance(data, Iterable):
+        return Calibration.from_iterable(data)
+    raise PassError(
+        f"calibration data must be a path, arrays or an iterable of feeds, not {type(data).__name__}"
+    )
+
+
+def _inputs_of(model: ir.Model) -> dict[str, ir.Value]:
+    initializers = model.graph.initializers
+    return {str(value.name): value for value in model.graph.inputs if value.name not in initializers}
+
+
+def _read_npz(path: Path) -> Feeds:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise ValueError("it is not a .npz archive")
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise PassError(f"cannot read calibration file '{path}': {_first_line(error)}") from None
+    except Exception as error:
+        # numpy lets the errors of zipfile and zlib through.
+        raise PassError(f"cannot read calibration file '{path}': {_first_line(error)}") from None
+
+
+def _read_npy(path: Path, inputs: Mapping[str, ir.Value]) -> Feeds:
+    if len(inputs) != 1:
+        raise PassError(
+            f"calibration file '{path.name}' names no input, but the model has {len(inputs)} inputs; use .npz"
+        )
+    try:
+        return {next(iter(inputs)): np.load(path, allow_pickle=False)}
+    except Exception as error:
+        raise PassError(f"cannot read calibration file '{path}': {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _sample_count(arrays: Mapping[str, np.ndarray], source: str) -> int:
+    if not arrays:
+        raise PassError(f"calibration data ({source}) holds no array")
+    for name, array in arrays.items():
+        if array.ndim == 0:
+            raise PassError(
+                f"calibration data ({source}): '{name}' is a single number; samples go along axis 0"
+            )
+    counts = {name: len(array) for name, array in arrays.items()}
+    first = next(iter(counts))
+    for name, count in counts.items():
+        if count != counts[first]:
+            raise PassError(
+                f"calibration data ({source}): '{first}' has {counts[first]} samples, '{name}' has {count}"
+            )
+    if counts[first] == 0:
+        raise PassError(f"calibration data ({source}): '{first}' has no samples")
+    return counts[first]
+
+
+def _slices(
+    arrays: Mapping[str, np.ndarray], samples: int, inputs: Mapping[str, ir.Value], batch: int, source: str
+) -> Iterator[Feeds]:
+    """Cuts arrays into batches, as large as the model's leading dimension, or `batch` where it is open."""
+    size, without_axis = _batch_size(arrays, inputs, batch)
+    if without_axis:
+        for index in range(samples):
+            yield {name: array[index] for name, array in arrays.items()}
+        return
+    if samples < size:
+        raise PassError(
+            f"calibration data ({source}) has {samples} samples, but the model takes batches of {size}"
+        )
+    for start in range(0, samples, size):
+        # The last batch of a fixed size is filled up with samples that came before it.
+        stop = min(start + size, samples)
+        start = stop - size if _is_fixed(inputs) else start
+        yield {name: array[start:stop] for name, array in arrays.items()}
+
+
+def _batch_size(
+    arrays: Mapping[str, np.ndarray], inputs: Mapping[str, ir.Value], batch: int
+) -> tuple[int, bool]:
+    """Returns samples per batch, and whether the model's inputs lack the sample axis altogether."""
+    shapes = {
+        name: value.shape for name, value in inputs.items() if name in arrays and value.shape is not None
+    }
+    if shapes and all(len(shape) == arrays[name].ndim - 1 for name, shape in shapes.items()):
+        return 1, True
+    fixed = [shape[0] for shape in shapes.values() if len(shape) and isinstance(shape[0], int)]
+    if fixed:
+        return max(int(fixed[0]), 1), False
+    count = len(next(iter(arrays.values())))
+    return min(batch, count), False
+
+
+def _is_fixed(inputs: Mapping[str, ir.Value]) -> bool:
+    return any(
+        value.shape is not None and len(value.shape) > 0 and isinstance(value.shape[0], int)
+        for value in inputs.values()
+    )
+
+
+def _checked(batch: Any, inputs: Mapping[str, ir.Value], where: str) -> Feeds:
+    feeds = _by_name(batch, inputs, where)
+    for name in feeds:
+        if name not in inputs:
+            raise PassError(f"{where} has '{name}', but the model's inputs are {_names(inputs)}")
+    missing = [name for name in inputs if name not in feeds]
+    if missing:
+        raise PassError(f"{where} has no array for input '{missing[0]}'; it has {_names(feeds)}")
+    return {name: _checked_array(name, feeds[name], inputs[name], where) for name in inputs}
+
+
+def _by_name(batch: Any, inputs: Mapping[str, ir.Value], where: str) -> Mapping[str, Any]:
+    if isinstance(batch, Mapping):
+        return batch
+    values = list(batch) if isinstance(batch, tuple | list) else [batch]
+    if len(values) != len(inputs):
+        raise PassError(f"{where} has {len(values)} arrays, but the model has {len(inputs)} inputs")
+    return dict(zip(inputs, values, strict=True))
+
+
+def _checked_array(name: str, data: Any, value: ir.Value, where: str) -> np.ndarray:
+    # Torch tensors and lists arrive here too.
+    array = np.asarray(data.detach().cpu().numpy() if hasattr(data, "detach") else data)
+    if value.dtype is not None and value.dtype != ir.DataType.STRING:
+        array = _converted(name, array, value.dtype.numpy(), where)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        kind = "NaN" if np.isnan(array).any() else "infinity"
+        raise PassError(f"{where}: input '{name}' holds {kind}")
+    if value.shape is not None:
+        _check_shape(name, array, value.shape, where)
+    return array
+
+
+def _converted(name: str, array: np.ndarray, wanted: np.dtype, where: str) -> np.ndarray:
+    """Converts between widths of one kind of number (float64 to float32), never between kinds."""
+    if array.dtype == wanted:
+        return array
+    # Floating types of ml_dtypes have kind "V".
+    same_kind = array.dtype.kind == wanted.kind or {array.dtype.kind, wanted.kind} <= {"f", "V"}
+    if not same_kind:
+        raise PassError(f"{where}: input '{name}' is {array.dtype}, but the model wants {wanted}")
+    converted = array.astype(wanted)
+    if array.dtype.kind in "iu" and not np.array_equal(converted, array):
+        raise PassError(f"{where}: input '{name}' holds numbers that do not fit {wanted}")
+    return converted
+
+
+def _check_shape(name: str, array: np.ndarray, shape: ir.Shape, where: str) -> None:
+    fits = array.ndim == len(shape) and all(
+        not isinstance(dim, int) or dim == size for dim, size in zip(shape, array.shape, strict=False)
+    )
+    if not fits:
+        wanted = ", ".join(str(dim) if isinstance(dim, int) else str(dim.value or "?") for dim in shape)
+        raise PassError(
+            f"{where}: input '{name}' has shape {list(array.shape)}, but the model wants [{wanted}]"
+        )
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

@@ -1,0 +1,184 @@
+"""Decides which values of a graph become integers.
+
+Three kinds of nodes run on integers:
+
+- *weighted* ones (Conv, Gemm, ...): their data input is quantized wherever it comes from, and their result
+  where the kernel can only write integers or somebody behind wants them;
+- *computed* (residual adds, pooling) and *shared* ones (reshape, concat): they follow. They run on integers
+  if all their inputs come from integer nodes already and their result goes on to one; quantizing for their
+  sake alone would cost accuracy and win nothing.
+
+A pair of QuantizeLinear and DequantizeLinear stands behind the activation that is fused to a kernel, never
+between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from .operators import (
+    DEFAULT_DOMAINS,
+    WeightedNode,
+    clip_bounds,
+    data_inputs,
+    follow_activation,
+    follower_problem,
+    has_bodies,
+    is_float,
+    match_weighted,
+)
+from .tables import Table
+
+
+@dataclass(frozen=True)
+class Follower:
+    """A computed or shared node: inputs and results (behind its fused activation) are quantized."""
+
+    node: ir.Node
+    shares: bool
+    inputs: tuple[ir.Value, ...]
+    results: tuple[ir.Value, ...]
+    tail: tuple[ir.Node, ...]
+
+
+@dataclass
+class Plan:
+    """Where quantization goes.
+
+    Attributes:
+        weighted: weighted nodes that run on integers, in graph order.
+        followers: computed and shared nodes that do.
+        values: values to quantize, in no particular order of importance, each once.
+        left: nodes that stay in float, with the reason.
+    """
+
+    weighted: list[WeightedNode] = field(default_factory=list)
+    followers: list[Follower] = field(default_factory=list)
+    values: dict[ir.Value, None] = field(default_factory=dict)
+    left: list[tuple[ir.Node, str]] = field(default_factory=list)
+
+    def bounds(self) -> dict[ir.Value, tuple[float, float]]:
+        """What a fused activation clips each value to, where there is one."""
+        found = {}
+        tails = [part.tail for part in self.weighted] + [part.tail for part in self.followers]
+        for last in [tail[-1] for tail in tails if tail and tail[-1].op_type in ("Relu", "Clip")]:
+            limits = clip_bounds(last)
+            if limits is not None:
+                found[last.outputs[0]] = limits
+        return found
+
+
+def plan_quantization(
+    graph: ir.Graph,
+    table: Table,
+    selects: Callable[[ir.Node], bool],
+    forbidden: Mapping[ir.Value, str],
+) -> Plan:
+    """Places quantization in a graph.
+
+    Args:
+        graph: the main graph, in topological order; not changed.
+        table: what the target quantizes.
+        selects: whether the user lets a node be quantized.
+        forbidden: values that cannot be quantized, with the reason.
+    """
+    plan = Plan()
+    weighted: dict[ir.Node, WeightedNode] = {}
+    followers: dict[ir.Node, Follower] = {}
+    integer: set[ir.Value] = set()
+    for node in graph:
+        matched = _match(node, table, selects, forbidden, integer)
+        if isinstance(matched, str):
+            plan.left.append((node, matched))
+        elif isinstance(matched, WeightedNode):
+            weighted[node] = matched
+            integer.add(matched.result)
+        elif isinstance(matched, Follower):
+            followers[node] = matched
+            integer.update(matched.results)
+    wanted = _wanted(graph, weighted, followers)
+    for node in graph:
+        if node in weighted:
+            plan.weighted.append(weighted[node])
+            plan.values[weighted[node].data] = None
+            if weighted[node].kind.result == "integer":
+                plan.values[weighted[node].result] = None
+        elif node in followers and not wanted.isdisjoint(followers[node].results):
+            plan.followers.append(followers[node])
+            plan.values.update(dict.fromkeys((*followers[node].inputs, *followers[node].results)))
+        elif node in followers:
+            plan.left.append((node, "its result goes to no integer operator"))
+    return plan
+
+
+def _match(
+    node: ir.Node,
+    table: Table,
+    selects: Callable[[ir.Node], bool],
+    forbidden: Mapping[ir.Value, str],
+    integer: set[ir.Value],
+) -> WeightedNode | Follower | str | None:
+    """A part of an integer kernel, the reason why it is none, or None for what no table speaks of."""
+    if has_bodies(node):
+        return "its subgraphs stay in float"
+    if node.domain not in DEFAULT_DOMAINS or not selects(node):
+        return None
+    if node.op_type in table.keeps_float:
+        return table.keeps_float[node.op_type]
+    if node.op_type in table.weighted:
+        return _match_weighted(node, table, forbidden)
+    if node.op_type in table.computed or node.op_type in table.shared:
+        return _match_follower(node, table, forbidden, integer)
+    return None
+
+
+def _match_weighted(node: ir.Node, table: Table, forbidden: Mapping[ir.Value, str]) -> WeightedNode | str:
+    matched = match_weighted(node, table)
+    if isinstance(matched, str):
+        return matched
+    if matched.data in forbidden:
+        return f"its input '{matched.data.name}' cannot be quantized: {forbidden[matched.data]}"
+    if matched.kind.result == "integer" and matched.result in forbidden:
+        return f"its result '{matched.result.name}' cannot be quantized: {forbidden[matched.result]}"
+    return matched
+
+
+def _match_follower(
+    node: ir.Node, table: Table, forbidden: Mapping[ir.Value, str], integer: set[ir.Value]
+) -> Follower | str | None:
+    inputs = data_inputs(node)
+    if not inputs or not any(is_float(value) for value in inputs):
+        return None
+    if not any(value in integer for value in inputs):
+        # Float regions are full of such nodes: nothing to report.
+        return None
+    problem = follower_problem(node)
+    if problem is not None:
+        return problem
+    if not all(value in integer for value in inputs):
+        return "one of its operands comes from a float operator"
+    tail: tuple[ir.Node, ...] = ()
+    results = [value for value in node.outputs if value.name]
+    if node.op_type in table.computed:
+        tail, result = follow_activation(node.outputs[0], table)
+        results = [result]
+    for value in (*inputs, *results):
+        if value in forbidden:
+            return f"'{value.name}' cannot be quantized: {forbidden[value]}"
+    return Follower(node, node.op_type in table.shared, tuple(dict.fromkeys(inputs)), tuple(results), tail)
+
+
+def _wanted(
+    graph: ir.Graph, weighted: Mapping[ir.Node, WeightedNode], followers: Mapping[ir.Node, Follower]
+) -> set[ir.Value]:
+    """Values that an integer node reads, found from the end of the graph to its beginning."""
+    wanted: set[ir.Value] = set()
+    for node in reversed(graph):
+        if node in weighted:
+            wanted.add(weighted[node].data)
+        elif node in followers and not wanted.isdisjoint(followers[node].results):
+            wanted.update(followers[node].inputs)
+    return wanted

@@ -1,0 +1,119 @@
+"""Which values share one scale, and what it is.
+
+Nodes that only move numbers (pooling by maximum, reshape, transpose, concat) need one scale on both sides, so
+that they can run on the integers as they are. A concat's inputs share too, unless sharing would stretch the
+range of a value beyond what its fused Relu or Clip lets through: then the kernel could no longer drop the
+activation, and a requantization at the concat is the lesser cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from .arithmetic import Grid, activation_parameters, widen_to_zero
+from .placement import Plan
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Scale, zero point and range of a group of values; equal groups are one object."""
+
+    scale: np.float32
+    zero_point: int
+    low: float
+    high: float
+
+
+def assign_scales(plan: Plan, ranges: Mapping[str, Range], grid: Grid) -> dict[ir.Value, Scale]:
+    """Computes the scale of every value in the plan.
+
+    Args:
+        plan: what is quantized.
+        ranges: measured range by value name, all quantizable.
+        grid: the integers of activations.
+    """
+    hard: list[tuple[ir.Value, ir.Value]] = []
+    soft: list[tuple[ir.Value, ir.Value]] = []
+    for follower in plan.followers:
+        if not follower.shares:
+            continue
+        links = [(value, result) for value in follower.inputs for result in follower.results]
+        (soft if follower.node.op_type == "Concat" else hard).extend(links)
+    bounds = {} if grid.symmetric else plan.bounds()
+    while True:
+        groups = _Groups(plan.values, [*hard, *soft])
+        spans = groups.spans(ranges)
+        torn = {
+            groups.of(v)
+            for v, limit in bounds.items()
+            if v in plan.values and _exceeds(spans[groups.of(v)], limit)
+        }
+        if not torn or not soft:
+            break
+        tight = _Groups(plan.values, hard)
+        bad = {
+            tight.of(v)
+            for v, limit in bounds.items()
+            if v in plan.values and _exceeds(spans[groups.of(v)], limit)
+        }
+        kept = [link for link in soft if tight.of(link[0]) not in bad]
+        if len(kept) == len(soft):
+            break
+        soft = kept
+    limits: dict[ir.Value, Range] = {}
+    for value, (low, high) in bounds.items():
+        if value in plan.values and not _exceeds(spans[groups.of(value)], (low, high)):
+            old_low, old_high = limits.get(groups.of(value), (-np.inf, np.inf))
+            limits[groups.of(value)] = (max(low, old_low), min(high, old_high))
+    made = {root: _scale(span, limits.get(root), grid) for root, span in spans.items()}
+    return {value: made[groups.of(value)] for value in plan.values}
+
+
+def _scale(span: Range, limit: Range | None, grid: Grid) -> Scale:
+    scale, zero_point = activation_parameters(*span, grid)
+    if limit is not None:
+        # Rounding the zero point may move the grid half a step past a bound of the fused activation, which a
+        # kernel that drops the activation would let through.
+        below, above = zero_point - grid.low, grid.high - zero_point
+        most = min(-limit[0] / below if below else np.inf, limit[1] / above if above else np.inf)
+        while float(scale) > most:
+            shrunk = np.float32(most)
+            scale = shrunk if shrunk < scale else np.nextafter(scale, np.float32(0.0))
+    return Scale(scale, zero_point, *span)
+
+
+def _exceeds(span: Range, limit: Range) -> bool:
+    return span[0] < limit[0] or span[1] > limit[1]
+
+
+class _Groups:
+    """Union-find over values."""
+
+    def __init__(self, values: Mapping[ir.Value, None], links: list[tuple[ir.Value, ir.Value]]):
+        self._parent = {value: value for value in values}
+        for a, b in links:
+            self._parent[self.of(a)] = self.of(b)
+
+    def of(self, value: ir.Value) -> ir.Value:
+        """The representative of a value's group."""
+        root = value
+        while self._parent[root] is not root:
+            root = self._parent[root]
+        while self._parent[value] is not root:
+            self._parent[value], value = root, self._parent[value]
+        return root
+
+    def spans(self, ranges: Mapping[str, Range]) -> dict[ir.Value, Range]:
+        """The joint range of each group, zero included, by representative."""
+        spans: dict[ir.Value, Range] = {}
+        for value in self._parent:
+            low, high = widen_to_zero(*ranges[str(value.name)])
+            old_low, old_high = spans.get(self.of(value), (0.0, 0.0))
+            spans[self.of(value)] = (min(low, old_low), max(high, old_high))
+        return spans

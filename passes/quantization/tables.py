@@ -1,0 +1,264 @@
+"""What each target quantizes, as data.
+
+A table says which operators have integer kernels there, what those kernels want (types, symmetry, whether the
+result must be integer too, the type of the bias), which operators let quantized values through, what a kernel
+fuses behind itself, and what stays in float. Placement reads it and knows no target by name.
+
+The x86 tables: without VNNI, `vpmaddubsw` adds two uint8 x int8 products into 16 bits and saturates. ONNX
+Runtime uses it, so the table `x86`, whose files must be right on every x86 machine, keeps weights to 7 bits.
+Kernels that do not saturate (VNNI, `vpmaddwd`, Graphwright's own) take the full 8: table `x86-vnni`, or
+`reduce_range=false`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ...ir.errors import PassError
+from .arithmetic import Grid
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The integers of one kind of operand: numpy type name, symmetry, bits used (None: all)."""
+
+    dtype: str = "int8"
+    symmetric: bool = True
+    bits: int | None = None
+
+    @property
+    def grid(self) -> Grid:
+        """The grid these numbers lie on."""
+        return Grid.make(self.dtype, symmetric=self.symmetric, bits=self.bits)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """An operator with constant weights and an integer kernel.
+
+    Attributes:
+        result: "integer" where the kernel writes integers only, so that a quantization follows directly;
+            "any" where it can also leave float.
+        per_channel: one weight scale per output channel instead of one per tensor.
+        bias: "int32" with scale input scale * weight scale, or "float" where the kernel adds it in float.
+    """
+
+    result: Literal["integer", "any"] = "integer"
+    per_channel: bool = True
+    bias: Literal["int32", "float"] = "int32"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one target quantizes, and how.
+
+    Attributes:
+        name: name by which pipelines ask for it.
+        purpose: one line for people.
+        activations: integers of activations, one scale per tensor.
+        weights: integers of weights.
+        reduced_weight_bits: bits of weights where sums would saturate otherwise; None uses all of `weights`.
+        weighted: operators with constant weights that have an integer kernel.
+        computed: operators that compute on quantized inputs and give a result with a scale of its own.
+        shared: operators that move values only: inputs and results have one common scale.
+        tails: activations fused behind a kernel: the quantization comes after them.
+        keeps_float: operators that stay in float for a reason worth telling.
+    """
+
+    name: str
+    purpose: str
+    activations: Numbers = field(default_factory=lambda: Numbers("uint8", symmetric=False))
+    weights: Numbers = field(default_factory=Numbers)
+    reduced_weight_bits: int | None = None
+    weighted: Mapping[str, Weighted] = field(default_factory=dict)
+    computed: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    tails: tuple[str, ...] = ("Relu", "Clip")
+    keeps_float: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            self.weight_grid(None)
+            activations = self.activations.grid
+        except (ValueError, TypeError) as error:
+            raise PassError(f"quantization table '{self.name}' contradicts itself: {error}") from None
+        if not self.weights.symmetric or self.weights.dtype != "int8":
+            raise PassError(
+                f"quantization table '{self.name}': weights must be symmetric int8 for now, "
+                f"not {self.weights.dtype}"
+            )
+        if activations.dtype not in ("int8", "uint8"):
+            raise PassError(
+                f"quantization table '{self.name}': activations must be int8 or uint8 for now, "
+                f"not {activations.dtype}"
+            )
+        places = [*self.weighted, *self.computed, *self.shared, *self.keeps_float]
+        twice = sorted({name for name in places if places.count(name) > 1})
+        if twice:
+            raise PassError(f"quantization table '{self.name}' lists '{twice[0]}' under two headings")
+
+    def weight_grid(self, reduce_range: bool | None) -> Grid:
+        """The integers of weights.
+
+        Args:
+            reduce_range: whether to give up bits against saturation; None asks the table.
+        """
+        bits = self.reduced_weight_bits
+        if reduce_range is True:
+            bits = bits or 7
+        elif reduce_range is False:
+            bits = None
+        return dataclasses.replace(self.weights, bits=bits or self.weights.bits).grid
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as plain data; `table_from_json` reads it back."""
+        return dataclasses.asdict(self)
+
+
+_MOVES = (
+    *("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather"),
+    *("DepthToSpace", "SpaceToDepth", "Resize", "Concat"),
+)
+_PRECISION = "it loses too much precision in 8 bits"
+_DELICATE = (
+    *("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "InstanceNormalization"),
+    *("GroupNormalization", "Gelu", "Erf", "Attention", "RotaryEmbedding"),
+)
+_KEEPS_FLOAT = dict.fromkeys(_DELICATE, _PRECISION)
+# Operators that ONNX Runtime's CPU provider turns into integer kernels; found by reading its optimized
+# graphs.
+_CPU_WEIGHTED = {
+    "Conv": Weighted(),
+    "Gemm": Weighted(result="any"),
+    "MatMul": Weighted(result="any"),
+}
+_CPU_COMPUTED = ("Add", "Mul", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
+_CPU_NO_KERNEL = {"ConvTranspose": "there is no integer kernel for it on this target"}
+
+_TABLES = (
+    Table(
+        name="x86",
+        purpose="any x86-64 CPU; weights use 7 bits, because sums saturate in ONNX Runtime without VNNI",
+        reduced_weight_bits=7,
+        weighted=_CPU_WEIGHTED,
+        computed=_CPU_COMPUTED,
+        shared=_MOVES,
+        keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
+    ),
+    Table(
+        name="x86-vnni",
+        purpose="x86-64 CPUs with VNNI, or kernels that do not saturate: full 8-bit weights",
+        weighted=_CPU_WEIGHTED,
+        computed=_CPU_COMPUTED,
+        shared=_MOVES,
+        keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
+    ),
+    Table(
+        name="arm",
+        purpose="ARM CPUs: int8 by int8, widening NEON sums cannot overflow with weights in [-127, 127]",
+        activations=Numbers("int8", symmetric=False),
+        weighted=_CPU_WEIGHTED,
+        computed=_CPU_COMPUTED,
+        shared=_MOVES,
+        keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
+    ),
+    Table(
+        name="arm-dotprod",
+        purpose="ARM CPUs with sdot: int8 by int8",
+        activations=Numbers("int8", symmetric=False),
+        weighted=_CPU_WEIGHTED,
+        computed=_CPU_COMPUTED,
+        shared=_MOVES,
+        keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
+    ),
+    Table(
+        name="cuda",
+        purpose="NVIDIA GPUs, TensorRT style: everything symmetric int8, zero points 0",
+        activations=Numbers("int8", symmetric=True),
+        weighted=_CPU_WEIGHTED | {"ConvTranspose": Weighted()},
+        computed=("Add", "AveragePool", "GlobalAveragePool"),
+        shared=_MOVES,
+        keeps_float=_KEEPS_FLOAT,
+    ),
+    Table(
+        name="generic",
+        purpose="no particular device: uint8 activations, full 8-bit weights",
+        weighted=_CPU_WEIGHTED | {"ConvTranspose": Weighted()},
+        computed=_CPU_COMPUTED,
+        shared=_MOVES,
+        keeps_float=_KEEPS_FLOAT,
+    ),
+)
+TABLES: Mapping[str, Table] = {table.name: table for table in _TABLES}
+"""The tables that come with the package, by name."""
+
+
+def find_table(name: str | None, target: Any = None) -> Table:
+    """The table for a name, a JSON file, or a target description.
+
+    Args:
+        name: name of a table, or path of a `.json` file with one; None decides by `target`.
+        target: object with `kind`, `triple` and `features` (a target description), its name, or None.
+
+    Raises:
+        PassError: no such table or file, or the file is no table.
+    """
+    if name is None:
+        return TABLES[_name_for(target)]
+    if name in TABLES:
+        return TABLES[name]
+    if name.endswith(".json"):
+        return _read(Path(name))
+    raise PassError(f"there is no quantization table '{name}'; tables: {', '.join(TABLES)}, or a .json file")
+
+
+def table_from_json(data: Mapping[str, Any]) -> Table:
+    """Builds a table from plain data, as `Table.to_json` gives it.
+
+    Raises:
+        PassError: an entry is unknown, missing or contradicts another.
+    """
+    entries = dict(data)
+    try:
+        for key in ("activations", "weights"):
+            if key in entries:
+                entries[key] = Numbers(**entries[key])
+        entries["weighted"] = {op: Weighted(**each) for op, each in entries.get("weighted", {}).items()}
+        for key in ("computed", "shared", "tails"):
+            if key in entries:
+                entries[key] = tuple(entries[key])
+        return Table(**entries)
+    except (TypeError, AttributeError) as error:
+        raise PassError(f"quantization table '{entries.get('name', '?')}': {error}") from None
+
+
+def _read(path: Path) -> Table:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PassError(f"cannot read the quantization table '{path}': {error}") from None
+    if not isinstance(data, dict):
+        raise PassError(f"quantization table '{path}' is not a JSON object")
+    return table_from_json({"name": path.stem, "purpose": f"from {path.name}", **data})
+
+
+def _name_for(target: Any) -> str:
+    """The table of a target description; what is not known to be better counts as the plainest kind."""
+    if target is None:
+        return "generic"
+    if isinstance(target, str):
+        return target if target in TABLES else "generic"
+    if getattr(target, "kind", None) == "cuda":
+        return "cuda"
+    architecture = str(getattr(target, "triple", "") or "").split("-")[0]
+    features = " ".join(str(feature) for feature in getattr(target, "features", ()) or ())
+    if architecture in ("aarch64", "arm64"):
+        return "arm-dotprod" if "dotprod" in features else "arm"
+    if architecture in ("x86_64", "amd64"):
+        return "x86-vnni" if "vnni" in features else "x86"
+    return "generic"
