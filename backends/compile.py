@@ -82,8 +82,9 @@ def compile(
 
         say("read")
         source = source or model
-        model = load(model)
-    given: ir.Model = model
+        given = load(model)
+    else:
+        given = model
     report = CompileReport(given.graph.name or "model", resolved, backend)
     with report.step("prepare"):
         say("prepare")

@@ -1,1 +1,1 @@
-"""The C++ runner that executes an artifact with no Python on the device."""
+"""The runner: a small C++ program that runs an artifact where there is no Python, here or emulated."""

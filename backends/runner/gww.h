@@ -1,0 +1,116 @@
+// Reading and writing GWW1 tensor files; backends/weights.py documents the layout.
+#pragma once
+
+#include <dlpack/dlpack.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace gww {
+
+constexpr uint64_t kAlignment = 64;
+
+// A file in memory: private pages, so that nobody's writes reach the disk.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::string& path) : path_(path) {
+    int file = open(path.c_str(), O_RDONLY);
+    struct stat info {};
+    if (file < 0 || fstat(file, &info) != 0) throw std::runtime_error("cannot read " + path);
+    size_ = static_cast<size_t>(info.st_size);
+    data_ = mmap(nullptr, size_ ? size_ : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+    close(file);
+    if (data_ == MAP_FAILED) throw std::runtime_error("cannot map " + path);
+  }
+  ~MappedFile() { munmap(data_, size_ ? size_ : 1); }
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  char* at(uint64_t offset, uint64_t bytes) const {
+    if (offset > size_ || bytes > size_ - offset) throw std::runtime_error(path_ + " is truncated");
+    return static_cast<char*>(data_) + offset;
+  }
+  template <typename T>
+  T get(uint64_t offset) const {
+    T value;
+    std::memcpy(&value, at(offset, sizeof(T)), sizeof(T));
+    return value;
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+struct Tensor {
+  DLDataType dtype;
+  std::vector<int64_t> shape;
+  char* data;
+  uint64_t bytes;
+};
+
+// The tensors of a file, in place; they live as long as the mapping.
+inline std::vector<Tensor> Read(const MappedFile& file) {
+  if (std::memcmp(file.at(0, 4), "GWW1", 4) != 0) throw std::runtime_error(file.path() + " is no GWW1 file");
+  uint64_t position = 8;
+  std::vector<Tensor> tensors(file.get<uint32_t>(4));
+  for (Tensor& tensor : tensors) {
+    tensor.dtype = {file.get<uint8_t>(position), file.get<uint8_t>(position + 1), file.get<uint16_t>(position + 2)};
+    auto rank = file.get<uint32_t>(position + 4);
+    auto offset = file.get<uint64_t>(position + 8);
+    tensor.bytes = file.get<uint64_t>(position + 16);
+    position += 24;
+    uint64_t expected = tensor.dtype.bits / 8;
+    for (uint32_t axis = 0; axis < rank; ++axis, position += 8) {
+      tensor.shape.push_back(file.get<int64_t>(position));
+      expected *= static_cast<uint64_t>(tensor.shape.back());
+    }
+    if (expected != tensor.bytes || offset % kAlignment) throw std::runtime_error(file.path() + " is damaged");
+    tensor.data = file.at(offset, tensor.bytes);
+  }
+  return tensors;
+}
+
+inline uint64_t Aligned(uint64_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
+
+inline void Write(const std::string& path, const std::vector<Tensor>& tensors) {
+  std::ofstream file(path, std::ios::binary);
+  auto put = [&file](auto value) { file.write(reinterpret_cast<const char*>(&value), sizeof(value)); };
+  uint64_t header = 8;
+  for (const Tensor& tensor : tensors) header += 24 + 8 * tensor.shape.size();
+  file.write("GWW1", 4);
+  put(static_cast<uint32_t>(tensors.size()));
+  uint64_t offset = Aligned(header);
+  for (const Tensor& tensor : tensors) {
+    put(tensor.dtype.code);
+    put(tensor.dtype.bits);
+    put(tensor.dtype.lanes);
+    put(static_cast<uint32_t>(tensor.shape.size()));
+    put(offset);
+    put(tensor.bytes);
+    for (int64_t size : tensor.shape) put(size);
+    offset = Aligned(offset + tensor.bytes);
+  }
+  for (const Tensor& tensor : tensors) {
+    auto here = static_cast<uint64_t>(file.tellp());
+    file.write(std::string(Aligned(here) - here, '\0').data(), static_cast<std::streamsize>(Aligned(here) - here));
+    file.write(tensor.data, static_cast<std::streamsize>(tensor.bytes));
+  }
+  auto end = static_cast<uint64_t>(file.tellp());
+  file.write(std::string(Aligned(end) - end, '\0').data(), static_cast<std::streamsize>(Aligned(end) - end));
+  file.flush();
+  if (!file) throw std::runtime_error("cannot write " + path);
+}
+
+}  // namespace gww
