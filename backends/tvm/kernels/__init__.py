@@ -18,6 +18,7 @@ from .interface import (
     PoolSpec,
 )
 from .matmul import matmul
+from .pool import pool
 
 __all__ = [
     "Conv2dSpec",
@@ -30,4 +31,5 @@ __all__ = [
     "PoolSpec",
     "conv2d",
     "matmul",
+    "pool",
 ]

@@ -15,19 +15,20 @@ from typing import Any
 import numpy as np
 
 from . import emit
-from .interface import Conv2dSpec, Epilogue, Index, Kernel
+from .depthwise import depthwise
+from .interface import Conv2dSpec, Epilogue, Index, Kernel, nhwc
 from .microkernel import Accumulators, Writer
+from .product import SERIAL_FLOPS, Product
 from .tile import Chunks, TargetNumbers, Tile, blocks, choose_chunks, choose_tile
-
-_MAX_BORDER_TILES = 4
-_SERIAL_FLOPS = 200_000
-"""Below this, starting the worker threads costs more than they save."""
-
-
-def nhwc(index: Index) -> Index:
-    """Storage index of a logical (n, c, h, w)."""
-    n, c, h, w = index
-    return (n, h, w, c)
+from .window import (
+    MAX_BORDER_TILES,
+    border_tiles,
+    column_inside,
+    over_tiles,
+    pad_stage,
+    padded_spec,
+    rows_inside,
+)
 
 
 def pack_conv_weights(weights: np.ndarray, groups: int, block: int) -> np.ndarray:
@@ -44,13 +45,13 @@ def pack_conv_weights(weights: np.ndarray, groups: int, block: int) -> np.ndarra
 class _Convolution:
     """Emits one convolution whose border tiles are few (padding is not stored)."""
 
-    def __init__(self, spec: Conv2dSpec, tile: Tile, chunks: Chunks, writer: Writer):
+    def __init__(self, spec: Conv2dSpec, tile: Tile, chunks: Chunks, writer: Writer, data: Any):
         self.spec, self.tile, self.chunks, self.writer = spec, tile, chunks, writer
         self.depth = spec.in_channels // spec.groups
         self.per_group = spec.out_channels // spec.groups
         self.blocks = blocks(self.per_group, tile.block)
         self.weights_shape = (spec.groups * self.blocks, *spec.kernel, self.depth, tile.block)
-        self.data = emit.buffer("data", spec.data_shape)
+        self.data = data
         self.weights = emit.buffer("weights", self.weights_shape)
 
     def body(self) -> Any:
@@ -67,34 +68,18 @@ class _Convolution:
             return [*bound, emit.loop("row", rows, lambda row: self._row(n, block, first_row + row))]
 
         return emit.parallel(
-            "task", spec.batch * chunks.count * block_count, task, enabled=spec.flops > _SERIAL_FLOPS
+            "task", spec.batch * chunks.count * block_count, task, enabled=spec.flops > SERIAL_FLOPS
         )
 
     def _row(self, n: Any, block: Any, oh: Any) -> Any:
-        spec, pixels = self.spec, self.tile.pixels
-        starts = tile_starts(spec.out_width, pixels)
-        parts = []
-        inner = [t for t, start in enumerate(starts) if not touches_border(spec, start, pixels)]
-        for t, start in enumerate(starts):
-            if t not in inner:
-                parts.append(self._tile(n, block, oh, start))
-            elif t == inner[0]:
-                parts.append(
-                    emit.loop(
-                        "column",
-                        len(inner),
-                        lambda t: self._tile(n, block, oh, emit.minimum(t * pixels, spec.out_width - pixels)),
-                        start=inner[0],
-                    )
-                )
-        return parts
+        return over_tiles(self.spec, self.tile.pixels, lambda ow: self._tile(n, block, oh, ow))
 
     def _tile(self, n: Any, block: Any, oh: Any, ow: Any) -> Any:
         spec, tile = self.spec, self.tile
         group = emit.floordiv(block, self.blocks) if spec.groups > 1 else 0
         accumulators = Accumulators(tile)
         top = oh * spec.stride[0] - spec.pads[0]
-        low, count = tap_range(spec.kernel[0], spec.dilation[0], top, spec.height, clipped_rows(spec))
+        low, count = rows_inside(spec, top)
 
         def kernel_row(kh: Any) -> Any:
             return self._kernel_row(accumulators, n, block, group * self.depth, kh, top, ow)
@@ -139,45 +124,11 @@ class _Convolution:
         )
 
 
-def tile_starts(width: int, pixels: int) -> list[int]:
-    """First pixel of each tile of a row."""
-    return [min(start, width - pixels) for start in range(0, width, pixels)]
-
-
-def touches_border(spec: Conv2dSpec, start: int, pixels: int) -> bool:
-    """Whether a tile reads columns outside the image."""
-    left = start * spec.stride[1] - spec.pads[1]
-    right = left + (pixels - 1) * spec.stride[1] + (spec.kernel[1] - 1) * spec.dilation[1]
-    return left < 0 or right >= spec.width
-
-
-def clipped_rows(spec: Conv2dSpec) -> bool:
-    """Whether some output row reads rows outside the image."""
-    bottom = (spec.out_height - 1) * spec.stride[0] - spec.pads[0] + (spec.kernel[0] - 1) * spec.dilation[0]
-    return spec.pads[0] > 0 or bottom >= spec.height
-
-
-def tap_range(taps: int, dilation: int, first: Any, size: int, clipped: bool) -> tuple[Any, Any]:
-    """First tap and number of taps of `first + tap * dilation` inside [0, size)."""
-    if not clipped:
-        return 0, taps
-    low = emit.maximum(0, emit.floordiv(dilation - 1 - first, dilation))
-    high = emit.minimum(taps, emit.floordiv(size - first + dilation - 1, dilation))
-    return low, emit.maximum(high - low, 0)
-
-
 def tap_groups(spec: Conv2dSpec, ow: Any, pixels: int) -> list[tuple[int, int, tuple[int, ...]]]:
-    """Runs of kernel columns that read inside the image for the same pixels: (first, count, pixels).
-
-    A tile whose start is an expression lies inside.
-    """
-    everything = tuple(range(pixels))
-    if not isinstance(ow, int):
-        return [(0, spec.kernel[1], everything)]
+    """Runs of kernel columns that read inside the image for the same pixels: (first, count, pixels)."""
     runs: list[tuple[int, int, tuple[int, ...]]] = []
     for kw in range(spec.kernel[1]):
-        column = ow * spec.stride[1] - spec.pads[1] + kw * spec.dilation[1]
-        valid = tuple(p for p in everything if 0 <= column + p * spec.stride[1] < spec.width)
+        valid = tuple(p for p in range(pixels) if column_inside(spec, ow, p, kw))
         if runs and runs[-1][2] == valid:
             runs[-1] = (runs[-1][0], runs[-1][1] + 1, valid)
         else:
@@ -190,21 +141,68 @@ def conv2d(spec: Conv2dSpec, epilogue: Epilogue | None, target: TargetNumbers) -
 
     Buffers: data (N, H, W, C), packed weights, extra inputs, output (N, OH, OW, O).
     """
+    if spec.is_depthwise and spec.out_channels == spec.in_channels:
+        return depthwise(spec, epilogue, target)
+    writer = Writer(epilogue, spec.out_shape, nhwc)
+    if is_pointwise(spec):
+        return _pointwise(spec, writer, target)
     depth = spec.in_channels // spec.groups
     per_group = spec.out_channels // spec.groups
     tile = choose_tile(spec.out_width, per_group, depth * prod(spec.kernel), target)
+    data = source = emit.buffer("data", spec.data_shape)
+    padding: emit.Statements = []
+    if border_tiles(spec, tile.pixels) > MAX_BORDER_TILES:
+        source, padding = pad_stage(spec, spec.in_channels, data)
+        spec = padded_spec(spec)
     block_count = spec.groups * blocks(per_group, tile.block)
     weight_bytes = 4 * depth * prod(spec.kernel) * block_count * tile.block
     row_bytes = 4 * spec.width * spec.in_channels * spec.stride[0]
     chunks = choose_chunks(spec.out_height, row_bytes, weight_bytes, spec.batch, block_count, target)
-    writer = Writer(epilogue, spec.out_shape, nhwc)
-    emitted = _Convolution(spec, tile, chunks, writer)
+    emitted = _Convolution(spec, tile, chunks, writer, source)
     func = emit.function(
-        "conv2d", [emitted.data, emitted.weights, *writer.extras, writer.output], emitted.body()
+        "conv2d", [data, emitted.weights, *writer.extras, writer.output], [*padding, emitted.body()]
     )
-    return Kernel(
-        func,
-        (lambda weights: pack_conv_weights(weights, spec.groups, tile.block),),
-        spec.flops,
-        f"conv2d {tile} rows {chunks.rows}",
+    return Kernel(func, (_packer(spec, tile),), spec.flops, f"conv2d {tile} rows {chunks.rows}")
+
+
+def is_pointwise(spec: Conv2dSpec) -> bool:
+    """Whether every output pixel depends on the input pixel of the same position alone."""
+    return spec.kernel == (1, 1) and spec.stride == (1, 1) and not any(spec.pads)
+
+
+def _packer(spec: Conv2dSpec, tile: Tile) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda weights: pack_conv_weights(weights, spec.groups, tile.block)
+
+
+def _pointwise(spec: Conv2dSpec, writer: Writer, target: TargetNumbers) -> Kernel:
+    """A 1x1 convolution: the product of (pixels, C) by (C, O) in every group."""
+    depth, per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    pixels = spec.batch * spec.height * spec.width
+    tile = choose_tile(pixels, per_group, depth, target)
+    count = blocks(per_group, tile.block)
+    data = emit.buffer("data", spec.data_shape)
+    weights = emit.buffer("weights", (spec.groups * count, 1, 1, depth, tile.block))
+    view, declaration = emit.flat_view(data, prod(spec.data_shape))
+
+    def index(batch: Index, row: Any, column: Any) -> Index:
+        n, h, w = emit.unravel(row, (spec.batch, spec.height, spec.width))
+        return (n, batch[0] * per_group + column, h, w)
+
+    product = Product(
+        (spec.groups,),
+        pixels,
+        per_group,
+        depth,
+        tile,
+        lambda batch, row, k: emit.load(view, [row * spec.in_channels + batch[0] * depth + k]),
+        lambda batch, block, k, v: emit.load(
+            weights, [batch[0] * count + block, 0, 0, k, v * tile.lanes], tile.lanes
+        ),
+        index,
     )
+    func = emit.function(
+        "conv2d_1x1",
+        [data, weights, *writer.extras, writer.output],
+        [declaration, product.body(writer, target)],
+    )
+    return Kernel(func, (_packer(spec, tile),), spec.flops, f"conv2d_1x1 {tile}")

@@ -30,9 +30,9 @@ def flatten(parts: Iterable[Any]) -> Any:
 def loop(
     name: str, extent: Any, body: Callable[[Any], Any], kind: ForKind = ForKind.SERIAL, start: Any = 0
 ) -> Any:
-    """`for name in range(start, start + extent)`; a loop of one iteration is left out."""
-    if isinstance(extent, int) and extent == 1:
-        return flatten([body(start)])
+    """`for name in range(start, start + extent)`; a loop of one iteration (or none) is left out."""
+    if isinstance(extent, int) and extent <= 1:
+        return flatten([body(start)] if extent == 1 else [])
     variable = tirx.Var(name, "int32")
     statement = body(variable)
     return tirx.For(variable, start, extent, kind, flatten([statement]))
@@ -51,6 +51,12 @@ def bind(name: str, value: Any) -> tuple[Any, Statements]:
     return variable, [tirx.Bind(variable, value)]
 
 
+def hold(name: str, value: Any, lanes: int = 1, dtype: str = "float32") -> tuple[Any, Any]:
+    """A variable that holds a loaded vector, and the statement that binds it."""
+    variable = tirx.Var(name, dtype if lanes == 1 else f"{dtype}x{lanes}")
+    return variable, tirx.Bind(variable, value)
+
+
 def when(condition: Any, then: Any, otherwise: Any = None) -> Any:
     """`if condition`, decided here when the condition is a Python bool."""
     if isinstance(condition, bool):
@@ -58,6 +64,15 @@ def when(condition: Any, then: Any, otherwise: Any = None) -> Any:
         return flatten([chosen] if chosen is not None else [])
     other = None if otherwise is None else flatten([otherwise])
     return tirx.IfThenElse(condition, flatten([then]), other)
+
+
+def both(a: Any, b: Any) -> Any:
+    """`a and b`."""
+    if isinstance(a, bool):
+        return b if a else False
+    if isinstance(b, bool):
+        return a if b else False
+    return tirx.And(a, b)
 
 
 def minimum(a: Any, b: Any) -> Any:
@@ -101,9 +116,9 @@ def splat(value: Any, lanes: int) -> Any:
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
 
-def zeros(lanes: int, dtype: str = "float32") -> Any:
-    """A vector of zeros."""
-    return splat(tirx.const(0, dtype), lanes)
+def constant(value: float, lanes: int = 1, dtype: str = "float32") -> Any:
+    """`value` in every lane."""
+    return splat(tirx.const(value, dtype), lanes)
 
 
 def load(buffer: Any, index: Sequence[Any], lanes: int = 1) -> Any:

@@ -17,6 +17,12 @@ Index = tuple[Any, ...]
 """One TIR index expression per dimension."""
 
 
+def nhwc(index: Index) -> Index:
+    """Storage index of a logical (n, c, h, w)."""
+    n, c, h, w = index
+    return (n, h, w, c)
+
+
 @dataclass(frozen=True)
 class ExtraInput:
     """One more tensor read by an epilogue (bias, residual, scale ...), with the shape it is stored in."""

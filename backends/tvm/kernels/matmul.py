@@ -181,7 +181,7 @@ def _pack_stage(view: _View, spec: MatmulSpec, tile: Tile) -> tuple[Any, list[An
             return emit.when(
                 inside,
                 emit.loop("k", spec.k, lambda k: element(k, view.at(tuple(outer), k, column))),
-                emit.loop("k", spec.k, lambda k: element(k, emit.zeros(1))),
+                emit.loop("k", spec.k, lambda k: element(k, emit.constant(0))),
             )
 
         return emit.loop("lane", tile.block, copy)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx import ForKind
 
-from .emit import Statements, allocate, buffer, count_operations, load, loop, splat, store, when, zeros
+from .emit import (
+    Statements,
+    allocate,
+    buffer,
+    constant,
+    count_operations,
+    hold,
+    load,
+    loop,
+    splat,
+    store,
+    when,
+)
 from .interface import Epilogue, Index
 from .tile import Tile
 
@@ -29,11 +42,14 @@ class Accumulators:
     def position(self, pixel: int, vector: int) -> int:
         return (pixel * self.tile.vectors + vector) * self.tile.lanes
 
-    def clear(self) -> Statements:
-        """Allocate and set to zero."""
+    def clear(self, value: float = 0.0) -> Statements:
+        """Allocate and set to `value`."""
         lanes = self.tile.lanes
         cells = range(0, self.tile.pixels * self.tile.block, lanes)
-        return [self._allocation, *(store(self.buffer, zeros(lanes), [cell], lanes) for cell in cells)]
+        return [
+            self._allocation,
+            *(store(self.buffer, constant(value, lanes), [cell], lanes) for cell in cells),
+        ]
 
     def multiply_add(
         self, pixels: Iterable[int], row: Callable[[int], Any], column: Callable[[int], Any]
@@ -43,19 +59,22 @@ class Accumulators:
         statements: Statements = []
         columns = []
         for vector in range(self.tile.vectors):
-            value = column(vector)
-            name = tirx.Var(f"w{vector}", f"float32x{lanes}")
-            statements.append(tirx.Bind(name, value))
+            name, bound = hold(f"w{vector}", column(vector), lanes)
+            statements.append(bound)
             columns.append(name)
         for pixel in pixels:
-            value = row(pixel)
-            name = tirx.Var(f"x{pixel}", "float32")
-            statements.append(tirx.Bind(name, value))
+            name, bound = hold(f"x{pixel}", row(pixel))
+            statements.append(bound)
             for vector in range(self.tile.vectors):
-                at = [self.position(pixel, vector)]
-                total = load(self.buffer, at, lanes) + splat(name, lanes) * columns[vector]
-                statements.append(store(self.buffer, total, at, lanes))
+                statements.append(self.update(pixel, vector, splat(name, lanes) * columns[vector]))
         return statements
+
+    def update(
+        self, pixel: int, vector: int, value: Any, combine: Callable[[Any, Any], Any] = operator.add
+    ) -> Any:
+        """acc[pixel, vector] = combine(acc[pixel, vector], value)."""
+        at = [self.position(pixel, vector)]
+        return store(self.buffer, combine(load(self.buffer, at, self.tile.lanes), value), at, self.tile.lanes)
 
 
 class Writer:

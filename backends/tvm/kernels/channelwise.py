@@ -1,0 +1,132 @@
+"""The sweep shared by depthwise convolution and pooling: vectors over channels, tiles of neighbouring pixels.
+
+Accumulators hold `pixels x vectors`. Every input column of a tile is loaded once and combined with all the
+pixels whose window covers it. The last block of channels is moved back to end with the channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from . import emit
+from .emit import Statements
+from .microkernel import Accumulators, Writer
+from .tile import TargetNumbers, Tile, blocks, lanes_of
+from .window import Window, column_inside, over_tiles, rows_inside
+
+SERIAL_OPERATIONS = 50_000
+"""Operations below which threads cost more than they save."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One channel-wise window operator; the window must have few border tiles."""
+
+    window: Window
+    channels: int
+    tile: Tile
+    source: Any
+    """(N, H, W, C) buffer."""
+    initial: float
+    prepare: Callable[[Any, Any], tuple[Any, Statements]]
+    """(kernel row, first channel) -> what a kernel row needs, such as its weights, and the statements it takes."""
+    combine: Callable[[Accumulators, int, int, Any, int, Any], Any]
+    """(accumulators, pixel, vector, input vector, kernel column, prepared) -> statement that takes in one tap."""
+    finish: Callable[[Accumulators, Any, Any], Statements]
+    """(accumulators, first output column, output row) -> statements after the last tap."""
+
+    def body(self, writer: Writer) -> Any:
+        """The loops."""
+        window = self.window
+        rows = window.batch * window.out_height
+        work = rows * window.out_width * self.channels * window.kernel[0] * window.kernel[1]
+
+        def row(t: Any) -> Any:
+            n, oh = emit.unravel(t, (window.batch, window.out_height))
+            return over_tiles(window, self.tile.pixels, lambda ow: self._tile(writer, n, oh, ow))
+
+        return emit.parallel("row", rows, row, enabled=work > SERIAL_OPERATIONS)
+
+    def _tile(self, writer: Writer, n: Any, oh: Any, ow: Any) -> Any:
+        tile = self.tile
+
+        def block(b: Any) -> Any:
+            start: Any = b * tile.block
+            if self.channels % tile.block:
+                start = emit.minimum(start, self.channels - tile.block)
+            channel, bound = emit.bind("channel", start)
+            accumulators = Accumulators(tile)
+            top = oh * self.window.stride[0] - self.window.pads[0]
+            low, rows = rows_inside(self.window, top)
+
+            def kernel_row(kh: Any) -> Any:
+                row = top + kh * self.window.dilation[0]
+                prepared, statements = self.prepare(kh, channel)
+                return [*statements, *self._taps(accumulators, (n, row), ow, channel, prepared)]
+
+            return [
+                *bound,
+                *accumulators.clear(self.initial),
+                emit.loop("kh", rows, kernel_row, start=low),
+                *self.finish(accumulators, ow, oh),
+                *writer.write_tile(
+                    accumulators, lambda pixel, c: (n, c, oh, ow + pixel), channel, False, tile.block
+                ),
+            ]
+
+        return emit.loop("block", blocks(self.channels, tile.block), block)
+
+    def _taps(
+        self, accumulators: Accumulators, row: tuple[Any, Any], ow: Any, channel: Any, prepared: Any
+    ) -> Statements:
+        window, tile = self.window, self.tile
+        covered: dict[int, list[tuple[int, int]]] = {}
+        for pixel in range(tile.pixels):
+            for kw in range(window.kernel[1]):
+                if column_inside(window, ow, pixel, kw):
+                    offset = pixel * window.stride[1] + kw * window.dilation[1]
+                    covered.setdefault(offset, []).append((pixel, kw))
+        left = ow * window.stride[1] - window.pads[1]
+        parts: Statements = []
+        for offset in sorted(covered):
+            for v in range(tile.vectors):
+                index = [*row, left + offset, channel + v * tile.lanes]
+                value, bound = emit.hold(
+                    f"x{offset}_{v}", emit.load(self.source, index, tile.lanes), tile.lanes
+                )
+                parts.append(bound)
+                parts.extend(
+                    self.combine(accumulators, p, v, value, kw, prepared) for p, kw in covered[offset]
+                )
+        return parts
+
+
+def choose_channel_tile(window: Window, channels: int, held: int, target: TargetNumbers) -> Tile:
+    """Pixels and vectors per tile; `held` vectors per column of the block stay in registers beside them."""
+    lanes = min(lanes_of(target), channels)
+    return _choose(
+        window.out_width, channels, window.kernel, window.stride[1], held, lanes, target.vector_registers
+    )
+
+
+@lru_cache(maxsize=1024)
+def _choose(
+    width: int, channels: int, kernel: tuple[int, int], stride: int, held: int, lanes: int, registers: int
+) -> Tile:
+    best, best_cost = Tile(1, 1, lanes), float("inf")
+    for vectors in range(1, max(1, min(4, channels // lanes)) + 1):
+        for pixels in range(1, min(width, 12) + 1):
+            if (pixels + held) * vectors + 1 > registers:
+                break
+            columns = min((pixels - 1) * stride + kernel[1], pixels * kernel[1])
+            operations = kernel[1] * pixels * vectors
+            loads = (columns + held) * vectors
+            row = max(operations, loads, 4 * kernel[1]) / 2 + 2
+            tiles = blocks(width, pixels) * blocks(channels, vectors * lanes)
+            cost = tiles * (kernel[0] * row + pixels * vectors + 8)
+            if cost < best_cost:
+                best, best_cost = Tile(pixels, vectors, lanes), cost
+    return best

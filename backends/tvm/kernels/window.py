@@ -1,0 +1,175 @@
+"""Geometry of sliding windows: which taps of which output pixels lie inside the image.
+
+Rows outside are skipped by loop bounds; columns outside are known while code is generated, because the tiles
+that touch a border start at constants. An operator with too many border tiles gets a padded copy of its input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+from . import emit
+from .emit import Statements
+from .interface import Conv2dSpec
+
+MAX_BORDER_TILES = 4
+"""Border tiles that get code of their own; with more of them the input is padded first."""
+
+
+class Window(Protocol):
+    """What convolution and pooling specs have in common."""
+
+    @property
+    def batch(self) -> int:
+        """Images."""
+
+    @property
+    def height(self) -> int:
+        """Rows of the input."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the input."""
+
+    @property
+    def out_height(self) -> int:
+        """Rows of the output."""
+
+    @property
+    def out_width(self) -> int:
+        """Columns of the output."""
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Taps."""
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Steps between windows."""
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        """Steps between taps."""
+
+    @property
+    def pads(self) -> tuple[int, int, int, int]:
+        """Top, left, bottom, right."""
+
+
+def tile_starts(width: int, pixels: int) -> list[int]:
+    """First pixel of each tile of a row; the last one is moved left to end with the row."""
+    return [min(start, width - pixels) for start in range(0, width, pixels)]
+
+
+def touches_border(window: Window, start: int, pixels: int) -> bool:
+    """Whether a tile reads columns outside the image."""
+    left = start * window.stride[1] - window.pads[1]
+    right = left + (pixels - 1) * window.stride[1] + (window.kernel[1] - 1) * window.dilation[1]
+    return left < 0 or right >= window.width
+
+
+def border_tiles(window: Window, pixels: int) -> int:
+    """Tiles of a row that read columns outside the image."""
+    return sum(touches_border(window, start, pixels) for start in tile_starts(window.out_width, pixels))
+
+
+def over_tiles(window: Window, pixels: int, tile: Any) -> Statements:
+    """`tile(first pixel)` for every tile of a row: constants at the borders, a loop between them."""
+    starts = tile_starts(window.out_width, pixels)
+    inner = [t for t, start in enumerate(starts) if not touches_border(window, start, pixels)]
+    last = window.out_width - pixels
+    parts: Statements = []
+    for t, start in enumerate(starts):
+        if t not in inner:
+            parts.append(tile(start))
+        elif t == inner[0]:
+            moved = starts[inner[-1]] != inner[-1] * pixels
+            parts.append(
+                emit.loop(
+                    "column",
+                    len(inner),
+                    lambda t: tile(emit.minimum(t * pixels, last) if moved else t * pixels),
+                    start=inner[0],
+                )
+            )
+    return parts
+
+
+def taps_inside(first: Any, taps: int, dilation: int, low: int, high: int) -> tuple[Any, Any]:
+    """First tap and number of taps whose position `first + tap * dilation` lies in [low, high)."""
+    begin = emit.maximum(0, emit.floordiv(low - first + dilation - 1, dilation))
+    end = emit.minimum(taps, emit.floordiv(high - first + dilation - 1, dilation))
+    return begin, emit.maximum(end - begin, 0)
+
+
+def rows_inside(window: Window, top: Any, padded: bool = False) -> tuple[Any, Any]:
+    """First tap and number of taps inside the image of the window whose first row is `top`.
+
+    With `padded`, inside the image and its padding.
+    """
+    low, high = (-window.pads[0], window.height + window.pads[2]) if padded else (0, window.height)
+    return _range(window, 0, top, window.out_height, low, high)
+
+
+def columns_inside(window: Window, left: Any, padded: bool = False) -> tuple[Any, Any]:
+    """The same for columns."""
+    low, high = (-window.pads[1], window.width + window.pads[3]) if padded else (0, window.width)
+    return _range(window, 1, left, window.out_width, low, high)
+
+
+def _range(window: Window, axis: int, first: Any, outputs: int, low: int, high: int) -> tuple[Any, Any]:
+    taps, dilation = window.kernel[axis], window.dilation[axis]
+    lowest = -window.pads[axis]
+    highest = (outputs - 1) * window.stride[axis] + lowest + (taps - 1) * dilation
+    if lowest >= low and highest < high:
+        return 0, taps
+    return taps_inside(first, taps, dilation, low, high)
+
+
+def column_inside(window: Window, ow: Any, pixel: int, tap: int) -> bool:
+    """Whether a tap of a tile's pixel reads inside the image; tiles that start at an expression lie inside."""
+    if not isinstance(ow, int):
+        return True
+    return 0 <= (ow + pixel) * window.stride[1] - window.pads[1] + tap * window.dilation[1] < window.width
+
+
+def pad_stage(window: Window, channels: int, source: Any) -> tuple[Any, Statements]:
+    """A zero-padded copy of (N, H, W, C) in scratch memory, and the statements that make it."""
+    top, left, bottom, right = window.pads
+    height, width = window.height + top + bottom, window.width + left + right
+    padded, allocation = emit.allocate("padded", (window.batch, height, width, channels), scope="global")
+
+    def row(t: Any) -> Any:
+        n, h = emit.unravel(t, (window.batch, height))
+
+        def fill(first: int, count: int) -> Any:
+            return emit.loop(
+                "w",
+                count,
+                lambda w: emit.loop(
+                    "c", channels, lambda c: emit.store(padded, emit.constant(0), [n, h, w, c])
+                ),
+                start=first,
+            )
+
+        def copy(w: Any) -> Any:
+            return emit.loop(
+                "c",
+                channels,
+                lambda c: emit.store(padded, emit.load(source, [n, h - top, w, c]), [n, h, w + left, c]),
+            )
+
+        inside = emit.both(h >= top, h < top + window.height)
+        body = [fill(0, left), emit.loop("w", window.width, copy), fill(left + window.width, right)]
+        return emit.when(inside, body, fill(0, width))
+
+    return padded, [allocation, emit.parallel("pad", window.batch * height, row)]
+
+
+def padded_spec(spec: Conv2dSpec) -> Conv2dSpec:
+    """The same convolution of an input that already holds the padding."""
+    top, left, bottom, right = spec.pads
+    return replace(
+        spec, height=spec.height + top + bottom, width=spec.width + left + right, pads=(0, 0, 0, 0)
+    )
