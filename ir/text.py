@@ -38,7 +38,7 @@ def to_text(model: ir.Model, *, weights: bool = False, modules: bool = False) ->
         modules: add the torch module that each node was traced from.
     """
     lines = [f"model '{_escaped(model.graph.name or '')}', opset {_opsets(model.opset_imports)}"]
-    lines += _graph_lines(model.graph, f"graph {_name(model.graph.name)}", "", weights, modules)
+    lines += _graph_lines(model.graph, f"graph {name_text(model.graph.name)}", "", weights, modules)
     for function in model.functions.values():
         title = f"function {_escaped(function.domain)}::{_escaped(function.name)}"
         title += f" <opset {_opsets(function.opset_imports)}>"
@@ -50,11 +50,11 @@ def to_text(model: ir.Model, *, weights: bool = False, modules: bool = False) ->
 
 def node_text(node: ir.Node, *, types: bool = True) -> str:
     """One node as one line: `%y = Relu(%x) : f32[1,8]`; subgraphs appear as `{...}`."""
-    outputs = ", ".join(_name(v.name) if v.name else "_" for v in node.outputs)
+    outputs = ", ".join(name_text(v.name) if v.name else "_" for v in node.outputs)
     inputs = list(node.inputs)
     while inputs and inputs[-1] is None:
         inputs.pop()
-    arguments = ", ".join("_" if v is None else _name(v.name) for v in inputs)
+    arguments = ", ".join("_" if v is None else name_text(v.name) for v in inputs)
     domain = f"{_escaped(node.domain)}::" if node.domain else ""
     text = f"{outputs} = {domain}{_escaped(node.op_type)}({arguments})"
     if node.attributes:
@@ -121,8 +121,8 @@ def summary_text(model: ir.Model) -> str:
     rows = [
         ("model", _escaped(facts["name"])),
         ("opset", _opsets(facts["opset_imports"])),
-        *(("input", f"{_name(v['name'])}: {v['type']}") for v in facts["inputs"]),
-        *(("output", f"{_name(v['name'])}: {v['type']}") for v in facts["outputs"]),
+        *(("input", f"{name_text(v['name'])}: {v['type']}") for v in facts["inputs"]),
+        *(("output", f"{name_text(v['name'])}: {v['type']}") for v in facts["outputs"]),
         ("nodes", f"{facts['nodes']:,}"),
         ("operators", ", ".join(f"{_escaped(op)} {n}" for op, n in facts["operators"].items())),
         *(("function", _escaped(name)) for name in facts["functions"]),
@@ -138,7 +138,7 @@ def _graph_lines(graph: ir.Graph, title: str, indent: str, weights: bool, module
     indent += "  "
     for value in graph.initializers.values():
         statistics = _statistics(value.const_value) if weights else ""
-        yield f"{indent}weight {_name(value.name)}: {tensor_text(value.const_value)}{statistics}"
+        yield f"{indent}weight {name_text(value.name)}: {tensor_text(value.const_value)}{statistics}"
     for node in graph:
         path = module_path(node) if modules else None
         yield f"{indent}{node_text(node)}" + (f"  # {_escaped(path)}" if path else "")
@@ -159,7 +159,7 @@ def bodies(attribute: ir.Attr) -> list[tuple[str, ir.Graph]]:
 
 
 def _typed(values: Sequence[ir.Value]) -> str:
-    return ", ".join(f"{_name(v.name)}: {type_text(v)}" for v in values)
+    return ", ".join(f"{name_text(v.name)}: {type_text(v)}" for v in values)
 
 
 def _attribute_value(attribute: ir.Attr) -> str:
@@ -189,7 +189,7 @@ def _value(value: Any) -> str:
 
 def _number(number: Any) -> str:
     """Shortest text that a float32 reads back as the same number."""
-    if isinstance(number, float):
+    if type(number) is float:
         number = np.float32(number) if abs(number) < 3e38 else number
     text = str(number)
     return text.removesuffix(".0") if isinstance(number, np.floating) else text
@@ -225,7 +225,8 @@ def _dim(dim: Any) -> str:
     return "?" if dim.value is None else _escaped(dim.value)
 
 
-def _name(name: str | None) -> str:
+def name_text(name: str | None) -> str:
+    """The name of a value as it appears in the text: `%x`, quoted where it holds anything unusual."""
     if name and _PLAIN_NAME.fullmatch(name):
         return f"%{name}"
     return f'%"{_escaped(name or "")}"'
