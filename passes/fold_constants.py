@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -138,12 +139,12 @@ class FoldConstants(Pass):
             excess = total - allowed
             # Many at a time, so that a model full of expansions does not cost a sweep for each.
             for value in sorted(frontier, key=lambda value: -(_bytes(value) or 0)):
-                node = value.producer()
-                if excess <= 0 or node not in foldable:
+                maker = value.producer()
+                if excess <= 0 or maker is None or maker not in foldable:
                     continue
                 excess -= _bytes(value) or 0
-                unfoldable[node] = f"its {_bytes(value)} bytes would exceed the byte budget of the model"
-                del foldable[node]
+                unfoldable[maker] = f"its {_bytes(value)} bytes would exceed the byte budget of the model"
+                del foldable[maker]
             _drop_dependents(foldable)
 
 
@@ -181,11 +182,10 @@ class FoldShape(Rule):
         dims = list(source.shape)
         if node.op_type == "Shape":
             dims = dims[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(dims))]
-        if not all(isinstance(dim, int) for dim in dims):
+        known = [dim for dim in dims if isinstance(dim, int)]
+        if len(known) < len(dims):
             return False
-        array = (
-            np.array(dims, np.int64) if node.op_type == "Shape" else np.array(np.prod(dims or [1]), np.int64)
-        )
+        array = np.array(known if node.op_type == "Shape" else math.prod(known), np.int64)
         return _replace_by_constant(node, array, rewriter)
 
 

@@ -201,7 +201,7 @@ class Rewriter:
         tensor = _as_tensor(array, name)
         value = ir.Value(
             name=name,
-            shape=ir.Shape([int(dim) for dim in tensor.shape]),
+            shape=ir.Shape(tensor.shape.numpy()),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
@@ -215,7 +215,7 @@ class Rewriter:
         self._changed()
         tensor = _as_tensor(array, value.name or "")
         value.const_value = tensor
-        value.shape = ir.Shape([int(dim) for dim in tensor.shape])
+        value.shape = ir.Shape(tensor.shape.numpy())
         value.type = ir.TensorType(tensor.dtype)
         for user in value.consumers():
             self._touch(user)

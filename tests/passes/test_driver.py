@@ -1,0 +1,181 @@
+"""The worklist driver: to a fixpoint, deterministic, and plain about rules that misbehave."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphwright.ir.errors import PassError
+from graphwright.ir.verify import verify
+from graphwright.passes.base import Pass, PassContext
+from graphwright.passes.driver import drive
+from graphwright.passes.rules import Rule
+
+
+def model_of(text: str) -> ir.Model:
+    model = ir.from_onnx_text('<ir_version: 10, opset_import: ["" : 23]>\n' + text)
+    for graph in model.graphs():
+        for i, node in enumerate(graph):
+            node.name = f"{graph.name}_{node.op_type}_{i}"
+    return model
+
+
+class NegNeg(Rule):
+    """Neg(Neg(x)) = x."""
+
+    op_types = ("Neg",)
+
+    def match_and_rewrite(self, node, rewriter):
+        inner = node.inputs[0].producer()
+        if inner is None or inner.op_type != "Neg":
+            return "its input is not a Neg"
+        rewriter.replace(node, [inner.inputs[0]])
+        if not inner.outputs[0].uses():
+            rewriter.erase(inner)
+        return True
+
+
+NEGS = """
+g (float[2] x) => (float[2] y) {
+    a = Neg(x)
+    b = Neg(a)
+    c = Neg(b)
+    d = Neg(c)
+    e = Neg(d)
+    y = Relu(e)
+}
+"""
+
+
+def test_rules_run_to_a_fixpoint_and_are_counted():
+    model, context = model_of(NEGS), PassContext()
+    assert drive(model, [NegNeg()], context)
+    assert [node.op_type for node in model.graph] == ["Neg", "Relu"]
+    assert context.statistics == {"NegNeg": 2}
+    verify(model)
+
+
+def test_what_did_not_fire_says_why():
+    context = PassContext()
+    assert not drive(model_of("g (float[2] x) => (float[2] y) { y = Neg(x) }"), [NegNeg()], context)
+    assert [(left.node, left.reason) for left in context.left_alone] == [
+        ("g_Neg_0", "its input is not a Neg")
+    ]
+
+
+def test_bodies_are_visited():
+    model = model_of("""
+    g (bool c, float[2] x) => (float[2] y) {
+        y = If (c) <
+            then_branch = then () => (float[2] t) { p = Neg(x)
+              q = Neg(p)
+              t = Relu(q) },
+            else_branch = other () => (float[2] o) { o = Abs(x) }
+        >
+    }""")
+    assert drive(model, [NegNeg()], PassContext())
+    (then,) = [graph for graph in model.graphs() if graph.name == "then"]
+    assert [node.op_type for node in then] == ["Relu"]
+    verify(model)
+
+
+def test_selectors_hold_for_every_rule():
+    @dataclass(frozen=True)
+    class Careful(Pass):
+        """Touches what it is told."""
+
+        name: ClassVar[str] = "careful"
+
+    model = model_of(NEGS)
+    context = PassContext().for_pass(Careful(skip="g_Neg_[0-9]"))
+    assert not drive(model, [NegNeg()], context)
+    context = PassContext().for_pass(Careful(only="Neg"))
+    assert drive(model, [NegNeg()], context)
+
+
+def test_a_rule_without_end_is_reported_by_name():
+    class Toggle(Rule):
+        op_types = ("Relu",)
+
+        def match_and_rewrite(self, node, rewriter):
+            rewriter.replace(node, rewriter.insert_before(node, "Relu", [node.inputs[0]]))
+            return True
+
+    with pytest.raises(PassError, match=r"rule 'Toggle' keeps firing at node .* no fixpoint"):
+        drive(model_of("g (float[2] x) => (float[2] y) { y = Relu(x) }"), [Toggle()], PassContext())
+
+
+def test_a_rule_that_raises_is_reported_with_its_node():
+    class Broken(Rule):
+        op_types = ("Relu",)
+
+        def match_and_rewrite(self, node, rewriter):
+            raise KeyError("oops")
+
+    with pytest.raises(PassError, match="rule 'Broken' at node 'g_Relu_0' .Relu. raised KeyError"):
+        drive(model_of("g (float[2] x) => (float[2] y) { y = Relu(x) }"), [Broken()], PassContext())
+
+
+def test_higher_benefit_comes_first_then_the_order_given():
+    order = []
+
+    def watcher(label, benefit):
+        class Watcher(Rule):
+            op_types = ("Relu",)
+
+            def match_and_rewrite(self, node, rewriter):
+                order.append(label)
+                return False
+
+        Watcher.benefit = benefit
+        return Watcher()
+
+    model = model_of("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+    drive(model, [watcher("a", 1), watcher("b", 5), watcher("c", 1)], PassContext())
+    assert order == ["b", "a", "c"]
+
+
+def test_cost_grows_with_the_graph_not_its_square():
+    visits = []
+
+    class Count(NegNeg):
+        def match_and_rewrite(self, node, rewriter):
+            visits.append(node)
+            return super().match_and_rewrite(node, rewriter)
+
+    def visits_for(n):
+        visits.clear()
+        x = ir.Value(name="x", shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.FLOAT))
+        value, nodes = x, []
+        for i in range(n):
+            node = ir.node("Neg", [value], name=f"n{i}")
+            node.outputs[0].name = f"v{i}"
+            value = node.outputs[0]
+            nodes.append(node)
+        nodes.append(ir.node("Relu", [value], name="last"))
+        nodes[-1].outputs[0].name = "y"
+        graph = ir.Graph([x], list(nodes[-1].outputs), nodes=nodes, opset_imports={"": 23}, name="g")
+        drive(ir.Model(graph, ir_version=10), [Count()], PassContext())
+        return len(visits)
+
+    assert visits_for(400) <= 4.4 * visits_for(100)
+
+
+def test_runs_are_deterministic():
+    texts = set()
+    for _ in range(3):
+        model = model_of(NEGS)
+        drive(model, [NegNeg()], PassContext())
+        texts.add(ir.to_onnx_text(model))
+    assert len(texts) == 1
+
+
+def test_numbers_stay():
+    from graphwright.ir.reference import run_reference
+
+    model = model_of(NEGS)
+    x = np.array([-1.5, 2.5], np.float32)
+    before = run_reference(model, {"x": x})["y"]
+    drive(model, [NegNeg()], PassContext())
+    np.testing.assert_array_equal(run_reference(model, {"x": x})["y"], before)
