@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .errors import GraphwrightError, ModelError
-from .normalize import check_operators, drop_default_inputs, name_nodes, sort_nodes
+from .normalize import check_operators, normalize
 from .opset import collected_warnings, upgrade
 from .stored import TensorReader, check_proto
 from .verify import verify
@@ -55,8 +55,9 @@ def load(path: str | os.PathLike[str], *, name: str | None = None) -> ir.Model:
         name: name of the graph; the file's own by default.
 
     Raises:
-        ModelError: the file is missing, truncated or no model, its data is short, or it holds an operator that
-            nobody knows.
+        ModelError: the file is missing, truncated or no model, its data is short, or it holds an operator
+            that nobody knows.
+        VerifyError: the graph breaks a structural rule.
     """
     loaded = _load_file(Path(path))
     if name is not None:
@@ -68,10 +69,10 @@ def load_any(spec: str | os.PathLike[str]) -> LoadedModel:
     """Loads what a person names on the command line.
 
     Args:
-        spec: an `.onnx` file, a `.pt2` file, or `package.module:callable`, importable from the current folder.
-            The callable takes no arguments and returns one of: a torch module and its example inputs (a tensor,
-            a tuple of positional inputs or a dict of keyword inputs), optionally followed by the dynamic shapes
-            for `torch.export`; a `torch.export.ExportedProgram`; an `onnx_ir.Model`.
+        spec: an `.onnx` file, a `.pt2` file, or `package.module:callable`, importable from the current
+            folder. The callable takes no arguments and returns one of: a torch module and its example inputs
+            (a tensor, a tuple of positional inputs or a dict of keyword inputs), optionally followed by the
+            dynamic shapes as for `trace`; a `torch.export.ExportedProgram`; an `onnx_ir.Model`.
 
     Raises:
         ModelError: there is no such file, module or callable, or what it gives is not a model.
@@ -92,7 +93,8 @@ def _load_file(path: Path) -> LoadedModel:
     if path.suffix == ".pt2":
         from .trace import load_exported, trace_with_inputs
 
-        return LoadedModel(*trace_with_inputs(load_exported(path), name=path.stem), str(path))
+        model, inputs = trace_with_inputs(load_exported(path), name=path.stem)
+        return LoadedModel(model, inputs, str(path))
     return LoadedModel(_load_onnx(path), None, str(path))
 
 
@@ -145,16 +147,13 @@ def _deserialize(proto: onnx.ModelProto, folder: Path) -> ir.Model:
         except Exception as error:
             raise ModelError(f"the graph cannot be read: {_root_cause(error)}") from error
     TensorReader(folder).read_all(model)
-    drop_default_inputs(model)
-    name_nodes(model)
-    sort_nodes(model)
+    normalize(model)
     check_operators(model)
     verify(model)
     before = model.opset_imports.get("")
     upgrade(model)
     if before != model.opset_imports.get(""):
-        drop_default_inputs(model)
-        name_nodes(model)
+        normalize(model)
         verify(model)
     return model
 
@@ -191,11 +190,13 @@ def _from_callable(spec: str, module_name: str, attribute: str) -> LoadedModel:
     if isinstance(made, ir.Model):
         return LoadedModel(made, None, spec)
     if is_exported_program(made):
-        return LoadedModel(*trace_with_inputs(made, name=name), spec)
+        model, inputs = trace_with_inputs(made, name=name)
+        return LoadedModel(model, inputs, spec)
     if isinstance(made, tuple) and len(made) in (2, 3) and is_torch_module(made[0]):
         args, kwargs = _arguments(spec, made[1])
         dynamic = made[2] if len(made) == 3 else None
-        return LoadedModel(*trace_with_inputs(made[0], args, kwargs, dynamic_shapes=dynamic, name=name), spec)
+        model, inputs = trace_with_inputs(made[0], args, kwargs, dynamic_shapes=dynamic, name=name)
+        return LoadedModel(model, inputs, spec)
     raise ModelError(
         f"'{spec}' returned {_describe(made)}; it must return (torch module, example inputs), "
         "an ExportedProgram or an onnx_ir.Model"

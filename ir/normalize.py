@@ -1,4 +1,4 @@
-"""What every model is brought to when it enters: named nodes in order, weights that are no inputs, known operators."""
+"""What every model is brought to when it enters: named and ordered nodes, weights that are no inputs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ import functools
 import onnx_ir as ir
 
 from .errors import ModelError
+from .ort import MAX_IR_VERSION
 from .schemas import STANDARD_DOMAINS
+
+# The file version that came with the canonical opset.
+_MIN_IR_VERSION = 11
+
+
+def normalize(model: ir.Model) -> None:
+    """Brings a model of any origin into the form that the rest of the house expects, in place."""
+    model.ir_version = min(max(model.ir_version or 0, _MIN_IR_VERSION), MAX_IR_VERSION)
+    drop_default_inputs(model)
+    name_nodes(model)
+    sort_nodes(model)
 
 
 def name_nodes(model: ir.Model) -> None:
@@ -36,7 +48,7 @@ def _free_name(stem: str, taken: set[str], counters: dict[str, int]) -> str:
 
 
 def drop_default_inputs(model: ir.Model) -> None:
-    """Makes initializers that are also graph inputs plain initializers: old files list all weights as inputs."""
+    """Makes initializers that double as graph inputs plain ones: old files list all weights as inputs."""
     for graph in model.graphs():
         if graph.initializers:
             kept = [value for value in graph.inputs if value.name not in graph.initializers]

@@ -21,8 +21,8 @@ _OLDEST_ON_IR = 18
 def upgrade(model: ir.Model) -> None:
     """Rewrites a model of an older (or compatible newer) opset in the canonical one, in place.
 
-    A newer model that only uses operators which the canonical opset has in the same version is relabelled; one
-    that needs its newer operators is kept as it is, if the reference can run it.
+    A newer model that only uses operators which the canonical opset has in the same version is relabelled;
+    one that needs its newer operators is kept as it is, if the reference can run it.
 
     Raises:
         ModelError: the converter knows no way for an operator, or the opset is too new.
@@ -127,7 +127,7 @@ def collected_warnings(name: str) -> Iterator[list[logging.LogRecord]]:
     """Keeps what a logger and its children say off the screen and in a list."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = records.append  # type: ignore[method-assign]
+    handler.emit = records.append  # type: ignore[method-assign,assignment]
     logger = logging.getLogger(name)
     propagate = logger.propagate
     logger.addHandler(handler)

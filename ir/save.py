@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from .clone import clone
 from .errors import ModelError
+from .provenance import STACK_TRACE_KEY
 
 # Protobuf messages end at 2 GB; the margin leaves room for the graph itself.
 _INLINE_LIMIT = 1_500_000_000
@@ -24,7 +25,7 @@ _HARD_LIMIT = 2**31 - 1
 _EXTERNAL_ABOVE = 1024
 _ALIGNMENT = 64
 
-STACK_TRACE_KEY = "pkg.torch.onnx.stack_trace"
+
 _SOURCE_FILE = re.compile(r"""[/\\][^\s"',:]*\.(?:py|pyx|ipynb|cc|cpp|cu|h|so)\b|[A-Za-z]:\\\w""")
 _COMMON_ROOTS = re.compile(r"/(?:home|root|Users|tmp|usr|opt|mnt|var|srv|private|workspace)/")
 

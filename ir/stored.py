@@ -1,4 +1,4 @@
-"""Tensors as they lie in a file: checked before anything is allocated, mapped instead of read where external."""
+"""Tensors as they lie in a file: checked before anything is allocated, external ones mapped."""
 
 from __future__ import annotations
 
