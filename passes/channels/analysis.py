@@ -1,0 +1,152 @@
+"""Dependency analysis: one walk over the main graph that labels every axis of every value.
+
+The graph's inputs and outputs keep their shapes. Operators without a handler, operators with bodies and
+values that bodies capture are barriers: their axes stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from . import contractions, elementwise, layout, reductions, reshapes, windows  # noqa: F401  (they register handlers)
+from .labels import Classes, Pin, spread
+from .tracer import HANDLERS, Tracer
+
+_MAX_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What the walk found.
+
+    Attributes:
+        nodes: The nodes of the main graph, in order.
+        tracer: Labels of all axes, contractions, producers and resizers.
+        classes: Classes of labels that go together.
+    """
+
+    nodes: list[ir.Node]
+    tracer: Tracer
+    classes: Classes
+
+    def classes_of(self, value: ir.Value, axis: int) -> np.ndarray:
+        """Class of every index of an axis; -1 where the index must stay."""
+        axes = self.tracer.axes.get(value)
+        size = self.tracer.dims(value)[axis]
+        labels = axes[axis] if axes is not None else None
+        if not isinstance(labels, np.ndarray):
+            return np.full(size if isinstance(size, int) else 0, -1, np.int64)
+        return self.removable(labels)
+
+    def removable(self, labels: np.ndarray) -> np.ndarray:
+        """Classes of labels; -1 where the class is pinned."""
+        found = np.full(len(labels), -1, np.int64)
+        free = labels >= 0
+        classes = self.classes.of[labels[free]]
+        found[free] = np.where(self.classes.pin[classes] < 0, classes, -1)
+        return found
+
+    def why_kept(self, value: ir.Value, axis: int) -> Pin | None:
+        """The first pin that keeps an index of this axis, or None where all may be removed."""
+        axes = self.tracer.axes.get(value)
+        size = self.tracer.dims(value)[axis]
+        labels = axes[axis] if axes is not None else None
+        if labels is None:
+            return None
+        for label in spread(labels, size if isinstance(size, int) else 1):
+            pin = -1 - label if label < 0 else self.classes.pin[self.classes.of[label]]
+            if pin >= 0:
+                return self.tracer.labels.pins[int(pin)]
+        return None
+
+    @cached_property
+    def free_classes(self) -> np.ndarray:
+        """Names of all classes that may be removed."""
+        names = np.flatnonzero(self.classes.of == np.arange(len(self.classes.of)))
+        return names[self.classes.pin[names] < 0]
+
+
+def analyse(model: ir.Model) -> Dependencies:
+    """Label every axis of every value of the main graph; the model is not changed.
+
+    Where an axis is split (heads and head dimensions, groups of a channel shuffle) only one part can carry
+    the labels. The larger is tried first; parts whose classes all end up pinned are tried again with another
+    one.
+
+    Args:
+        model: At the canonical opset, shapes inferred.
+    """
+    prefer: dict[ir.Node, int] = {}
+    best = _walk(model, prefer)
+    for _ in range(_MAX_ROUNDS):
+        stuck = [node for node in best.tracer.splits if _is_stuck(best, node)]
+        advanced = {node: prefer.get(node, 0) + 1 for node in stuck}
+        advanced = {node: n for node, n in advanced.items() if n < best.tracer.splits[node]}
+        if not advanced:
+            break
+        prefer = {**prefer, **advanced}
+        found = _walk(model, prefer)
+        if len(found.free_classes) > len(best.free_classes):
+            best = found
+    return best
+
+
+def _is_stuck(found: Dependencies, node: ir.Node) -> bool:
+    """Whether nothing that the inputs of a splitting node carry may be removed."""
+    axes = [axis for value in node.inputs[:1] if value is not None for axis in found.tracer.axes[value]]
+    arrays = [axis for axis in axes if isinstance(axis, np.ndarray)]
+    return bool(arrays) and all((found.removable(axis) < 0).all() for axis in arrays)
+
+
+def _walk(model: ir.Model, prefer: dict[ir.Node, int]) -> Dependencies:
+    tracer = Tracer(prefer)
+    nodes = list(model.graph)
+    for node in nodes:
+        _trace(node, tracer)
+    for value in model.graph.outputs:
+        tracer.keep_value(value, tracer.labels.new_pin(None, f"graph output '{value.name}' keeps its shape"))
+    return Dependencies(nodes, tracer, tracer.labels.resolve())
+
+
+def _trace(node: ir.Node, tracer: Tracer) -> None:
+    if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+        return
+    reason = _reason_to_stop(node, tracer)
+    if reason is None:
+        reason = HANDLERS[node.op_type](node, tracer)
+    if reason is not None:
+        tracer.stop(node, reason)
+    for captured in _captured(node):
+        tracer.keep_value(captured, tracer.labels.new_pin(node, f"its body reads '{captured.name}'"))
+
+
+def _reason_to_stop(node: ir.Node, tracer: Tracer) -> str | None:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in HANDLERS:
+        domain = f"{node.domain}::" if node.domain not in ("", "ai.onnx") else ""
+        return f"how {domain}{node.op_type} treats its axes is not known"
+    for value in (*node.inputs, *node.outputs):
+        if value is not None and value.name != "" and tracer.known_dims(value) is None:
+            return f"the shape of '{value.name}' is unknown"
+    return None
+
+
+def _captured(node: ir.Node) -> Iterator[ir.Value]:
+    for attribute in node.attributes.values():
+        if attribute.is_ref() or attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            continue
+        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+        for graph in graphs:
+            for inner in graph.all_nodes():
+                for value in inner.inputs:
+                    if value is not None and _is_of(value, node.graph):
+                        yield value
+            yield from (value for value in graph.outputs if _is_of(value, node.graph))
+
+
+def _is_of(value: ir.Value, graph: object) -> bool:
+    return value.graph is graph

@@ -1,0 +1,263 @@
+"""Labels through operators that sum over an axis: Conv, ConvTranspose, Gemm, MatMul, Einsum, Attention.
+
+The summed axis of both operands carries the same labels; removing an index removes one term of the sum,
+which is exactly nothing once the slice of one operand (the weight where there is one) is zeroed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from ...ir.constants import constant_tensor
+from .elementwise import broadcast
+from .labels import Axis, spread
+from .tracer import Edit, Keep, Tracer, traces
+
+
+@traces("Conv")
+def _conv(node: ir.Node, tracer: Tracer) -> str | None:
+    data, weight = node.inputs[0], node.inputs[1]
+    if data is None or weight is None:
+        return "an operand is missing"
+    sizes = (tracer.dims(data)[1], *tracer.dims(weight)[:2])
+    group = node.attributes.get_int("group", 1)
+    channels, filters, per_group = sizes
+    if not (isinstance(channels, int) and isinstance(filters, int) and isinstance(per_group, int)):
+        return "its channel counts are not static"
+    spatial = _pin_window(node, tracer, data, weight)
+    source = tracer.axis(data, 1)
+    if group == 1:
+        tracer.tie(source, weight, 1)
+        tracer.contract(node, 1, 1)
+    elif per_group == 1:
+        tracer.tie(_repeat(source, group, filters // group), weight, 0)
+        tracer.on_removal(lambda keep: _group_count(node, keep, source, channels, 1))
+    else:
+        _tie_groups(node, tracer, source, weight, group)
+    made = tracer.produce(node, weight, 0)
+    _finish_conv(node, tracer, data, made, spatial)
+    return None
+
+
+@traces("ConvTranspose")
+def _conv_transpose(node: ir.Node, tracer: Tracer) -> str | None:
+    data, weight = node.inputs[0], node.inputs[1]
+    if data is None or weight is None:
+        return "an operand is missing"
+    group = node.attributes.get_int("group", 1)
+    channels, per_group = tracer.dims(data)[1], tracer.dims(weight)[1]
+    if not (isinstance(channels, int) and isinstance(per_group, int)):
+        return "its channel counts are not static"
+    depthwise = group > 1 and group == channels and per_group == 1
+    if group != 1 and not depthwise:
+        return "grouped transposed convolution is not traced"
+    spatial = _pin_window(node, tracer, data, weight)
+    source = tracer.axis(data, 1)
+    tracer.tie(source, weight, 0)
+    if depthwise:
+        made = tracer.produce(node, weight, 0)
+        tracer.on_removal(lambda keep: _group_count(node, keep, source, channels, 1))
+    else:
+        tracer.contract(node, 1, 0)
+        made = tracer.produce(node, weight, 1)
+    _finish_conv(node, tracer, data, made, spatial)
+    return None
+
+
+def _pin_window(node: ir.Node, tracer: Tracer, data: ir.Value, weight: ir.Value) -> int:
+    pin = tracer.labels.new_pin(node, f"{node.op_type} slides over this axis")
+    for index in range(2, len(tracer.dims(data))):
+        tracer.tie(pin, data, index)
+        tracer.tie(pin, weight, index)
+    return pin
+
+
+def _finish_conv(node: ir.Node, tracer: Tracer, data: ir.Value, made: Axis, spatial: int) -> None:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None:
+        tracer.tie(made, bias, 0)
+    rank = len(tracer.dims(node.outputs[0]))
+    tracer.set(node.outputs[0], [tracer.axis(data, 0), made, *[spatial] * (rank - 2)])
+
+
+def _tie_groups(node: ir.Node, tracer: Tracer, source: Axis, weight: ir.Value, group: int) -> None:
+    """Tie a grouped convolution so that its groups stay equally large.
+
+    Either whole groups are removed, or the same positions within every group: whichever gives more classes.
+    """
+    filters, per_group = tracer.dims(weight)[:2]
+    assert isinstance(filters, int) and isinstance(per_group, int)
+    inputs = spread(source, group * per_group).reshape(group, per_group)
+    outputs = spread(tracer.axis(weight, 0), filters).reshape(group, filters // group)
+    by_size = group > per_group
+    if by_size ^ (choice_of(node, tracer, 2) == 1):
+        tracer.labels.tie(inputs[:, :1], inputs)
+        tracer.labels.tie(inputs[:, :1], outputs)
+        tracer.keep(weight, 1, node, "only whole groups of a grouped convolution are removed")
+        tracer.on_removal(lambda keep: _group_count(node, keep, source, group * per_group, per_group))
+        return
+    tracer.labels.tie(inputs[:1], inputs)
+    tracer.labels.tie(outputs[:1], outputs)
+    tracer.tie(inputs[0], weight, 1)
+    tracer.contract(node, 1, 1)
+
+
+def choice_of(node: ir.Node, tracer: Tracer, alternatives: int) -> int:
+    """Which of several ways to carry labels is tried for this node; remembers that it has a choice."""
+    tracer.splits[node] = alternatives
+    return tracer.prefer.get(node, 0) % alternatives
+
+
+def _group_count(node: ir.Node, keep: Keep, source: Axis, channels: int, per_group: int) -> Iterator[Edit]:
+    yield Edit(node, "group", keep.count(source, channels) // per_group)
+
+
+def _repeat(axis: Axis, size: int, times: int) -> Axis:
+    return axis if isinstance(axis, int) or times == 1 else np.repeat(spread(axis, size), times)
+
+
+@traces("Gemm")
+def _gemm(node: ir.Node, tracer: Tracer) -> str | None:
+    left, right = node.inputs[0], node.inputs[1]
+    if left is None or right is None:
+        return "an operand is missing"
+    rows, summed_left = (1, 0) if node.attributes.get_int("transA", 0) else (0, 1)
+    summed_right, columns = (1, 0) if node.attributes.get_int("transB", 0) else (0, 1)
+    result = _product(node, tracer, (rows, summed_left), (summed_right, columns))
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None:
+        _tie_broadcast(tracer, result, bias)
+    tracer.set(node.outputs[0], result)
+    return None
+
+
+@traces("MatMul")
+def _matmul(node: ir.Node, tracer: Tracer) -> str | None:
+    left, right = node.inputs[0], node.inputs[1]
+    if left is None or right is None:
+        return "an operand is missing"
+    ranks = len(tracer.dims(left)), len(tracer.dims(right))
+    if min(ranks) == 0:
+        return "an operand has no axes"
+    rows = ranks[0] - 2 if ranks[0] > 1 else None
+    columns = ranks[1] - 1 if ranks[1] > 1 else None
+    matrix = _product(node, tracer, (rows, ranks[0] - 1), (max(ranks[1] - 2, 0), columns))
+    rank = len(tracer.dims(node.outputs[0]))
+    batched = [value for value, r in zip((left, right), ranks, strict=True) if r > 2]
+    batch = broadcast(batched, tracer, rank - len(matrix) + 2, skip=2) if batched else []
+    tracer.set(node.outputs[0], [*batch, *matrix])
+    return None
+
+
+def _product(
+    node: ir.Node, tracer: Tracer, left_axes: tuple[int | None, int], right_axes: tuple[int, int | None]
+) -> list[Axis]:
+    """Tie the summed axes of a matrix product; returns the labels of its rows and columns."""
+    left, right = node.inputs[0], node.inputs[1]
+    assert left is not None and right is not None
+    rows, summed_left = left_axes
+    summed_right, columns = right_axes
+    if constant_tensor(left) is None:
+        tracer.tie(tracer.axis(left, summed_left), right, summed_right)
+    else:
+        tracer.tie(tracer.axis(right, summed_right), left, summed_left)
+    if _is_weight(right) or not _is_weight(left):
+        tracer.contract(node, 1, summed_right)
+    else:
+        tracer.contract(node, 0, summed_left)
+    result: list[Axis] = []
+    if rows is not None:
+        result.append(tracer.produce(node, left, rows) if _is_weight(left) else tracer.axis(left, rows))
+    if columns is not None:
+        result.append(
+            tracer.produce(node, right, columns) if _is_weight(right) else tracer.axis(right, columns)
+        )
+    return result
+
+
+def _is_weight(value: ir.Value) -> bool:
+    return constant_tensor(value) is not None
+
+
+def _tie_broadcast(tracer: Tracer, result: list[Axis], value: ir.Value) -> None:
+    dims = tracer.dims(value)
+    for index, dim in enumerate(dims):
+        if dim != 1:
+            tracer.tie(result[len(result) - len(dims) + index], value, index)
+
+
+def _explicit_scale(node: ir.Node, keep: Keep, head: Axis, size: int) -> Iterator[Edit]:
+    # The default depends on the head size; the function must not change with it.
+    if keep.count(head, size) != size:
+        yield Edit(node, "scale", 1.0 / math.sqrt(size))
+
+
+@traces("Einsum")
+def _einsum(node: ir.Node, tracer: Tracer) -> str | None:
+    equation = node.attributes.get_string("equation", "").replace(" ", "")
+    if "." in equation or "->" not in equation:
+        return "its equation has an ellipsis or no explicit output"
+    left, output = equation.split("->")
+    terms = left.split(",")
+    values = [value for value in node.inputs if value is not None]
+    if len(terms) != len(values) or any(len(set(term)) != len(term) for term in (*terms, output)):
+        return "its equation repeats a letter within an operand"
+    where: dict[str, list[tuple[int, int]]] = {}
+    for operand, (term, value) in enumerate(zip(terms, values, strict=True)):
+        for index, letter in enumerate(term):
+            if tracer.dims(value)[index] != 1:
+                where.setdefault(letter, []).append((operand, index))
+    for letter, places in where.items():
+        # Activations first, so that weights adopt their labels and are what gets zeroed.
+        places.sort(key=lambda place: _is_weight(values[place[0]]))
+        first = tracer.axis(values[places[0][0]], places[0][1])
+        for operand, index in places[1:]:
+            tracer.tie(first, values[operand], index)
+        if letter not in output:
+            tracer.contract(node, *places[-1])
+        elif len(places) == 1 and _is_weight(values[places[0][0]]):
+            tracer.produce(node, values[places[0][0]], places[0][1])
+    axes = [where.get(letter, [(-1, 0)])[0] for letter in output]
+    tracer.set(
+        node.outputs[0], [tracer.unit if op < 0 else tracer.axis(values[op], index) for op, index in axes]
+    )
+    return None
+
+
+@traces("Attention")
+def _attention(node: ir.Node, tracer: Tracer) -> str | None:
+    operands = [value for value in node.inputs[:3] if value is not None]
+    if len(operands) != 3 or any(len(tracer.dims(value)) != 4 for value in operands):
+        return "only attention over four axes is traced"
+    if any(value is not None for value in node.inputs[4:]) or any(o.name != "" for o in node.outputs[1:]):
+        return "attention with a cache or further outputs is not traced"
+    query, key, value = operands
+    size = tracer.dims(query)[3]
+    if not isinstance(size, int):
+        return "its head size is not static"
+    if "scale" not in node.attributes:
+        head = tracer.axis(query, 3)
+        tracer.on_removal(lambda keep: _explicit_scale(node, keep, head, size))
+    grouped = tracer.dims(query)[1] != tracer.dims(key)[1]
+    for index in (0, 1):
+        batch = tracer.axis(query, index)
+        if grouped and index == 1:
+            batch = tracer.keep(query, 1, node, "grouped query heads share key and value heads")
+        tracer.tie(batch, key, index)
+        tracer.tie(batch, value, index)
+    tracer.tie(tracer.axis(query, 3), key, 3)
+    tracer.contract(node, 0, 3)
+    pin = tracer.labels.new_pin(node, "attention is normalized over this axis")
+    tracer.tie(pin, query, 2)
+    for operand in (key, value):
+        tracer.tie(pin, operand, 2)
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    heads = tracer.axis(query, 1)
+    if mask is not None:
+        _tie_broadcast(tracer, [tracer.axis(query, 0), heads, pin, pin], mask)
+    tracer.set(node.outputs[0], [tracer.axis(query, 0), heads, pin, tracer.axis(value, 3)])
+    return None

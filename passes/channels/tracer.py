@@ -1,0 +1,214 @@
+"""The state of one dependency analysis: labels of all axes, and what each operator has to say about removal.
+
+An operator's handler reads the labels of its inputs, ties what must go together, pins what must stay, and
+sets the labels of its outputs. It also states, for the removal itself:
+
+- contractions: an operand axis that is summed over. Removing an index there removes its term from the sum, so
+  the masked model zeroes that slice;
+- producers: the weight axis that makes new channels (filters of a convolution, neurons of a linear layer);
+- resizers: integer operands and attributes that hold a size or an index, and what they become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from ...ir.constants import constant_tensor
+from .labels import Axis, Labels
+
+Dim = int | str | None
+"""A static size, a symbol, or None where nothing is known."""
+
+
+class Keep(Protocol):
+    """Answers, during removal, which indices of an axis stay."""
+
+    def mask(self, axis: Axis, size: int) -> np.ndarray:
+        """One bool per index: whether it stays."""
+
+    def count(self, axis: Axis, size: int) -> int:
+        """Number of indices that stay."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An integer operand (by position) or an attribute (by name) of a node that gets a new value."""
+
+    node: ir.Node
+    where: int | str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """An operand axis that is summed over by a node."""
+
+    node: ir.Node
+    operand: int
+    axis: int
+
+
+@dataclass(frozen=True)
+class Producer:
+    """A weight axis along which a node makes new channels."""
+
+    node: ir.Node
+    value: ir.Value
+    axis: int
+
+
+Resizer = Callable[[Keep], Iterable[Edit]]
+Handler = Callable[[ir.Node, "Tracer"], "str | None"]
+
+HANDLERS: dict[str, Handler] = {}
+"""By operator type of the default domain. A handler returns a reason if it does not understand a node; it
+must
+do so before it ties anything."""
+
+
+def traces(*op_types: str) -> Callable[[Handler], Handler]:
+    """Register a handler for operators of the default domain."""
+
+    def add(handler: Handler) -> Handler:
+        for op_type in op_types:
+            HANDLERS[op_type] = handler
+        return handler
+
+    return add
+
+
+class Tracer:
+    """Labels of all axes of all values of the main graph.
+
+    Attributes:
+        labels: The label store.
+        unit: The pin of axes of size one: they cannot shrink.
+        contractions: All axes that are summed over.
+        producers: All axes that make channels.
+        resizers: What recomputes the sizes and indices a node holds.
+        prefer: For a node that splits an axis, which part of it carries the labels (see `layout`).
+        splits: Nodes that had such a choice, with the number of alternatives.
+        stopped: Nodes that are barriers, and why.
+    """
+
+    def __init__(self, prefer: dict[ir.Node, int] | None = None) -> None:
+        self.labels = Labels()
+        self.unit = self.labels.new_pin(None, "an axis of size one cannot shrink")
+        self.axes: dict[ir.Value, list[Axis | None]] = {}
+        self.contractions: list[Contraction] = []
+        self.producers: list[Producer] = []
+        self.resizers: list[Resizer] = []
+        self.prefer = prefer or {}
+        self.splits: dict[ir.Node, int] = {}
+        self.stopped: dict[ir.Node, str] = {}
+        self._dims: dict[ir.Value, tuple[Dim, ...] | None] = {}
+
+    def dims(self, value: ir.Value) -> tuple[Dim, ...]:
+        """Shape of a value whose rank is known."""
+        dims = self.known_dims(value)
+        assert dims is not None
+        return dims
+
+    def known_dims(self, value: ir.Value) -> tuple[Dim, ...] | None:
+        """Shape of a value, or None where the rank is unknown."""
+        if value not in self._dims:
+            shape = value.shape
+            tensor = constant_tensor(value) if shape is None else None
+            if tensor is not None:
+                self._dims[value] = tuple(int(dim) for dim in tensor.shape)
+            else:
+                self._dims[value] = None if shape is None else tuple(_dim(dim) for dim in shape)
+        return self._dims[value]
+
+    def axis(self, value: ir.Value, index: int) -> Axis:
+        """Labels of one axis; a constant gets its labels when it is first asked for them."""
+        axes = self._axes_of(value)
+        index %= len(axes)
+        found = axes[index]
+        if found is None:
+            size = self.dims(value)[index]
+            assert isinstance(size, int)
+            found = self.unit if size == 1 else self.labels.fresh(size)
+            axes[index] = found
+        return found
+
+    def all_axes(self, value: ir.Value) -> list[Axis]:
+        """Labels of all axes."""
+        return [self.axis(value, index) for index in range(len(self.dims(value)))]
+
+    def is_labelled(self, value: ir.Value, index: int) -> bool:
+        """Whether an axis holds labels rather than one pin (asking gives a constant no labels)."""
+        return isinstance(self._axes_of(value)[index], np.ndarray)
+
+    def set(self, value: ir.Value, axes: Iterable[Axis]) -> None:
+        """Set the labels of an output."""
+        dims = self.dims(value)
+        self.axes[value] = [self.unit if dim == 1 else axis for dim, axis in zip(dims, axes, strict=True)]
+
+    def tie(self, axis: Axis, value: ir.Value, index: int) -> None:
+        """Tie one axis of `value` to `axis`; both have the same size."""
+        axes = self._axes_of(value)
+        index %= len(axes)
+        mine = axes[index]
+        if mine is None:
+            # A constant that nobody labelled yet adopts the labels.
+            axes[index] = axis
+        else:
+            self.labels.tie(axis, mine)
+
+    def keep(self, value: ir.Value, index: int, node: ir.Node | None, reason: str) -> int:
+        """Pin one axis of a value; returns the pin."""
+        pin = self.labels.new_pin(node, reason)
+        self.tie(pin, value, index)
+        return pin
+
+    def keep_value(self, value: ir.Value, pin: int) -> None:
+        """Pin all axes of a value."""
+        for index in range(len(self.known_dims(value) or ())):
+            self.tie(pin, value, index)
+
+    def stop(self, node: ir.Node, reason: str) -> None:
+        """Make a node a barrier: every axis that reaches it or leaves it stays."""
+        self.stopped[node] = reason
+        pin = self.labels.new_pin(node, reason)
+        for value in node.inputs:
+            if value is not None:
+                self.keep_value(value, pin)
+        for value in node.outputs:
+            self.axes[value] = [pin] * len(self.known_dims(value) or ())
+
+    def contract(self, node: ir.Node, operand: int, axis: int) -> None:
+        """State that a node sums over an operand axis."""
+        value = node.inputs[operand]
+        assert value is not None
+        index = axis % len(self.dims(value))
+        if not isinstance(self._axes_of(value)[index], int):
+            self.contractions.append(Contraction(node, operand, index))
+
+    def produce(self, node: ir.Node, value: ir.Value, axis: int) -> Axis:
+        """State that a weight axis makes new channels; returns its labels."""
+        self.producers.append(Producer(node, value, axis % len(self.dims(value))))
+        return self.axis(value, axis)
+
+    def on_removal(self, resizer: Resizer) -> None:
+        """Register what recomputes the sizes and indices that a node holds."""
+        self.resizers.append(resizer)
+
+    def _axes_of(self, value: ir.Value) -> list[Axis | None]:
+        if value not in self.axes:
+            rank = len(self.known_dims(value) or ())
+            if constant_tensor(value) is not None:
+                self.axes[value] = [None] * rank
+            else:
+                reason = f"graph input '{value.name}' keeps its shape"
+                self.axes[value] = [self.labels.new_pin(None, reason)] * rank
+        return self.axes[value]
+
+
+def _dim(dim: int | ir.SymbolicDim) -> Dim:
+    return dim if isinstance(dim, int) else dim.value
