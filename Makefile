@@ -50,7 +50,7 @@ format: $(STAMP)
 
 # The ARM test cross-compiles and runs the result under qemu.
 ARM_PACKAGES := g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
-arm-tools:
+arm-tools: $(STAMP)
 	@if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64-static >/dev/null; then :; \
 	elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
 		echo "installing $(ARM_PACKAGES)"; \
@@ -59,6 +59,7 @@ arm-tools:
 	else \
 		echo "the ARM test needs: apt-get install $(ARM_PACKAGES)" >&2; \
 	fi
+	@if command -v aarch64-linux-gnu-g++ >/dev/null; then $(BIN)/python -m graphwright.backends.runner >/dev/null; fi
 
 clean:
 	rm -rf $(DEMO_OUT) build .pytest_cache .mypy_cache .ruff_cache
