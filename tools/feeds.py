@@ -33,11 +33,13 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to exactly `path`, whole or not at all."""
+    """Write arrays to exactly `path`, whole or not at all; unlike in numpy.savez any name will do."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
-        with temporary.open("wb") as file:
-            np.savez(file, **{name: np.asarray(array) for name, array in arrays.items()})
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

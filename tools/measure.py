@@ -53,7 +53,7 @@ def measure_interleaved(
     }
     for turn in range(TURNS):
         # Every other turn runs backwards, so that nobody always follows the same neighbour.
-        order = list(contenders) if turn % 2 == 0 else list(reversed(contenders))
+        order = list(contenders) if turn % 2 == 0 else list(contenders)[::-1]
         for name in order:
             burst = math.ceil((counts[name] - len(samples[name])) / (TURNS - turn))
             if burst <= 0:

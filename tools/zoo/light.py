@@ -96,7 +96,7 @@ def _replace_by_weights(model: ir.Model, node: ir.Node, seed: int) -> None:
 
 def _role(value: ir.Value) -> str:
     """What the first consumer of a tensor uses it for: `weight`, `weight-transposed`, `gain` or `shift`."""
-    use = value.uses()[0]
+    use = next(iter(value.uses()))
     node, index = use.node, use.idx
     if node.op_type == "BatchNormalization":
         return _NORM_ROLES[index]

@@ -1,0 +1,148 @@
+"""The command line: `graphwright COMMAND ...`.
+
+Whatever a user can cause ends in one line on standard error and exit code 2, an interruption in 130; anything
+else is a bug of ours, says so, and exits with 70. Commands import what they need when they run, so that help
+is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from ..ir.errors import GraphwrightError
+from .commands.bench import bench
+from .commands.compile import compile_model
+from .commands.diff import diff
+from .commands.inspect import inspect_model
+from .commands.opt import opt
+from .commands.passes import passes
+from .commands.run import run
+from .commands.targets import targets
+
+EXIT_TROUBLE = 2
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="graphwright",
+    help="Makes neural networks smaller and faster, and puts them on devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command("compile")(compile_model)
+app.command("opt")(opt)
+app.command("run")(run)
+app.command("bench")(bench)
+app.command("inspect")(inspect_model)
+app.command("diff")(diff)
+app.command("passes")(passes)
+app.command("targets")(targets)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        print(f"graphwright {importlib.metadata.version('graphwright')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["GRAPHWRIGHT_DEBUG"] = "1"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command line without the program's name; the process's own where None.
+
+    Returns:
+        The exit code.
+    """
+    _unwind_on_termination()
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="graphwright", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        print("graphwright: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output is gone; a flush at exit would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (GraphwrightError, OSError, MemoryError, typer.TyperException) as error:
+        return _trouble(error)
+    except Exception as error:
+        return _bug(error)
+
+
+def _trouble(error: BaseException) -> int:
+    _traceback_if_debugging()
+    print(f"graphwright: error: {_one_line(_text_of(error))}", file=sys.stderr)
+    return EXIT_TROUBLE
+
+
+def _text_of(error: BaseException) -> str:
+    if isinstance(error, typer.TyperException):
+        return error.format_message()
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: '{error.filename}'" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return f"out of memory {error}".rstrip()
+    return str(error) or type(error).__name__
+
+
+def _bug(error: Exception) -> int:
+    _traceback_if_debugging()
+    print(
+        f"graphwright: bug: {type(error).__name__}: {_one_line(str(error))} "
+        "(please report it; `graphwright --debug ...` shows the traceback)",
+        file=sys.stderr,
+    )
+    return EXIT_BUG
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _traceback_if_debugging() -> None:
+    if os.environ.get("GRAPHWRIGHT_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+
+
+def _unwind_on_termination() -> None:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that temporary files are removed."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""`graphwright compile MODEL --target T -o DIR`: from a model to a folder that runs on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ...ir.errors import ToolError
+from ..console import print_line, progress
+from ..feeds import calibration_feeds
+from ..options import (
+    CalibrationOption,
+    DimOption,
+    JsonOption,
+    ModelArgument,
+    PipelineOption,
+    PluginOption,
+    RandomCalibrationOption,
+    load_model,
+    load_plugins,
+    parse_threads,
+    pipeline_text,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+
+def compile_model(
+    model: ModelArgument,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="DIR", help="The folder to write.", show_default=False),
+    ],
+    target: Annotated[
+        str, typer.Option("--target", "-t", help="x86, arm, cuda or a preset; see `graphwright targets`.")
+    ] = "x86",
+    pipeline: PipelineOption = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="NAME", help="A named pipeline.", show_default=False)
+    ] = None,
+    trials: Annotated[int, typer.Option("--trials", min=0, help="Tuning trials to spend.")] = 0,
+    dim: DimOption = None,
+    calibration: CalibrationOption = None,
+    calibrate_random: RandomCalibrationOption = 0,
+    backend: Annotated[str, typer.Option("--backend", help="tvm or onnxruntime.")] = "tvm",
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Compare with the reference, step by step.")
+    ] = True,
+    check_each: Annotated[
+        bool, typer.Option("--check-each", help="Prove every lossless pass on several inputs.")
+    ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Time the result and the original if it runs here.")
+    ] = True,
+    threads: Annotated[str, typer.Option("--threads", help="Threads to time with.")] = "1",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    plugin: PluginOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile a model for a device: library, weights, optimized graph, manifest and report in one folder.
+
+    Without a pipeline only lossless passes run.
+    """
+    load_plugins(plugin)
+    text = pipeline_text(pipeline, preset)
+    thread_count = parse_threads(threads)[0]
+    _refuse_in_the_way(output)
+    from ...backends.compile import compile as compile_graph
+    from ...backends.target import resolve_target
+    from ..compile_table import complete_table, report_files
+    from ..steps import StepRecorder
+
+    resolved = resolve_target(target)
+    with progress(f"reading {model}", quiet=as_json) as say:
+        loaded = load_model(model, dim)
+        feeds = check_feeds(loaded.model, loaded.example_inputs, seed) if check or measure else None
+        recorder = StepRecorder(loaded.model, feeds if check else None)
+        executable = compile_graph(
+            loaded.model,
+            resolved,
+            pipeline=text,
+            trials=trials,
+            calibration=calibration_feeds(loaded.model, calibration, calibrate_random, seed),
+            backend=backend,
+            check=check,
+            check_feeds=feeds,
+            check_each=check_each,
+            observers=[recorder],
+            source=model,
+            seed=seed,
+            progress=lambda step: say(f"{model} for {resolved.name}: {step}"),
+        )
+        if measure and feeds is not None and resolved.runs_here:
+            say(f"{model} for {resolved.name}: measure")
+            complete_table(recorder, loaded.model, executable, feeds, threads=thread_count)
+        else:
+            complete_table(recorder, loaded.model, executable, feeds if check else None, threads=None)
+        say(f"{model} for {resolved.name}: write")
+        from ...backends.artifact import save_artifact
+
+        files = report_files(executable, recorder.table)
+        folder = save_artifact(executable, output, files=files)
+    assert executable.report is not None
+    if as_json:
+        print_line(files["report.json"].rstrip("\n"))
+        return
+    recorder.table.print(f"{executable.report.name} for {resolved}")
+    print_line(str(executable.report.check))
+    print_line(f"compiled in {executable.report.seconds:.1f} s; wrote {folder}")
+
+
+def check_feeds(
+    model: ir.Model, example: dict[str, np.ndarray] | None, seed: int
+) -> dict[str, np.ndarray] | None:
+    """Inputs to try the model on: those it was traced with, random ones where it was not or they do not fit.
+
+    None where the shapes are not fixed; compiling then says so better.
+    """
+    from ...ir.inputs import random_inputs
+    from ..feeds import input_signature, match_feeds
+
+    signature = input_signature(model)
+    if any(isinstance(size, str) for _, shape, _ in signature for size in shape):
+        return None
+    if example is not None:
+        try:
+            return match_feeds(example, signature, "the example inputs")
+        except ToolError:
+            pass
+    return random_inputs(model, seed=seed)
+
+
+def _refuse_in_the_way(output: Path) -> None:
+    """Say now what writing would say after minutes of compiling."""
+    from ...backends.artifact import is_artifact
+
+    if output.is_dir() and any(output.iterdir()) and not is_artifact(output):
+        raise ToolError(f"{output} is not empty and holds no artifact; choose another folder")
+    if output.exists() and not output.is_dir():
+        raise ToolError(f"{output} is a file; give a folder to write the artifact to")

@@ -1,0 +1,73 @@
+"""`graphwright inspect MODEL`: what is in a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..console import human_bytes, human_count, print_json, print_line, print_table
+from ..options import DimOption, JsonOption, ModelArgument, load_model
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def inspect_model(
+    model: ModelArgument,
+    dim: DimOption = None,
+    text: Annotated[bool, typer.Option("--text", help="Print the whole graph as text.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show inputs, outputs, operators, parameters, MACs and size of a model."""
+    from ...ir.shapes import infer_shapes
+
+    graph = load_model(model, dim).model
+    infer_shapes(graph)
+    if text:
+        from ...ir.text import to_text
+
+        print_line(to_text(graph))
+        return
+    facts = describe(graph)
+    if as_json:
+        print_json(facts)
+        return
+    rows = [(kind[:-1], each["name"], each["type"]) for kind in ("inputs", "outputs") for each in facts[kind]]
+    print_table(model, ["", "name", "type"], rows, left=3)
+    counts = [(name, str(count)) for name, count in facts["operators"].items()]
+    print_table(None, ["operator", "nodes"], counts)
+    print_line(
+        f"{facts['nodes']} nodes, {human_count(facts['parameters'])} parameters, "
+        f"{human_count(facts['macs'])} MACs, {human_bytes(facts['bytes'])}, opset {facts['opset']}"
+    )
+
+
+def describe(model: ir.Model) -> dict[str, Any]:
+    """The facts about a graph as JSON-able data."""
+    from ...ir.account import account
+    from ...ir.save import serialized_size
+
+    counted = account(model)
+    operators = Counter(node.op_type for node in model.graph.all_nodes())
+    return {
+        "inputs": [_value(v) for v in model.graph.inputs if v.name not in model.graph.initializers],
+        "outputs": [_value(v) for v in model.graph.outputs],
+        "operators": dict(operators.most_common()),
+        "nodes": counted.nodes,
+        "parameters": counted.parameters,
+        "macs": counted.macs,
+        "bytes": serialized_size(model),
+        "opset": model.opset_imports.get("", None),
+    }
+
+
+def _value(value: ir.Value) -> dict[str, str]:
+    dtype = str(value.dtype.numpy()) if value.dtype is not None else "?"
+    shape = (
+        "?"
+        if value.shape is None
+        else ",".join(str(d if isinstance(d, int) else d.value) for d in value.shape)
+    )
+    return {"name": str(value.name), "type": f"{dtype}[{shape}]"}

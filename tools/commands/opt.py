@@ -1,0 +1,150 @@
+"""`graphwright opt MODEL --pipeline TEXT`: passes on a graph, without a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...ir.errors import ToolError
+from ..console import plain, print_json, print_line, progress
+from ..feeds import calibration_feeds, input_signature, match_feeds, read_npz
+from ..options import (
+    CalibrationOption,
+    DimOption,
+    JsonOption,
+    ModelArgument,
+    PipelineOption,
+    PluginOption,
+    RandomCalibrationOption,
+    load_model,
+    load_plugins,
+    pipeline_text,
+)
+
+if TYPE_CHECKING:
+    from ...passes.manager import Observer
+    from ...passes.optimize import Result
+
+
+def opt(
+    model: ModelArgument,
+    pipeline: PipelineOption = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="NAME", help="A named pipeline.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="OUT.onnx", help="Where to write the result.", show_default=False
+        ),
+    ] = None,
+    verify_each: Annotated[
+        bool, typer.Option("--verify-each/--no-verify-each", help="Verify the graph after every pass.")
+    ] = True,
+    check_each: Annotated[
+        bool, typer.Option("--check-each", help="Prove lossless passes, measure lossy ones, one by one.")
+    ] = False,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--inputs",
+            metavar="X.npz",
+            help="Your own inputs for --check-each and the report.",
+            show_default=False,
+        ),
+    ] = None,
+    print_after_all: Annotated[
+        bool, typer.Option("--print-after-all", help="Print the graph after every pass.")
+    ] = False,
+    print_changed: Annotated[
+        bool, typer.Option("--print-changed", help="Print what every pass changed.")
+    ] = False,
+    timing: Annotated[bool, typer.Option("--timing", help="Print the time of every pass.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print what every pass did and left alone.")] = False,
+    dump_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--dump-dir", metavar="DIR", help="Write the graph after each pass here.", show_default=False
+        ),
+    ] = None,
+    dim: DimOption = None,
+    calibration: CalibrationOption = None,
+    calibrate_random: RandomCalibrationOption = 0,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Device that passes may look at.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    plugin: PluginOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply passes to a model and write the optimized ONNX file."""
+    load_plugins(plugin)
+    text = pipeline_text(pipeline, preset)
+    if text is None:
+        raise ToolError("say what to do: --pipeline TEXT or --preset NAME (see `graphwright passes`)")
+    _refuse_bad_output(output)
+    from ...backends.target import resolve_target
+    from ...ir.save import save
+    from ...passes.optimize import optimize
+    from ..observers import ChangePrinter, Dumper, Printer
+    from ..steps import StepRecorder
+
+    resolved = resolve_target(target) if target is not None else None
+    with progress(f"reading {model}", quiet=as_json):
+        graph = load_model(model, dim).model
+    feeds = None
+    if inputs is not None:
+        feeds = match_feeds(read_npz(inputs), input_signature(graph), f"'{inputs}'")
+    recorder = StepRecorder(graph, feeds)
+    observers: list[Observer] = [recorder]
+    if print_after_all:
+        observers.append(Printer())
+    if print_changed:
+        observers.append(ChangePrinter(graph))
+    if dump_dir is not None:
+        observers.append(Dumper(dump_dir))
+    with progress(f"running {text}", quiet=as_json):
+        result = optimize(
+            graph,
+            text,
+            calibration=calibration_feeds(graph, calibration, calibrate_random, seed),
+            target=resolved,
+            verify_each=verify_each,
+            check_each=check_each,
+            check_inputs=[feeds] if feeds is not None else None,
+            observers=observers,
+            seed=seed,
+        )
+        if output is not None:
+            save(result.model, output)
+    if as_json:
+        written = str(output) if output else None
+        print_json({**result.report.to_json(), "table": recorder.table.to_json(), "output": written})
+        return
+    _print(result, recorder, timing=timing, stats=stats or check_each)
+    if output is not None:
+        print_line(f"wrote {output}")
+
+
+def _refuse_bad_output(output: Path | None) -> None:
+    if output is None:
+        return
+    if output.suffix != ".onnx":
+        raise ToolError(f"-o writes ONNX; '{output}' should end in .onnx")
+    if output.is_dir():
+        raise ToolError(f"'{output}' is a folder, not a file to write")
+    if not output.parent.is_dir():
+        raise ToolError(f"there is no folder '{output.parent}' to write '{output.name}' into")
+
+
+def _print(result: Result, recorder: Any, *, timing: bool, stats: bool) -> None:
+    from ..passes_report import print_did, print_timing
+
+    records = plain(result.report.to_json()["passes"])
+    recorder.table.print()
+    if timing:
+        print_timing(records)
+    if stats:
+        print_did(records)
