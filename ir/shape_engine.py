@@ -1,7 +1,7 @@
 """`onnx-shape-inference` with our own idea of whom to believe when shapes meet.
 
-The only module that touches the library. Its engine is entered one level below its public function, which
-offers no place for a policy of one's own.
+Together with `shape_rules` the only module that touches the library. Its engine is entered one level below its
+public function, which offers no place for a policy of one's own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import onnx_shape_inference as osi
 from onnx_shape_inference import _constraints
 from onnx_shape_inference import _engine as _library
 
+from . import shape_rules
 from .errors import ShapeError
+
+shape_rules.install()
 
 
 class Context(osi.ShapeInferenceContext):
@@ -56,10 +59,8 @@ class Context(osi.ShapeInferenceContext):
     def _merge(self, old: int | ir.SymbolicDim, new: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
         if isinstance(new, int):
             return new
-        if isinstance(old, int):
-            return old
         self._maybe_record_anchor_equality(old, new)
-        if old.value is None:
+        if not isinstance(old, int) and old.value is None:
             return new
         return old if self._is_guess(new) else new
 

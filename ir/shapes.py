@@ -248,7 +248,7 @@ def _corrections(declared: list[tuple[ir.Value, ir.Shape | None]]) -> list[str]:
         if before is None or after is None:
             continue
         clash = len(before) != len(after) or any(
-            isinstance(b, int) and isinstance(a, int) and a != b for b, a in zip(before, after, strict=True)
+            isinstance(b, int) and a != b for b, a in zip(before, after, strict=True)
         )
         if clash:
             source = f"{describe(value.producer())} makes" if value.producer() else "it is"

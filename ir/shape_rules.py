@@ -1,0 +1,178 @@
+"""Contents of small integer tensors, followed through operators where `onnx-shape-inference` loses them.
+
+Exporters compute shapes with tensors: `Where(Equal(shape, -1), ones, shape)` is how `expand` looks, and zeros
+are made by expanding a scalar to `Shape(x)`. Unless the elements of those tensors are followed, every shape
+after them is unknown. Each rule here runs after the library's own rule for its operator and adds elements.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import onnx_shape_inference as osi
+
+Element = int | ir.SymbolicDim
+Rule = Callable[[Any, ir.Node], None]
+
+_MOST_ELEMENTS = 64
+
+
+def install() -> None:
+    """Put the rules behind those of the library's registry (once)."""
+    for op_type, rule in _RULES.items():
+        for version in osi.registry.version_boundaries("", op_type):
+            base = osi.registry.get("", op_type, version=version)
+            assert base is not None
+            osi.registry.register("", op_type, since_version=version)(_chained(base, rule))
+
+
+def _chained(base: Rule, rule: Rule) -> Rule:
+    @functools.wraps(base)
+    def both(context: Any, node: ir.Node) -> None:
+        base(context, node)
+        if node.outputs and context.get_symbolic_value(node.outputs[0]) is None:
+            rule(context, node)
+
+    return both
+
+
+def _elements(context: Any, node: ir.Node, index: int) -> list[Element] | None:
+    """Known elements of an input of rank 0 or 1."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None or value.shape is None or len(value.shape) > 1:
+        return None
+    known = context.get_symbolic_value(value)
+    if known is None and value.dtype == ir.DataType.BOOL:
+        tensor = ir.convenience.get_const_tensor(value)
+        known = None if tensor is None else [int(x) for x in tensor.numpy().reshape(-1)]
+    return None if known is None or len(known) > _MOST_ELEMENTS else list(known)
+
+
+def _output_length(node: ir.Node) -> int | None:
+    """Number of elements of the output, None if unknown, large or of rank 2 and more."""
+    shape = node.outputs[0].shape
+    if shape is None or len(shape) > 1 or not shape.is_static():
+        return None
+    length = math.prod(shape.numpy())
+    return length if length <= _MOST_ELEMENTS else None
+
+
+def _set(context: Any, node: ir.Node, elements: Sequence[Element]) -> None:
+    if _output_length(node) == len(elements):
+        context.set_symbolic_value(node.outputs[0], list(elements))
+
+
+def _expand(context: Any, node: ir.Node) -> None:
+    data, length = _elements(context, node, 0), _output_length(node)
+    if data is not None and length is not None and len(data) in (1, length):
+        _set(context, node, data * (length // len(data)) if len(data) == 1 else data)
+
+
+def _constant_of_shape(context: Any, node: ir.Node) -> None:
+    output = node.outputs[0]
+    shape = _elements(context, node, 0)
+    if output.shape is None and shape is not None:
+        context.set_shape(output, ir.Shape(shape))
+    filler = node.attributes.get_tensor("value")
+    length = _output_length(node)
+    if filler is not None and length is not None and filler.dtype.is_integer():
+        _set(context, node, [int(filler.numpy().reshape(-1)[0])] * length)
+
+
+def _paired(context: Any, node: ir.Node, combine: Callable[[Element, Element], Element | None]) -> None:
+    """Combine the elements of two inputs, the shorter of them repeated if it has only one."""
+    a, b = _elements(context, node, 0), _elements(context, node, 1)
+    if not a or not b or (len(a) != len(b) and 1 not in (len(a), len(b))):
+        return
+    length = max(len(a), len(b))
+    pairs = zip(a * (length // len(a)), b * (length // len(b)), strict=True)
+    combined = [combine(x, y) for x, y in pairs]
+    known = [element for element in combined if element is not None]
+    if len(known) == length:
+        _set(context, node, known)
+
+
+def _equal(context: Any, node: ir.Node) -> None:
+    def combine(x: Element, y: Element) -> Element | None:
+        if isinstance(x, int) and isinstance(y, int):
+            return int(x == y)
+        if isinstance(x, int) or isinstance(y, int):
+            number, dim = (x, y) if isinstance(x, int) else (y, x)
+            assert not isinstance(dim, int)
+            return 0 if isinstance(number, int) and number < 0 and _non_negative(context, dim) else None
+        return 1 if x.value is not None and x == y else None
+
+    _paired(context, node, combine)
+
+
+def _divide(context: Any, node: ir.Node) -> None:
+    def combine(x: Element, y: Element) -> Element | None:
+        if isinstance(x, int) or not isinstance(y, int) or y <= 0 or not _non_negative(context, x):
+            return None
+        return x // y
+
+    if node.outputs[0].dtype in (ir.DataType.INT64, ir.DataType.INT32):
+        _paired(context, node, combine)
+
+
+def _where(context: Any, node: ir.Node) -> None:
+    chosen, yes, no = (_elements(context, node, index) for index in range(3))
+    length = _output_length(node)
+    if not chosen or not yes or not no or length is None:
+        return
+    if any(not isinstance(c, int) for c in chosen) or {len(chosen), len(yes), len(no)} - {1, length}:
+        return
+    rows = zip(*(part * (length // len(part)) for part in (chosen, yes, no)), strict=True)
+    _set(context, node, [a if flag else b for flag, a, b in rows])
+
+
+def _range(context: Any, node: ir.Node) -> None:
+    bounds = [_elements(context, node, index) for index in range(3)]
+    numbers = [b[0] for b in bounds if b and isinstance(b[0], int)]
+    if len(numbers) == 3 and numbers[2] != 0:
+        found = range(*numbers)
+        if len(found) <= _MOST_ELEMENTS:
+            _set(context, node, list(found))
+
+
+def _product(context: Any, node: ir.Node) -> None:
+    data = _elements(context, node, 0)
+    if data is None or _output_length(node) != 1:
+        return
+    total: Element = 1
+    for element in data:
+        total = element * total
+    _set(context, node, [total])
+
+
+def _non_negative(context: Any, dim: ir.SymbolicDim) -> bool:
+    """Whether a dimension is at least 0 for all sizes of its symbols.
+
+    Symbols made up by the library may stand for any element of a tensor, -1 among them.
+    """
+    text = dim.value
+    if text is None:
+        return False
+    if text.isidentifier():
+        return not context.is_generated_symbol(text)
+    try:
+        symbols = dim.free_symbols()
+    except ValueError:
+        return False
+    expression: Any = dim._expr
+    return bool(expression.is_nonnegative) and not any(map(context.is_generated_symbol, symbols))
+
+
+_RULES: dict[str, Rule] = {
+    "Expand": _expand,
+    "ConstantOfShape": _constant_of_shape,
+    "Equal": _equal,
+    "Div": _divide,
+    "Where": _where,
+    "Range": _range,
+    "ReduceProd": _product,
+}
