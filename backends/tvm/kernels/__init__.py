@@ -7,6 +7,7 @@ and the packing of its weights. Tiles come from `tile.py`, from the target's num
 from __future__ import annotations
 
 from .conv2d import conv2d
+from .conv_transpose import conv_transpose
 from .interface import (
     Conv2dSpec,
     ConvTransposeSpec,
@@ -30,6 +31,7 @@ __all__ = [
     "Operand",
     "PoolSpec",
     "conv2d",
+    "conv_transpose",
     "matmul",
     "pool",
 ]

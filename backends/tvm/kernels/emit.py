@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -66,13 +67,12 @@ def when(condition: Any, then: Any, otherwise: Any = None) -> Any:
     return tirx.IfThenElse(condition, flatten([then]), other)
 
 
-def both(a: Any, b: Any) -> Any:
-    """`a and b`."""
-    if isinstance(a, bool):
-        return b if a else False
-    if isinstance(b, bool):
-        return a if b else False
-    return tirx.And(a, b)
+def all_of(*conditions: Any) -> Any:
+    """Conjunction of conditions, those known now left out."""
+    if any(condition is False for condition in conditions):
+        return False
+    unknown = [condition for condition in conditions if not isinstance(condition, bool)]
+    return functools.reduce(tirx.And, unknown) if unknown else True
 
 
 def minimum(a: Any, b: Any) -> Any:

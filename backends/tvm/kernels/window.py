@@ -160,7 +160,7 @@ def pad_stage(window: Window, channels: int, source: Any) -> tuple[Any, Statemen
                 lambda c: emit.store(padded, emit.load(source, [n, h - top, w, c]), [n, h, w + left, c]),
             )
 
-        inside = emit.both(h >= top, h < top + window.height)
+        inside = emit.all_of(h >= top, h < top + window.height)
         body = [fill(0, left), emit.loop("w", window.width, copy), fill(left + window.width, right)]
         return emit.when(inside, body, fill(0, width))
 

@@ -1,0 +1,199 @@
+"""Transposed convolution as one ordinary convolution per output phase.
+
+With stride s, the outputs whose position is the same modulo s read the same taps at a fixed distance from
+their own input pixel: a convolution of stride one over a part of the kernel, flipped, that stores every s-th
+output. With many phases the code would grow, and one loop over all taps that asks which of them apply serves
+instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from . import emit
+from .interface import Conv2dSpec, ConvTransposeSpec, Epilogue, Index, Kernel, nhwc
+from .microkernel import Accumulators, Writer
+from .product import SERIAL_FLOPS
+from .spatial import SpatialConvolution, pack_conv_weights
+from .tile import TargetNumbers, Tile, blocks, choose_tile, lanes_of
+from .window import MAX_BORDER_TILES, border_tiles
+
+_MAX_PHASES = 9
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The outputs `first, first + stride, ...` along one axis as a convolution of stride one."""
+
+    first: int
+    count: int
+    taps: tuple[int, ...]
+    """Kernel taps in the order of the inputs they read."""
+    step: int
+    """Distance between the inputs of neighbouring taps."""
+    before: int
+    """Padding before the first input; negative where inputs are skipped."""
+
+    def after(self, size: int) -> int:
+        """Padding after the last of `size` inputs."""
+        return self.count - size - self.before + self.step * (len(self.taps) - 1)
+
+
+def phases(size: int, kernel: int, stride: int, dilation: int, before: int) -> list[Phase]:
+    """The phases of an axis with `size` outputs."""
+    found = []
+    for first in range(min(stride, size)):
+        reads = [(first + before - tap * dilation, tap) for tap in reversed(range(kernel))]
+        used = [(place // stride, tap) for place, tap in reads if place % stride == 0]
+        step = used[1][0] - used[0][0] if len(used) > 1 else 1
+        lead = -used[0][0] if used else 0
+        count = len(range(first, size, stride))
+        found.append(Phase(first, count, tuple(tap for _, tap in used), step, lead))
+    return found
+
+
+def conv_transpose(spec: ConvTransposeSpec, epilogue: Epilogue | None, target: TargetNumbers) -> Kernel:
+    """A transposed convolution of any group count.
+
+    Buffers: data (N, H, W, C), packed weights (one axis), extra inputs, output (N, OH, OW, O).
+    """
+    writer = Writer(epilogue, spec.out_shape, nhwc)
+    parts = [
+        _Part(spec, rows, columns, target)
+        for rows, columns in product(
+            phases(spec.out_height, spec.kernel[0], spec.stride[0], spec.dilation[0], spec.pads[0]),
+            phases(spec.out_width, spec.kernel[1], spec.stride[1], spec.dilation[1], spec.pads[1]),
+        )
+    ]
+    few_borders = all(border_tiles(part.conv, part.tile.pixels) <= MAX_BORDER_TILES for part in parts)
+    if len(parts) > _MAX_PHASES or not few_borders:
+        return _rolled(spec, writer, target)
+    length = sum(part.length for part in parts)
+    data, weights = emit.buffer("data", spec.data_shape), emit.buffer("weights", (max(length, 1),))
+    flat_data, declaration = emit.flat_view(data, prod(spec.data_shape))
+    statements, first = [declaration], 0
+    for part in parts:
+        loops = SpatialConvolution(part.conv, part.tile, flat_data, weights, writer, first, part.place)
+        statements.append(loops.body(target))
+        first += part.length
+    func = emit.function("conv_transpose", [data, weights, *writer.extras, writer.output], statements)
+
+    def pack(array: np.ndarray) -> np.ndarray:
+        packed = [part.pack(array).ravel() for part in parts if part.length]
+        return np.concatenate(packed) if packed else np.zeros(1, array.dtype)
+
+    tiles = ", ".join(dict.fromkeys(str(part.tile) for part in parts))
+    return Kernel(func, (pack,), spec.flops, f"conv_transpose {len(parts)} phases {tiles}")
+
+
+class _Part:
+    """One phase of both axes."""
+
+    def __init__(self, spec: ConvTransposeSpec, rows: Phase, columns: Phase, target: TargetNumbers):
+        self._spec, self._rows, self._columns = spec, rows, columns
+        self.conv = Conv2dSpec(
+            spec.batch,
+            spec.in_channels,
+            spec.height,
+            spec.width,
+            spec.out_channels,
+            (len(rows.taps), len(columns.taps)),
+            dilation=(rows.step, columns.step),
+            pads=(rows.before, columns.before, rows.after(spec.height), columns.after(spec.width)),
+            groups=spec.groups,
+        )
+        depth, per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+        taps = max(len(rows.taps) * len(columns.taps), 1)
+        self.tile = choose_tile(columns.count, per_group, depth * taps, target)
+        channels = spec.groups * blocks(per_group, self.tile.block) * self.tile.block
+        self.length = channels * depth * len(rows.taps) * len(columns.taps)
+
+    def place(self, index: Index) -> Index:
+        n, c, h, w = index
+        stride = self._spec.stride
+        return (n, c, h * stride[0] + self._rows.first, w * stride[1] + self._columns.first)
+
+    def pack(self, weights: np.ndarray) -> np.ndarray:
+        taps = as_convolution(weights, self._spec.groups)[:, :, self._rows.taps][..., self._columns.taps]
+        return pack_conv_weights(taps, self._spec.groups, self.tile.block)
+
+
+def as_convolution(weights: np.ndarray, groups: int) -> np.ndarray:
+    """(C, O / groups, KH, KW) -> (O, C / groups, KH, KW), taps in the same order."""
+    channels, per_group, height, width = weights.shape
+    split = weights.reshape(groups, channels // groups, per_group, height, width)
+    return split.transpose(0, 2, 1, 3, 4).reshape(groups * per_group, channels // groups, height, width)
+
+
+def _rolled(spec: ConvTransposeSpec, writer: Writer, target: TargetNumbers) -> Kernel:
+    """One output pixel at a time, over all taps that meet an input pixel."""
+    depth, per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    lanes = lanes_of(target)
+    tile = Tile(1, min(8, blocks(per_group, lanes)), lanes)
+    count = blocks(per_group, tile.block)
+    data = emit.buffer("data", spec.data_shape)
+    weights = emit.buffer("weights", (spec.groups * count, *spec.kernel, depth, tile.block))
+
+    def pixel(n: Any, oh: Any, block: Any, ow: Any) -> Any:
+        group, in_group = emit.floordiv(block, count), emit.floormod(block, count)
+        accumulators = Accumulators(tile)
+
+        def tap(kh: Any, kw: Any, row: Any, column: Any) -> Any:
+            return emit.loop(
+                "c",
+                depth,
+                lambda c: accumulators.multiply_add(
+                    (0,),
+                    lambda _: emit.load(data, [n, row, column, group * depth + c]),
+                    lambda v: emit.load(weights, [block, kh, kw, c, v * lanes], lanes),
+                ),
+            )
+
+        def over(axis: int, first: Any, size: int, body: Callable[[Any, Any], Any]) -> Any:
+            stride = spec.stride[axis]
+
+            def check(k: Any) -> Any:
+                place, bound = emit.bind(f"place{axis}", first - k * spec.dilation[axis])
+                meets = emit.all_of(emit.floormod(place, stride) == 0, place >= 0, place < size * stride)
+                return [*bound, emit.when(meets, body(k, emit.floordiv(place, stride)))]
+
+            return emit.loop(f"k{axis}", spec.kernel[axis], check)
+
+        return [
+            *accumulators.clear(),
+            over(
+                0,
+                oh + spec.pads[0],
+                spec.height,
+                lambda kh, row: over(
+                    1, ow + spec.pads[1], spec.width, lambda kw, column: tap(kh, kw, row, column)
+                ),
+            ),
+            *writer.write_tile(
+                accumulators,
+                lambda _, channel: (n, channel, oh, ow),
+                group * per_group + in_group * tile.block,
+                in_group == count - 1 if count > 1 else True,
+                per_group - (count - 1) * tile.block,
+            ),
+        ]
+
+    def task(t: Any) -> Any:
+        n, oh, block = emit.unravel(t, (spec.batch, spec.out_height, spec.groups * count))
+        return emit.loop("ow", spec.out_width, lambda ow: pixel(n, oh, block, ow))
+
+    loops = emit.parallel(
+        "task", spec.batch * spec.out_height * spec.groups * count, task, enabled=spec.flops > SERIAL_FLOPS
+    )
+    func = emit.function("conv_transpose", [data, weights, *writer.extras, writer.output], loops)
+
+    def pack(array: np.ndarray) -> np.ndarray:
+        return pack_conv_weights(as_convolution(array, spec.groups), spec.groups, tile.block)
+
+    return Kernel(func, (pack,), spec.flops, f"conv_transpose {tile} rolled")
