@@ -1,6 +1,6 @@
 """`onnx-shape-inference` with our own idea of whom to believe when shapes meet.
 
-Together with `shape_rules` the only module that touches the library. Its engine is entered one level below its
+The library is touched only here and in `shape_rules`. Its engine is entered one level below its
 public function, which offers no place for a policy of one's own.
 """
 

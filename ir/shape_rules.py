@@ -77,10 +77,10 @@ def _constant_of_shape(context: Any, node: ir.Node) -> None:
     shape = _elements(context, node, 0)
     if output.shape is None and shape is not None:
         context.set_shape(output, ir.Shape(shape))
-    filler = node.attributes.get_tensor("value")
     length = _output_length(node)
-    if filler is not None and length is not None and filler.dtype.is_integer():
-        _set(context, node, [int(filler.numpy().reshape(-1)[0])] * length)
+    filler = node.attributes.get("value")
+    if length is not None and filler is not None and output.dtype in (ir.DataType.INT64, ir.DataType.INT32):
+        _set(context, node, [int(filler.value.numpy().reshape(-1)[0])] * length)
 
 
 def _paired(context: Any, node: ir.Node, combine: Callable[[Element, Element], Element | None]) -> None:
