@@ -115,9 +115,8 @@ def evaluate_values(model: ir.Model | None, values: Sequence[ir.Value]) -> list[
     results: dict[str, np.ndarray] = {}
     if computed:
         proto = _slice_proto(model, nodes, leaves, computed)
-        feeds = {name: ort.to_ort_value(array) for name, array in leaves.items()}
         names = list(dict.fromkeys(str(value.name) for value in computed))
-        results = ort.run_session(ort.open_session(proto, threads=1), feeds, names)
+        results = ort.run_session(ort.open_session(proto, threads=1), leaves, names)
     return [_result(value, results) for value in values]
 
 

@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from .errors import GraphwrightError, ModelError
 from .normalize import check_operators, normalize
-from .opset import collected_warnings, upgrade
 from .stored import TensorReader, check_proto
+from .upgrade import collected_warnings, upgrade
 from .verify import verify
 
 if TYPE_CHECKING:

@@ -41,12 +41,10 @@ def is_shareable(dtype: ir.DataType) -> bool:
 
 
 def to_ort_value(array: np.ndarray) -> Any:
-    """Wraps an array (any ONNX tensor dtype, ml_dtypes included) as an `OrtValue` that shares its memory."""
+    """Wraps an array of numbers (ml_dtypes included) as an `OrtValue` that shares its memory."""
     import onnxruntime
 
-    array = np.ascontiguousarray(array).reshape(np.shape(array))
-    if array.dtype.kind in "OSU":
-        return onnxruntime.OrtValue.ortvalue_from_numpy(array.astype(object))
+    array = np.require(array, requirements=["C", "A"]).reshape(np.shape(array))
     dtype = ir.DataType.from_numpy(array.dtype)
     if dtype in _PLAIN_DTYPES:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array)
@@ -108,8 +106,8 @@ def open_session(
         raise ModelError(f"the reference cannot run this model: {explain(error)}") from error
 
 
-def run_session(session: Any, feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Runs a session on `OrtValue` feeds and returns the named outputs as arrays.
+def run_session(session: Any, feeds: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+    """Runs a session and returns the named outputs as arrays.
 
     Raises:
         ModelError: an operator failed; the line names the node and the reason.
@@ -119,7 +117,12 @@ def run_session(session: Any, feeds: Mapping[str, Any], names: Sequence[str]) ->
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     try:
-        values = session.run_with_ort_values(list(names), dict(feeds), options)
+        if any(np.asarray(array).dtype.kind in "OSU" for array in feeds.values()):
+            # Strings have no memory to share.
+            return dict(zip(names, session.run(list(names), dict(feeds), options), strict=True))
+        values = session.run_with_ort_values(
+            list(names), {name: to_ort_value(array) for name, array in feeds.items()}, options
+        )
     except Exception as error:
         raise ModelError(f"the reference failed: {explain(error)}") from error
     return {name: from_ort_value(value) for name, value in zip(names, values, strict=True)}

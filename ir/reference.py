@@ -61,8 +61,7 @@ class Reference:
         wanted = tuple(dict.fromkeys(name for name in names if name not in given and name not in stored))
         results: dict[str, np.ndarray] = {}
         if wanted:
-            arguments = {name: ort.to_ort_value(array) for name, array in checked.items()}
-            results = ort.run_session(self._session(wanted), arguments, wanted)
+            results = ort.run_session(self._session(wanted), checked, wanted)
         return {name: {**given, **stored, **results}[name] for name in names}
 
     def _initializer(self, name: str) -> np.ndarray:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from .dynamic_dims import dim_names, rename_dims, without_names
 from .errors import ModelError
 from .normalize import normalize
-from .opset import upgrade
+from .upgrade import upgrade
 
 if TYPE_CHECKING:
     import torch

@@ -1,0 +1,66 @@
+"""What the opset converter of the onnx package gets wrong without a word, put right around it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .constants import constant_array
+from .errors import ModelError
+
+
+def prepare_old_operators(model: ir.Model, version: int) -> None:
+    """Before conversion: makes explicit what only the old version of an operator implies.
+
+    Raises:
+        ModelError: an operator means something else now and its old meaning cannot be expressed.
+    """
+    if version >= 7:
+        return
+    for graph in model.graphs():
+        for node in graph:
+            if node.op_type == "PRelu" and node.domain == "":
+                _align_slope(graph, node)
+
+
+def finish_old_operators(model: ir.Model, version: int) -> None:
+    """After conversion: sets attributes whose new defaults differ from the old fixed behaviour."""
+    if version >= 11:
+        return
+    for graph in model.graphs():
+        for node in graph:
+            if node.op_type == "Resize" and node.domain == "":
+                _keep_old_sampling(node)
+
+
+def _keep_old_sampling(node: ir.Node) -> None:
+    """Before opset 11 Upsample and Resize took output pixel i from i / scale, without a half-pixel shift."""
+    for name, text in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
+        if name not in node.attributes:
+            node.attributes[name] = ir.AttrString(name, text)
+
+
+def _align_slope(graph: ir.Graph, node: ir.Node) -> None:
+    """Before opset 7 a slope of C numbers belonged to axis 1, now it would be aligned to the last axis."""
+    data, slope = node.inputs
+    if data is None or slope is None or slope.shape is None or len(slope.shape) != 1 or slope.shape[0] == 1:
+        return
+    if data.shape is None:
+        raise ModelError(
+            f"node '{node.name}' (PRelu) is of an opset before 7 and the rank of its input is unknown"
+        )
+    trailing = len(data.shape) - 2
+    if trailing <= 0:
+        return
+    stored = constant_array(slope)
+    if stored is None:
+        raise ModelError(f"node '{node.name}' (PRelu) is of an opset before 7 and its slope is computed")
+    array = stored.reshape(-1, *[1] * trailing)
+    name = f"{slope.name}_per_channel_{node.name}"
+    aligned = ir.Value(
+        name=name,
+        type=slope.type,
+        shape=ir.Shape(array.shape),
+        const_value=ir.Tensor(array, name=name),
+    )
+    graph.register_initializer(aligned)
+    node.replace_input_with(1, aligned)
