@@ -80,6 +80,16 @@ class LeftAlone:
     reason: str
 
 
+@dataclass(frozen=True)
+class Firing:
+    """One rewrite: which rule fired, at which node, and what it made."""
+
+    rule: str
+    node: str
+    op_type: str
+    created: tuple[str, ...]
+
+
 @dataclass
 class PassContext:
     """What one run of one pass may read and report.
@@ -93,6 +103,8 @@ class PassContext:
         left_alone: Candidates that were not touched, with reasons.
         notes: Free lines for the report.
         details: JSON-able facts for the report.
+        firings: Every rewrite of the driver, in order.
+        rewrite_limit: The driver stops after this many rewrites; None for no limit. Bisection uses it.
     """
 
     target: Any = None
@@ -104,11 +116,20 @@ class PassContext:
     left_alone: list[LeftAlone] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    firings: list[Firing] = field(default_factory=list)
+    rewrite_limit: int | None = None
     _rewriters: dict[int, Rewriter] = field(default_factory=dict, repr=False)
 
     def for_pass(self, active: Pass) -> PassContext:
         """Return a context with the same inputs and empty reports for one pass."""
-        return PassContext(self.target, self.calibration, self.seed, self.progress, active)
+        return PassContext(
+            self.target,
+            self.calibration,
+            self.seed,
+            self.progress,
+            active,
+            rewrite_limit=self.rewrite_limit,
+        )
 
     def count(self, statistic: str, n: int = 1) -> None:
         """Add `n` to a counter that ends in the report."""

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ..ir.errors import GraphwrightError, PassError
+from .base import Firing, PassContext
 
 if TYPE_CHECKING:
-    from .base import PassContext
+    from .rewriter import Rewriter
     from .rules import Rule
 
 # A rule set that terminates needs a few rewrites per node; this is far beyond any of them.
-_REWRITES_PER_NODE = 32
+_REWRITES_PER_NODE = 8
 
 
 def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
@@ -48,6 +49,9 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
         for rule in candidates or everywhere:
             if node.graph is None or (context.active is not None and not context.active.selects(node)):
                 break
+            if context.rewrite_limit is not None and len(context.firings) >= context.rewrite_limit:
+                return fired > 0
+            name, op_type = node.name or "", node.op_type
             outcome = _attempt(rule, node, rewriter)
             if isinstance(outcome, str):
                 refusals[node] = outcome
@@ -57,6 +61,7 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
             refusals.pop(node, None)
             fired += 1
             context.count(rule.label)
+            context.firings.append(Firing(rule.label, name, op_type, rewriter.take_created()))
             if fired > budget:
                 raise PassError(
                     f"rule '{rule.label}' keeps firing at node '{node.name}' ({node.op_type}): "
@@ -73,14 +78,17 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
     return fired > 0
 
 
-def _attempt(rule: Rule, node: ir.Node, rewriter) -> bool | str:
+def _attempt(rule: Rule, node: ir.Node, rewriter: Rewriter) -> bool | str:
     where = f"rule '{rule.label}' at node '{node.name}' ({node.op_type})"
+    rewriter.rule = rule.label
     try:
         return rule.match_and_rewrite(node, rewriter)
     except GraphwrightError:
         raise
     except Exception as error:
         raise PassError(f"{where} raised {type(error).__name__}: {error}") from error
+    finally:
+        rewriter.rule = ""
 
 
 def _index(rules: Sequence[Rule]) -> tuple[dict[str, list[Rule]], list[Rule]]:

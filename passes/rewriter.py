@@ -17,6 +17,7 @@ from ..ir.errors import PassError
 
 PASS_KEY = "graphwright.pass"
 FROM_KEY = "graphwright.from"
+RULE_KEY = "graphwright.rule"
 _MAX_SOURCES = 8
 
 
@@ -26,12 +27,15 @@ class Rewriter:
     Attributes:
         model: The model being changed.
         changes: Number of mutations so far; 0 means the graph is untouched.
+        rule: Label of the rule at work, recorded in the nodes it makes; "" outside of rules.
     """
 
     def __init__(self, model: ir.Model, origin: str = ""):
         self.model = model
         self.changes = 0
+        self.rule = ""
         self._origin = origin
+        self._created: list[str] = []
         self._touched: dict[ir.Node, None] = {}
         self._names: set[str] = set()
         self._next_suffix: dict[str, int] = {}
@@ -49,6 +53,12 @@ class Rewriter:
         touched = list(self._touched)
         self._touched.clear()
         return touched
+
+    def take_created(self) -> tuple[str, ...]:
+        """Return the names of the nodes made since the last call."""
+        created = tuple(self._created)
+        self._created.clear()
+        return created
 
     def unique_name(self, hint: str) -> str:
         """Return `hint`, or `hint_N` where `hint` is taken; the result is taken afterwards."""
@@ -261,6 +271,10 @@ class Rewriter:
             node.metadata_props[key] = value
         node.metadata_props.pop(FROM_KEY, None)
         node.metadata_props[PASS_KEY] = self._origin
+        node.metadata_props.pop(RULE_KEY, None)
+        if self.rule:
+            node.metadata_props[RULE_KEY] = self.rule
+        self._created.append(node_name)
         self._add_source(node, anchor)
         graph = anchor.graph
         assert graph is not None
