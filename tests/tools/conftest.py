@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-
 from graphwright.tools.cli import main
 
 MODEL = """

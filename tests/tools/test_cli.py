@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import typer
-
 from graphwright.ir.errors import VerifyError
 from graphwright.tools import cli as module
 

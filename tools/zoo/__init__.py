@@ -9,6 +9,8 @@ name: `graphwright compile graphwright.tools.zoo:resnet18 --target x86 -o DIR`.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...ir.errors import ToolError
@@ -54,6 +56,12 @@ def zoo_model(name: str) -> ir.Model:
 
     module, example = globals()[name]()
     return trace(module, example, name=name)
+
+
+def __getattr__(name: str) -> Callable[[], ir.Model]:
+    if name in LIGHT_NAMES:
+        return functools.partial(light_model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def resnet18() -> TorchModel:
