@@ -22,6 +22,7 @@ from .checking import Check, check_against_reference
 from .compile_report import CompileReport
 from .cross import linker_for
 from .executable import Executable, specs_of
+from .host import usable_cores
 from .target import Target, resolve_target
 
 DEFAULT_PIPELINE = "simplify,fold-batch-norm"
@@ -148,7 +149,7 @@ def _onnxruntime(model: ir.Model, report: CompileReport, say: Callable[[str], No
 
     with report.step("build"):
         say("build")
-        executable = OnnxRuntimeExecutable(model, threads=report.target.cores, target=report.target)
+        executable = OnnxRuntimeExecutable(model, threads=usable_cores(), target=report.target)
     report.weight_bytes = report.sizes["after"]["parameter_bytes"]
     return executable
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.errors import TargetError
+from ..ir.errors import ModelError, TargetError
 from .executable import Executable, TensorSpec
+from .host import logical_cores, usable_cores
 from .target import Target
 
 if TYPE_CHECKING:
@@ -30,8 +32,8 @@ class TvmExecutable(Executable):
     """
 
     backend = "tvm"
-    _pool_threads: int | None = None
-    """Size of TVM's thread pool, which all executables of the process share; None if not set yet."""
+    _pool = threading.local()
+    """Size of the calling thread's pool: TVM has one per thread, which all executables share."""
 
     def __init__(
         self,
@@ -45,13 +47,15 @@ class TvmExecutable(Executable):
         super().__init__(inputs, outputs, target)
         self.library = library
         self.weights = list(weights)
-        self.threads = max(1, target.cores)
+        self.threads = usable_cores()
         self._folder = folder
         self._program: TvmProgram | None = None
 
     def set_threads(self, threads: int) -> None:
-        """Use that many threads from the next run on."""
-        self.threads = threads
+        """Use that many threads from the next run on, at most one per logical core."""
+        if threads < 1:
+            raise ModelError("a model needs at least one thread")
+        self.threads = min(threads, logical_cores())
 
     def load(self) -> TvmProgram:
         """The running program; raises TargetError where the machine cannot run the library."""
@@ -65,9 +69,9 @@ class TvmExecutable(Executable):
             from .tvm.runtime import TvmProgram
 
             self._program = TvmProgram(self.library, self.weights, self.target.device)
-        if TvmExecutable._pool_threads != self.threads:
+        if getattr(self._pool, "threads", None) != self.threads:
             self._program.set_threads(self.threads)
-            TvmExecutable._pool_threads = self.threads
+            self._pool.threads = self.threads
         return self._program
 
     def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:

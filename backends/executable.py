@@ -108,6 +108,7 @@ class Executable(abc.ABC):
 
     Attributes:
         inputs: what `run` expects, in order.
+        threads: how many threads a run uses.
         outputs: what it returns, in order.
         target: the device the model was compiled for.
         backend: "tvm" or "onnxruntime".
@@ -123,6 +124,7 @@ class Executable(abc.ABC):
         self.inputs = list(inputs)
         self.outputs = list(outputs)
         self.target = target
+        self.threads = 1
         self.model: ir.Model | None = None
         self.report: CompileReport | None = None
         self.manifest: dict[str, Any] | None = None
@@ -201,7 +203,7 @@ class Executable(abc.ABC):
         first = self._timed_runs(arrays, max(1, warmup))
         if repeats is None:
             repeats = int(np.clip(seconds * 1e3 / max(min(first), 1e-3), 5, 200))
-        return Timing.of(self._timed_runs(arrays, repeats), threads)
+        return Timing.of(self._timed_runs(arrays, repeats), self.threads)
 
     def save(self, directory: str | Path) -> Path:
         """Write a self-contained artifact folder; see `artifact.save_artifact`."""

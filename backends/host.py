@@ -162,17 +162,25 @@ def host_caches(root: str | Path = "/sys/devices/system/cpu/cpu0/cache") -> dict
 
 def usable_cores() -> int:
     """Physical cores this process may keep busy: within its affinity and quota, hyper-threads once."""
-    logical = (
-        sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
     physical = set()
-    for core in logical:
+    for core in _logical_cores():
         topology = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
         package, number = _read(topology / "physical_package_id").strip(), _read(topology / "core_id").strip()
         physical.add((package, number) if number else core)
     quota = _cgroup_quota()
     count = len(physical)
     return max(1, min(count, math.ceil(quota)) if quota else count)
+
+
+def logical_cores() -> int:
+    """Logical cores this process may run on, each hyper-thread counted: an upper limit for threads."""
+    return len(_logical_cores())
+
+
+def _logical_cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def _cgroup_quota() -> float | None:

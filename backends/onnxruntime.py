@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ..ir import ort
 from ..ir.clone import clone
-from ..ir.errors import CompileError
+from ..ir.errors import CompileError, ModelError
 from ..ir.reference import serialize_for_session
 from .executable import Executable, specs_of
 from .target import Target, host_target
@@ -48,6 +48,8 @@ class OnnxRuntimeExecutable(Executable):
 
     def set_threads(self, threads: int) -> None:
         """Use that many threads; opens a new session, since one's pool is fixed."""
+        if threads < 1:
+            raise ModelError("a model needs at least one thread")
         if threads != self.threads:
             self.threads = threads
             self._open()
@@ -73,7 +75,11 @@ class OnnxRuntimeExecutable(Executable):
 
     def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         names = [spec.name for spec in self.outputs]
-        return list(ort.run_session(self._session, self._lend(arrays), names).values())
+        feeds = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=True)}
+        try:
+            return list(ort.run_session(self._session, feeds, names).values())
+        except ModelError as error:
+            raise ModelError(str(error).replace("the reference", "ONNX Runtime", 1)) from error
 
     def _timed_runs(self, arrays: list[np.ndarray], repeats: int) -> list[float]:
         feeds, names = self._lend(arrays), [spec.name for spec in self.outputs]

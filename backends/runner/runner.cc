@@ -87,6 +87,8 @@ ffi::Module OpenMachine(const Options& options) {
   if (options.device.device_type == kDLCUDA && !dlopen("libtvm_runtime_cuda.so", RTLD_NOW | RTLD_GLOBAL)) {
     throw std::runtime_error(dlerror());
   }
+  // Read when the thread pool is made, at the first parallel loop.
+  if (options.threads > 0) setenv("TVM_NUM_THREADS", std::to_string(options.threads).c_str(), 1);
   auto library = ffi::Module::LoadFromFile(options.artifact + "/model.so");
   auto machine = (*library->GetFunction("vm_load_executable", true))().cast<ffi::Module>();
   auto initialize = *machine->GetFunction("vm_initialization", true);
@@ -95,7 +97,6 @@ ffi::Module OpenMachine(const Options& options) {
   } else {
     initialize(static_cast<int>(kDLCUDA), 0, kPooledAllocator, static_cast<int>(kDLCPU), 0, kPooledAllocator);
   }
-  if (options.threads > 0) ffi::Function::GetGlobalRequired("runtime.config_threadpool")(1, options.threads);
   return machine;
 }
 
