@@ -116,7 +116,7 @@ class _ScopeChecker:
             self._misnamed.add(value)
             return
         known = self._visible.get(name)
-        if known is not None and (known.graph is frame.graph or name in shadowed):
+        if known is not None and (_home(known) is frame.graph or name in shadowed):
             self._found.append(f"duplicate value name '{name}': {kind} and another value{frame.where}")
             self._misnamed.add(value)
             return
@@ -174,7 +174,7 @@ class _ScopeChecker:
             return
         producer = value.producer()
         if producer is None:
-            owner = value.graph
+            owner = _home(value)
             if owner is not None and (value.is_graph_input() or value.is_initializer()):
                 self._found.append(
                     f"{use} belongs to another graph ('{owner.name}') out of scope here{where}"
@@ -195,10 +195,10 @@ class _ScopeChecker:
         )
 
     def _defined_in_outer_frame(self, value: ir.Value) -> bool:
-        owner = value.graph
+        owner = _home(value)
         if all(frame.graph is not owner for frame in self._frames[:-1]):
             return False
-        return value.producer() is None or self._visible[value.name].graph is not owner
+        return value.producer() is None or _home(self._visible[value.name]) is not owner
 
     def _report_late(self, frame: _Frame) -> None:
         cycle = find_cycle(frame.graph)
@@ -240,8 +240,14 @@ class _ScopeChecker:
             source = "nothing" if producer is None else f"{describe(producer)}, which is not in the graph"
             self._found.append(f"graph output '{value.name}' is produced by {source}{where}")
             return
-        if nested and value.graph is not frame.graph:
+        if nested and _home(value) is not frame.graph:
             self._found.append(f"output '{value.name}' is a value of an outer graph; needs Identity{where}")
+
+
+def _home(value: ir.Value) -> ir.Graph | None:
+    """The graph that makes a value; `Value.graph` names the wrong one where a body returns it."""
+    producer = value.producer()
+    return value.graph if producer is None else producer.graph
 
 
 def _shapes_agree(declared: ir.Shape, actual: Collection[object]) -> bool:
