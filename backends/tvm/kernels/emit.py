@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 from typing import Any
 
 import tvm
@@ -98,12 +99,15 @@ def floormod(a: Any, b: int) -> Any:
 def unravel(flat: Any, shape: Sequence[int]) -> tuple[Any, ...]:
     """Row-major index of the `flat`-th element of an array of `shape`."""
     index: list[Any] = []
-    for size in reversed(shape[1:]):
-        index.append(0 if size == 1 else floormod(flat, size))
-        flat = flat if size == 1 else floordiv(flat, size)
-    if shape and shape[0] == 1:
-        flat = 0
-    return (flat, *reversed(index)) if shape else ()
+    for axis in reversed(range(len(shape))):
+        if shape[axis] == 1:
+            index.append(0)
+        elif prod(shape[:axis]) == 1:
+            index.append(flat)
+        else:
+            index.append(floormod(flat, shape[axis]))
+            flat = floordiv(flat, shape[axis])
+    return tuple(reversed(index))
 
 
 def lanes_at(start: Any, lanes: int) -> Any:
