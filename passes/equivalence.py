@@ -11,8 +11,9 @@ import onnx_ir as ir
 from ..ir.compare import Comparison, compare
 from ..ir.inputs import edge_inputs, random_inputs
 from ..ir.reference import Reference
+from .bounds import Bound
 
-RELATIVE_TOLERANCE = 1e-4
+LOSSLESS = Bound("max_rel", 1e-4)
 """Bound of lossless passes on max|a-b| / max|a|, per output."""
 
 _SEEDS = 3
@@ -23,11 +24,12 @@ class Equivalence:
     """Worst comparison over all inputs tried.
 
     Attributes:
-        worst: The comparison with the largest relative error.
+        worst: The comparison that is worst by the metric of `bound`.
         output: Output that it belongs to.
         inputs: Label of the inputs that it belongs to.
         tried: Number of input sets.
-        passed: Whether every output stayed within `RELATIVE_TOLERANCE` on every input set.
+        passed: Whether every output kept `bound` on every input set.
+        bound: The bound that was asked for.
     """
 
     worst: Comparison
@@ -35,11 +37,12 @@ class Equivalence:
     inputs: str
     tried: int
     passed: bool
+    bound: Bound = LOSSLESS
 
     def __str__(self) -> str:
         return (
             f"output '{self.output}' on {self.inputs}: max difference {self.worst.max_abs:.3g}, "
-            f"relative {self.worst.max_rel:.3g} (bound {RELATIVE_TOLERANCE:g})"
+            f"relative {self.worst.max_rel:.3g}, SQNR {self.worst.sqnr_db:.1f} dB (bound {self.bound})"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -49,15 +52,18 @@ class Equivalence:
             "inputs": self.inputs,
             "input_sets": self.tried,
             "passed": self.passed,
-            "max_abs": float(self.worst.max_abs),
-            "max_rel": float(self.worst.max_rel),
-            "sqnr_db": float(self.worst.sqnr_db),
-            "cosine": float(self.worst.cosine),
+            "bound": str(self.bound),
+            **self.worst.to_json(),
         }
 
 
 def check_equivalent(
-    before: ir.Model, after: ir.Model, *, inputs: Sequence[dict[str, Any]] | None = None, seed: int = 0
+    before: ir.Model,
+    after: ir.Model,
+    *,
+    inputs: Sequence[dict[str, Any]] | None = None,
+    seed: int = 0,
+    bound: Bound = LOSSLESS,
 ) -> Equivalence:
     """Run both models on the same inputs and compare every output.
 
@@ -66,6 +72,7 @@ def check_equivalent(
         after: The changed model; same inputs and outputs.
         inputs: Feeds to use; seeded random inputs and edge cases of `before` where None.
         seed: First seed of the random inputs.
+        bound: What every output must keep.
 
     Raises:
         ModelError: A model does not run on the reference.
@@ -83,9 +90,8 @@ def check_equivalent(
         reference, results = expected.run(feeds), actual.run(feeds)
         for name, value in reference.items():
             found = compare(value, results[name])
-            # NaN as the error must win over any number.
-            if worst is None or not found.max_rel <= worst[0].max_rel:
+            if worst is None or bound.is_worse(found, worst[0]):
                 worst = (found, name, label)
     if worst is None:
         raise ValueError("there is nothing to compare: no inputs or no outputs")
-    return Equivalence(*worst, tried=len(labelled), passed=bool(worst[0].max_rel <= RELATIVE_TOLERANCE))
+    return Equivalence(*worst, tried=len(labelled), passed=bound.holds(worst[0]), bound=bound)

@@ -17,7 +17,7 @@ from ..ir.clone import clone
 from ..ir.errors import GraphwrightError, PassError, VerifyError
 from ..ir.shapes import infer_shapes
 from ..ir.verify import verify
-from .base import LeftAlone, Pass, PassContext
+from .base import Firing, LeftAlone, Pass, PassContext
 from .equivalence import Equivalence, check_equivalent
 from .pipeline import Pipeline, as_pipeline, pass_text
 
@@ -105,6 +105,10 @@ class PassManager:
         calibration: Calibration data handed to the passes.
         seed: Seed handed to the passes.
         progress: Callback for long passes.
+        rewrite_limit: Each pass stops after this many rewrites of its rules; for bisection.
+
+    Attributes:
+        firings: Every rewrite of the last run, also of one that failed.
     """
 
     def __init__(
@@ -119,13 +123,15 @@ class PassManager:
         calibration: Any = None,
         seed: int = 0,
         progress: Any = None,
+        rewrite_limit: int | None = None,
     ):
         self.pipeline = as_pipeline(pipeline)
         self.verify_each = verify_each
         self.check_each = check_each
         self.check_inputs = check_inputs
         self.observers = list(observers)
-        self._context = PassContext(target, calibration, seed, progress)
+        self.firings: list[Firing] = []
+        self._context = PassContext(target, calibration, seed, progress, rewrite_limit=rewrite_limit)
 
     def run(self, model: ir.Model) -> tuple[ir.Model, list[PassRecord]]:
         """Run the pipeline on a copy of `model` (tensors are shared, the graph is not).
@@ -134,6 +140,7 @@ class PassManager:
             VerifyError: The model is invalid before any pass ran.
             PassError: A pass failed, left an invalid graph, or changed the outputs though it is lossless.
         """
+        self.firings = []
         verify(model)
         working = clone(model)
         infer_shapes(working)
@@ -162,6 +169,8 @@ class PassManager:
             raise PassError(f"pass '{instance.name}': {error}") from error
         except Exception as error:
             raise PassError(f"pass '{instance.name}' failed: {type(error).__name__}: {error}") from error
+        finally:
+            self.firings.extend(context.firings)
         seconds = time.perf_counter() - start
         if self.verify_each and context.changed:
             self._verify_after(instance, model)
