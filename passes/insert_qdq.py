@@ -19,7 +19,7 @@ from ..ir.errors import PassError
 from .base import Pass, PassContext
 from .quantization.arithmetic import range_problem
 from .quantization.calibration import Calibration, as_calibration
-from .quantization.calibrators import CALIBRATORS
+from .quantization.calibrators import CALIBRATORS, Calibrator, Percentile
 from .quantization.emit import emit
 from .quantization.placement import Plan, plan_quantization
 from .quantization.ranges import measure_ranges
@@ -51,10 +51,19 @@ class InsertQdq(Pass):
     target: str | None = None
     """Quantization table: x86, x86-vnni, arm, arm-dotprod, cuda, generic, or a .json file; by default the one
     for the target being compiled for."""
-    calibration: Literal["minmax", "mean", "moving-average"] = "minmax"
+    calibration: Literal["minmax", "mean", "moving-average", "percentile"] = "minmax"
     """How activation ranges are estimated from the batches."""
+    percentile: float = 99.99
+    """With `calibration=percentile`: the share of numbers, in percent, that neither end of a range cuts."""
     reduce_range: bool | None = None
     """Use 7 bits for weights, against sums that saturate on x86 without VNNI; by default the table says."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 50.0 < self.percentile <= 100.0:
+            raise PassError(
+                f"insert-qdq: option 'percentile' must be above 50 and at most 100, not {self.percentile}"
+            )
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Plan, measure, drop what cannot be quantized, and insert the pairs.
@@ -68,13 +77,18 @@ class InsertQdq(Pass):
         table = find_table(self.target, context.target)
         candidates = plan_quantization(model.graph, table, self.selects, {})
         names = [str(value.name) for value in candidates.values]
-        ranges, batches = measure_ranges(model, names, data, CALIBRATORS[self.calibration], context.progress)
+        ranges, batches = measure_ranges(model, names, data, self._make_calibrator, context.progress)
         problems = {value: range_problem(*ranges[str(value.name)]) for value in candidates.values}
         forbidden = {value: problem for value, problem in problems.items() if problem is not None}
         plan = plan_quantization(model.graph, table, self.selects, forbidden)
         scales = assign_scales(plan, ranges, table.activations.grid)
         _report(plan, scales, table, data, batches, context)
         emit(model, plan, scales, table, self.reduce_range, context)
+
+    def _make_calibrator(self) -> Calibrator:
+        if self.calibration == "percentile":
+            return Percentile(self.percentile)
+        return CALIBRATORS[self.calibration]()
 
 
 def _report(

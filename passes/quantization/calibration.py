@@ -25,12 +25,13 @@ DEFAULT_BATCH = 8
 class Calibration:
     """A source of example inputs.
 
-    Made by `from_npz`, `from_folder`, `from_arrays`, `from_iterable` or `random`; `batches(model)` yields
-    checked feeds. A source can be read as often as its origin: a generator only once.
+    Made by `load` (a file or a folder), `from_arrays`, `from_iterable` or `random_data`; `batches(model)` yields
+    checked feeds.
 
     Attributes:
         source: where the data comes from, for messages and reports.
         total: number of batches if it is known beforehand.
+        repeatable: whether the data can be read more than once.
         random: whether the numbers are made up, so that ranges mean nothing.
     """
 
@@ -40,11 +41,13 @@ class Calibration:
         *,
         source: str,
         total: int | None = None,
+        repeatable: bool = True,
         random: bool = False,
     ):
         self._open = open_batches
         self.source = source
         self.total = total
+        self.repeatable = repeatable
         self.random = random
 
     def __repr__(self) -> str:
@@ -128,7 +131,13 @@ class Calibration:
         if callable(batches):
             return cls(lambda model: batches(), source="function")
         total = len(batches) if isinstance(batches, Sequence) else None
-        return cls(lambda model: batches, source="iterable", total=total)
+        once = iter(batches) is batches
+        return cls(
+            lambda model: batches,
+            source="iterator" if once else "iterable",
+            total=total,
+            repeatable=not once,
+        )
 
     @classmethod
     def random_data(cls, batches: int = 4, seed: int = 0) -> Calibration:
@@ -281,7 +290,11 @@ def _checked(batch: Any, inputs: Mapping[str, ir.Value], where: str) -> Feeds:
 
 def _by_name(batch: Any, inputs: Mapping[str, ir.Value], where: str) -> Mapping[str, Any]:
     if isinstance(batch, Mapping):
-        return batch
+        positional = [f"arr_{i}" for i in range(len(inputs))]
+        # What numpy.savez makes of arrays without names.
+        if set(batch) != set(positional) or set(inputs) == set(positional):
+            return batch
+        return {name: batch[key] for name, key in zip(inputs, positional, strict=True)}
     values = list(batch) if isinstance(batch, tuple | list) else [batch]
     if len(values) != len(inputs):
         raise PassError(f"{where} has {len(values)} arrays, but the model has {len(inputs)} inputs")

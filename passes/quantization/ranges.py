@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ...ir.clone import clone
+from ...ir.errors import PassError
 from ...ir.reference import Reference
 from .calibration import Calibration
-from .calibrators import Calibrator
-
-# Minimum and maximum may drop a NaN on the way (comparisons with it are false); a sum of magnitudes cannot.
-_ALARM = "ReduceL1"
+from .calibrators import Calibrator, Range
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -24,10 +23,10 @@ def measure_ranges(
     calibration: Calibration,
     make_calibrator: Callable[[], Calibrator],
     progress: Progress | None = None,
-) -> tuple[dict[str, tuple[float, float]], int]:
+) -> tuple[dict[str, Range], int]:
     """Runs all batches and returns the range of each value.
 
-    The reductions are appended to a copy of the graph, so memory stays at one batch of activations.
+    The calibrators' probes are appended to a copy of the graph, so memory stays at one batch of activations.
 
     Args:
         model: the float model; not changed.
@@ -40,47 +39,103 @@ def measure_ranges(
         (range by name, number of batches). A value that was NaN or infinite once has a range of NaN.
 
     Raises:
-        PassError: the data does not suit the model.
+        PassError: the data does not suit the model, or cannot be read as often as the calibrator wants.
         ModelError: the reference cannot run the model.
     """
     if not names:
         return {}, 0
-    calibrators = {name: make_calibrator() for name in names}
-    reductions = calibrators[names[0]].reductions
-    reference = Reference(_with_reductions(model, names, (*reductions, _ALARM)))
-    poisoned: set[str] = set()
-    batches = 0
-    for feeds in calibration.batches(model):
-        results = [float(array) for array in reference.run(feeds).values()]
-        width = len(reductions) + 1
-        for index, name in enumerate(names):
-            *statistics, alarm = results[index * width : (index + 1) * width]
-            calibrators[name].observe(statistics)
-            if not np.isfinite([*statistics, alarm]).all():
-                poisoned.add(name)
-        batches += 1
-        if progress is not None:
-            progress(batches, calibration.total, "calibrating")
-    ranges = {name: calibrators[name].range() for name in names}
-    return {name: (np.nan, np.nan) if name in poisoned else ranges[name] for name in names}, batches
+    run = _Run({name: make_calibrator() for name in names})
+    rounds = max(calibrator.rounds for calibrator in run.calibrators.values())
+    if rounds > 1 and not calibration.repeatable:
+        raise PassError(
+            f"this calibration goes through the data {rounds} times, but an {calibration.source} can be read "
+            "once only; give a list, or a function that returns a new iterator"
+        )
+    total = None if calibration.total is None else calibration.total * rounds
+    done = 0
+    for round_index in range(rounds):
+        probe = _Probe(model, run.sound, round_index)
+        for feeds in calibration.batches(model):
+            run.take(probe.run(feeds), round_index)
+            done += 1
+            if progress is not None:
+                progress(done, total, "calibrating")
+    return run.ranges(), done // rounds
 
 
-def _with_reductions(model: ir.Model, names: Sequence[str], reductions: Sequence[str]) -> ir.Model:
-    """A copy whose outputs are the reductions of the named values, value by value."""
-    probe = clone(model)
-    graph = probe.graph
-    values = {str(value.name): value for node in graph for value in node.outputs}
-    values.update((str(value.name), value) for value in graph.inputs)
-    outputs = []
-    for index, name in enumerate(names):
-        for reduction in reductions:
-            node = ir.node(
-                reduction, [values[name]], {"keepdims": 0}, name=f"graphwright.probe.{index}.{reduction}"
-            )
-            output = node.outputs[0]
-            output.name = node.name
-            output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-            graph.append(node)
-            outputs.append(output)
-    graph.outputs[:] = outputs
-    return probe
+class _Run:
+    """The calibrators of all values, and which values turned out not to be finite."""
+
+    def __init__(self, calibrators: dict[str, Calibrator]):
+        self.calibrators = calibrators
+        self._poisoned: set[str] = set()
+
+    @property
+    def sound(self) -> dict[str, Calibrator]:
+        """Calibrators of values that were finite so far."""
+        return {name: each for name, each in self.calibrators.items() if name not in self._poisoned}
+
+    def take(self, results: Mapping[str, tuple[float, list[np.ndarray]]], round_index: int) -> None:
+        for name, (alarm, probed) in results.items():
+            if name in self._poisoned:
+                continue
+            if not np.isfinite(alarm):
+                self._poisoned.add(name)
+            else:
+                self.calibrators[name].observe(probed, round_index)
+
+    def ranges(self) -> dict[str, Range]:
+        missing = (float("nan"), float("nan"))
+        return {
+            name: missing if name in self._poisoned else calibrator.range()
+            for name, calibrator in self.calibrators.items()
+        }
+
+
+class _Probe:
+    """A copy of the model whose outputs are the probes of the values."""
+
+    def __init__(self, model: ir.Model, calibrators: Mapping[str, Calibrator], round_index: int):
+        self._model = clone(model)
+        self._nodes = 0
+        graph = self._model.graph
+        values = {str(value.name): value for node in graph for value in node.outputs}
+        values.update((str(value.name), value) for value in graph.inputs)
+        self._outputs: dict[str, list[str]] = {}
+        outputs = []
+        for name, calibrator in calibrators.items():
+            # Minimum and maximum may drop a NaN (comparisons with it are false); a sum of magnitudes cannot.
+            alarm = self.op("ReduceL1", [values[name]], {"keepdims": 0})
+            probes = [alarm, *calibrator.probe(self, values[name], round_index)]
+            self._outputs[name] = [str(value.name) for value in probes]
+            outputs.extend(probes)
+        graph.outputs[:] = outputs
+        self._reference = Reference(self._model) if outputs else None
+
+    def op(self, op_type: str, inputs: Sequence[ir.Value], attributes: Mapping[str, Any]) -> ir.Value:
+        """Appends a node and returns its output."""
+        self._nodes += 1
+        node = ir.node(op_type, list(inputs), dict(attributes), name=f"graphwright.probe.{self._nodes}")
+        node.outputs[0].name = node.name
+        self._model.graph.append(node)
+        return node.outputs[0]
+
+    def constant(self, array: np.ndarray) -> ir.Value:
+        """Adds a constant."""
+        self._nodes += 1
+        name = f"graphwright.constant.{self._nodes}"
+        tensor = ir.tensor(array, name=name)
+        value = ir.Value(
+            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self._model.graph.register_initializer(value)
+        return value
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[float, list[np.ndarray]]]:
+        """By value: the sum of magnitudes, and the probes' results."""
+        results = self._reference.run(feeds) if self._reference is not None else {}
+        found = {}
+        for name, outputs in self._outputs.items():
+            alarm, *probed = (results[output] for output in outputs)
+            found[name] = (float(alarm), probed)
+        return found
