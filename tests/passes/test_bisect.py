@@ -122,4 +122,6 @@ def test_what_is_no_bound_is_refused(text):
 
 
 def test_a_looser_bound_lets_more_pass():
-    assert bisect(chain(3), passes(Simplify()), bound=Bound("max_rel", 1e9)) is None
+    feeds = [{"x": np.full(4, 0.5, np.float32)}]
+    assert bisect(chain(3), passes(Simplify()), bound=Bound("max_rel", 1.0), inputs=feeds) is None
+    assert bisect(chain(3), passes(Simplify()), bound=Bound("max_rel", 0.1), inputs=feeds) is not None
