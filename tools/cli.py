@@ -7,11 +7,12 @@ is quick.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Annotated
 
@@ -79,22 +80,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    _unwind_on_termination()
-    try:
-        code = typer.main.get_command(app).main(arguments, prog_name="graphwright", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        print("graphwright: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    with _unwinding_on_signals() as signals:
+        try:
+            return _run(arguments)
+        except KeyboardInterrupt:
+            return _interrupted()
+        except Exception as error:
+            # An interruption inside native code may surface as any error of the library it hit.
+            return _interrupted() if signals else _failed(error)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    code = typer.main.get_command(app).main(arguments, prog_name="graphwright", standalone_mode=False)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _failed(error: Exception) -> int:
+    if isinstance(error, typer.Abort):
+        return _interrupted()
+    if isinstance(error, BrokenPipeError):
         # Whoever read our output is gone; a flush at exit would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (GraphwrightError, OSError, MemoryError, typer.TyperException) as error:
+    if isinstance(error, GraphwrightError | OSError | MemoryError | typer.TyperException):
         return _trouble(error)
-    except Exception as error:
-        return _bug(error)
+    return _bug(error)
+
+
+def _interrupted() -> int:
+    print("graphwright: interrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _trouble(error: BaseException) -> int:
@@ -134,14 +150,28 @@ def _traceback_if_debugging() -> None:
         traceback.print_exc()
 
 
-def _unwind_on_termination() -> None:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that temporary files are removed."""
+@contextlib.contextmanager
+def _unwinding_on_signals() -> Iterator[list[int]]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that temporary files are removed.
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
+    Yields:
+        The signals that came, in order.
+    """
+    came: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy as np
 from ..ir.account import account
 from ..ir.clone import clone
 from ..ir.save import serialized_size
+from ..ir.shapes import infer_shapes
 from ..passes.manager import Observer
 from .console import human_bytes, human_count, plain, print_table
 from .measure import timing_text
@@ -127,7 +128,9 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, lef
 
 def measured_step(name: str, model: ir.Model, **facts: Any) -> Step:
     """A row whose size and work are those of `model`; `facts` are further fields of `Step`."""
-    counted = account(model)
+    shaped = clone(model)
+    infer_shapes(shaped)
+    counted = account(shaped)
     return Step(name, counted.nodes, counted.parameters, counted.macs, serialized_size(model), **facts)
 
 

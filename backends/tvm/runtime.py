@@ -18,13 +18,13 @@ class TvmProgram:
 
         self.device = tvm.device(device, 0)
         self.machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), self.device)
-        self.weights = tuple(tvm.runtime.tensor(np.ascontiguousarray(w), self.device) for w in weights)
+        self.weights = tuple(tvm.runtime.tensor(_contiguous(w), self.device) for w in weights)
 
     def prepare(self, arrays: Sequence[np.ndarray]) -> list[Any]:
         """The arrays as device tensors."""
         import tvm
 
-        return [tvm.runtime.tensor(np.ascontiguousarray(a), self.device) for a in arrays]
+        return [tvm.runtime.tensor(_contiguous(a), self.device) for a in arrays]
 
     def invoke(self, tensors: Sequence[Any]) -> Any:
         """Run on device tensors; returns what the machine returns (a tensor or a tuple of them)."""
@@ -41,3 +41,8 @@ class TvmProgram:
         import tvm
 
         tvm.get_global_func("runtime.config_threadpool")(1, count)
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """The array in C order with its rank: numpy.ascontiguousarray would make a scalar one-dimensional."""
+    return np.require(array, requirements="C")

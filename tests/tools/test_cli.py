@@ -146,7 +146,9 @@ def test_interrupting_a_compilation_leaves_nothing(how, tiny_file, tmp_path):
     rest = process.stderr.read()
     assert process.wait(60) == 130, rest
     assert "Traceback" not in rest
-    assert [str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*")] == ["tmp"]
+    # ONNX Runtime keeps a file of its own among the temporary ones.
+    left = [str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*") if entry.name != ".ses"]
+    assert left == ["tmp"]
 
 
 def test_output_into_a_closed_pipe_is_quiet():
