@@ -34,7 +34,7 @@ def _chained(base: Rule, rule: Rule) -> Rule:
     @functools.wraps(base)
     def both(context: Any, node: ir.Node) -> None:
         base(context, node)
-        if node.outputs and context.get_symbolic_value(node.outputs[0]) is None:
+        if node.outputs:
             rule(context, node)
 
     return both
@@ -111,9 +111,11 @@ def _equal(context: Any, node: ir.Node) -> None:
 
 def _divide(context: Any, node: ir.Node) -> None:
     def combine(x: Element, y: Element) -> Element | None:
-        if isinstance(x, int) or not isinstance(y, int) or y <= 0 or not _non_negative(context, x):
+        if not isinstance(y, int) or y <= 0:
             return None
-        return x // y
+        if isinstance(x, int):
+            return x // y if x >= 0 else -(-x // y)
+        return x // y if _non_negative(context, x) else None
 
     if node.outputs[0].dtype in (ir.DataType.INT64, ir.DataType.INT32):
         _paired(context, node, combine)
@@ -149,6 +151,31 @@ def _product(context: Any, node: ir.Node) -> None:
     _set(context, node, [total])
 
 
+def _split_to_sequence(context: Any, node: ir.Node) -> None:
+    """The shape of the parts, where they are all of one size."""
+    data = node.inputs[0]
+    if data is None or data.shape is None:
+        return
+    axis = node.attributes.get_int("axis", 0) % len(data.shape)
+    dims = list(data.shape)
+    whole, split = dims[axis], _elements(context, node, 1)
+    if split is None and len(node.inputs) == 1:
+        dims[axis : axis + 1] = [1] if node.attributes.get_int("keepdims", 1) else []
+    elif split and isinstance(whole, int) and all(part == split[0] for part in split):
+        if len(split) == 1 and isinstance(split[0], int) and whole % split[0]:
+            return
+        dims[axis] = split[0]
+    else:
+        return
+    context.set_shape(node.outputs[0], ir.Shape(dims))
+
+
+def _sequence_at(context: Any, node: ir.Node) -> None:
+    sequence = node.inputs[0]
+    if sequence is not None and sequence.shape is not None:
+        context.set_shape(node.outputs[0], sequence.shape)
+
+
 def _non_negative(context: Any, dim: ir.SymbolicDim) -> bool:
     """Whether a dimension is at least 0 for all sizes of its symbols.
 
@@ -175,4 +202,6 @@ _RULES: dict[str, Rule] = {
     "Where": _where,
     "Range": _range,
     "ReduceProd": _product,
+    "SplitToSequence": _split_to_sequence,
+    "SequenceAt": _sequence_at,
 }

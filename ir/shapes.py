@@ -13,14 +13,10 @@ from typing import Any
 import onnx_ir as ir
 
 from .errors import ShapeError
+from .shape_checks import contradiction
 from .verify_nodes import describe
 
 _SCRATCH_KEY = "pkg.onnx_shape_inference.sym_data"
-_BROADCASTING = frozenset(
-    {"Add", "Sub", "Mul", "Div", "Mod", "Pow", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}
-    | {"And", "Or", "Xor", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual"}
-    | {"Max", "Min", "Mean", "Sum", "Where", "PRelu"}
-)
 
 
 def infer_shapes(model: ir.Model) -> list[str]:
@@ -45,7 +41,7 @@ def infer_shapes(model: ir.Model) -> list[str]:
         engine.run(context, model)
     finally:
         _clear_scratch(model, context.constants)
-    _check_broadcasts(model.graph)
+    _check(model.graph.all_nodes())
     return _corrections(declared) + _without_rule(model, engine)
 
 
@@ -73,6 +69,7 @@ def infer_node(node: ir.Node, opset_imports: Mapping[str, int]) -> bool:
         raise ShapeError(f"{describe(node)}: {_reason(error)}") from error
     finally:
         _clear_values([*node.inputs, *node.outputs], context.constants)
+    _check([node])
     return all(value.shape is not None for value in node.outputs)
 
 
@@ -256,15 +253,11 @@ def _corrections(declared: list[tuple[ir.Value, ir.Shape | None]]) -> list[str]:
     return notes
 
 
-def _check_broadcasts(graph: ir.Graph) -> None:
-    """The rules leave an impossible broadcast unknown; say so instead."""
-    for node in graph.all_nodes():
-        if node.op_type not in _BROADCASTING or node.domain or node.outputs[0].shape is not None:
-            continue
-        shapes = [value.shape for value in node.inputs if value is not None]
-        if not any(shape is None for shape in shapes):
-            listed = " and ".join(str(shape) for shape in shapes)
-            raise ShapeError(f"{describe(node)}: shapes {listed} do not broadcast")
+def _check(nodes: Iterable[ir.Node]) -> None:
+    for node in nodes:
+        problem = contradiction(node)
+        if problem is not None:
+            raise ShapeError(f"{describe(node)}: {problem}")
 
 
 def _without_rule(model: ir.Model, engine: Any) -> list[str]:
