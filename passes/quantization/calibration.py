@@ -25,8 +25,8 @@ DEFAULT_BATCH = 8
 class Calibration:
     """A source of example inputs.
 
-    Made by `load` (a file or a folder), `from_arrays`, `from_iterable` or `random_data`; `batches(model)` yields
-    checked feeds.
+    Made by `load` (a file or a folder), `from_arrays`, `from_iterable` or `random_data`; `batches(model)`
+    yields checked feeds.
 
     Attributes:
         source: where the data comes from, for messages and reports.
@@ -237,44 +237,32 @@ def _sample_count(arrays: Mapping[str, np.ndarray], source: str) -> int:
 def _slices(
     arrays: Mapping[str, np.ndarray], samples: int, inputs: Mapping[str, ir.Value], batch: int, source: str
 ) -> Iterator[Feeds]:
-    """Cuts arrays into batches, as large as the model's leading dimension, or `batch` where it is open."""
-    size, without_axis = _batch_size(arrays, inputs, batch)
-    if without_axis:
-        for index in range(samples):
-            yield {name: array[index] for name, array in arrays.items()}
-        return
+    """Cuts arrays into batches, as large as the model's leading dimension, or `batch` where it is open.
+
+    Inputs without a sample axis make it one sample at a time.
+    """
+    named = _by_name(arrays, inputs, f"calibration data ({source})")
+    ranks = {name: len(value.shape) for name, value in inputs.items() if value.shape is not None}
+    flat = {name for name, array in named.items() if ranks.get(name) == array.ndim - 1}
+    fixed = _fixed_batch(inputs.values())
+    size = 1 if flat else fixed or min(batch, samples)
     if samples < size:
         raise PassError(
             f"calibration data ({source}) has {samples} samples, but the model takes batches of {size}"
         )
     for start in range(0, samples, size):
-        # The last batch of a fixed size is filled up with samples that came before it.
         stop = min(start + size, samples)
-        start = stop - size if _is_fixed(inputs) else start
-        yield {name: array[start:stop] for name, array in arrays.items()}
+        # The last batch of a fixed size is filled up with samples that came before it.
+        first = stop - size if fixed else start
+        yield {name: array[start] if name in flat else array[first:stop] for name, array in named.items()}
 
 
-def _batch_size(
-    arrays: Mapping[str, np.ndarray], inputs: Mapping[str, ir.Value], batch: int
-) -> tuple[int, bool]:
-    """Returns samples per batch, and whether the model's inputs lack the sample axis altogether."""
-    shapes = {
-        name: value.shape for name, value in inputs.items() if name in arrays and value.shape is not None
-    }
-    if shapes and all(len(shape) == arrays[name].ndim - 1 for name, shape in shapes.items()):
-        return 1, True
-    fixed = [shape[0] for shape in shapes.values() if len(shape) and isinstance(shape[0], int)]
-    if fixed:
-        return max(int(fixed[0]), 1), False
-    count = len(next(iter(arrays.values())))
-    return min(batch, count), False
-
-
-def _is_fixed(inputs: Mapping[str, ir.Value]) -> bool:
-    return any(
-        value.shape is not None and len(value.shape) > 0 and isinstance(value.shape[0], int)
-        for value in inputs.values()
-    )
+def _fixed_batch(inputs: Iterable[ir.Value]) -> int | None:
+    """The leading dimension of the first input that fixes it."""
+    for value in inputs:
+        if value.shape is not None and len(value.shape) > 0 and isinstance(value.shape[0], int):
+            return max(int(value.shape[0]), 1)
+    return None
 
 
 def _checked(batch: Any, inputs: Mapping[str, ir.Value], where: str) -> Feeds:
