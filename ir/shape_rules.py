@@ -22,12 +22,13 @@ _MOST_ELEMENTS = 64
 
 
 def install() -> None:
-    """Put the rules behind those of the library's registry (once)."""
+    """Put the rules behind those of the library's registry, or in their place (once)."""
     for op_type, rule in _RULES.items():
         for version in osi.registry.version_boundaries("", op_type):
             base = osi.registry.get("", op_type, version=version)
             assert base is not None
             osi.registry.register("", op_type, since_version=version)(_chained(base, rule))
+    osi.registry.register("", "ConstantOfShape", since_version=9)(_constant_of_shape)
 
 
 def _chained(base: Rule, rule: Rule) -> Rule:
@@ -73,13 +74,12 @@ def _expand(context: Any, node: ir.Node) -> None:
 
 
 def _constant_of_shape(context: Any, node: ir.Node) -> None:
-    output = node.outputs[0]
+    output, filler = node.outputs[0], node.attributes.get("value")
+    dtype = ir.DataType.FLOAT if filler is None else filler.value.dtype
     shape = _elements(context, node, 0)
-    if output.shape is None and shape is not None:
-        context.set_shape(output, ir.Shape(shape))
+    context.set_shape_and_dtype(output, None if shape is None else ir.Shape(shape), dtype)
     length = _output_length(node)
-    filler = node.attributes.get("value")
-    if length is not None and filler is not None and output.dtype in (ir.DataType.INT64, ir.DataType.INT32):
+    if length is not None and filler is not None and dtype in (ir.DataType.INT64, ir.DataType.INT32):
         _set(context, node, [int(filler.value.numpy().reshape(-1)[0])] * length)
 
 
@@ -196,7 +196,6 @@ def _non_negative(context: Any, dim: ir.SymbolicDim) -> bool:
 
 _RULES: dict[str, Rule] = {
     "Expand": _expand,
-    "ConstantOfShape": _constant_of_shape,
     "Equal": _equal,
     "Div": _divide,
     "Where": _where,

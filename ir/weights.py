@@ -176,7 +176,7 @@ def _read(node: ir.Node, carried: dict[ir.Value, tuple[_Tensor, ...]]) -> None:
 
 
 def _claim(tensor: _Tensor, role: Role, reader: ir.Node | None) -> None:
-    if role == "none":
+    if role == "none" and tensor.role == "none":
         return
     if role == "parameter" or tensor.role == "none":
         tensor.role = role
