@@ -83,11 +83,20 @@ def compare(
     if expected.keys() != actual.keys():
         missing, extra = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
         raise ModelError(f"the results have different outputs: missing {missing}, unexpected {extra}")
-    outputs = {
-        name: _compare_arrays(f"output '{name}'", np.asarray(expected[name]), np.asarray(actual[name]))
-        for name in expected
-    }
+    outputs = {name: _compare_values(f"output '{name}'", expected[name], actual[name]) for name in expected}
     return _worst(outputs)
+
+
+def _compare_values(what: str, expected: Any, actual: Any) -> Comparison:
+    if not isinstance(expected, list) or not isinstance(actual, list):
+        return _compare_arrays(what, np.asarray(expected), np.asarray(actual))
+    if len(expected) != len(actual):
+        raise ModelError(f"{what} is a sequence of {len(actual)} where {len(expected)} are expected")
+    items = {
+        str(index): _compare_values(f"{what}[{index}]", *pair)
+        for index, pair in enumerate(zip(expected, actual, strict=True))
+    }
+    return _worst(items)
 
 
 def _worst(outputs: dict[str, Comparison]) -> Comparison:

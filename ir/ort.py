@@ -33,6 +33,8 @@ _PLAIN_DTYPES = frozenset(
     }
 )
 _PACKED_BITS = {2, 4}
+# Rearranged copies of weights speed up repeated runs but double the memory of large models.
+_PREPACK_BELOW = 1 << 30
 
 
 def is_shareable(dtype: ir.DataType) -> bool:
@@ -57,10 +59,8 @@ def to_ort_value(array: np.ndarray) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, int(dtype))
 
 
-def from_ort_value(value: Any) -> Any:
-    """The contents of an `OrtValue` as an array (numpy or ml_dtypes dtype), or a list of them."""
-    if not value.is_tensor():
-        return value._ortvalue.to_list() if hasattr(value._ortvalue, "to_list") else value
+def from_ort_value(value: Any) -> np.ndarray:
+    """The contents of an `OrtValue` that holds a tensor, as an array of a numpy or ml_dtypes dtype."""
     dtype = ir.DataType(value.element_type())
     if dtype in _PLAIN_DTYPES or dtype == ir.DataType.STRING:
         return value.numpy()
@@ -98,6 +98,8 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if threads is not None:
         options.intra_op_num_threads = threads
+    if sum(array.nbytes for array in (shared or {}).values()) > _PREPACK_BELOW:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if shared:
         options.add_external_initializers(list(shared), [to_ort_value(array) for array in shared.values()])
     try:
@@ -106,7 +108,7 @@ def open_session(
         raise ModelError(f"the reference cannot run this model: {explain(error)}") from error
 
 
-def run_session(session: Any, feeds: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+def run_session(session: Any, feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """Runs a session and returns the named outputs as arrays.
 
     Raises:
@@ -117,8 +119,7 @@ def run_session(session: Any, feeds: Mapping[str, np.ndarray], names: Sequence[s
     options = onnxruntime.RunOptions()
     options.log_severity_level = 4
     try:
-        if any(np.asarray(array).dtype.kind in "OSU" for array in feeds.values()):
-            # Strings have no memory to share.
+        if not _only_numbers(session, feeds):
             return dict(zip(names, session.run(list(names), dict(feeds), options), strict=True))
         values = session.run_with_ort_values(
             list(names), {name: to_ort_value(array) for name, array in feeds.items()}, options
@@ -126,6 +127,13 @@ def run_session(session: Any, feeds: Mapping[str, np.ndarray], names: Sequence[s
     except Exception as error:
         raise ModelError(f"the reference failed: {explain(error)}") from error
     return {name: from_ort_value(value) for name, value in zip(names, values, strict=True)}
+
+
+def _only_numbers(session: Any, feeds: Mapping[str, Any]) -> bool:
+    """Whether all goes in and out as tensors of numbers: strings, sequences and optionals share no memory."""
+    return all(
+        isinstance(array, np.ndarray) and array.dtype.kind not in "OSU" for array in feeds.values()
+    ) and all(output.type.startswith("tensor(") for output in session.get_outputs())
 
 
 def explain(error: Exception) -> str:

@@ -106,6 +106,9 @@ def check_feed(value: ir.Value, array: Any, sizes: dict[str, tuple[int, str]] | 
     Raises:
         ModelError: dtype or shape contradict the declaration.
     """
+    if value.type is not None and not isinstance(value.type, ir.TensorType):
+        # A sequence, an optional or a map: ONNX Runtime checks those itself.
+        return array
     array = np.asarray(array)
     if value.dtype is not None and value.dtype != ir.DataType.STRING:
         wanted = value.dtype.numpy()

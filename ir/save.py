@@ -59,6 +59,8 @@ def save(
     try:
         if external_data:
             _save_external(copy, final)
+        elif _tensor_bytes(copy) > _HARD_LIMIT:
+            raise ModelError(f"cannot write '{path}': over 2 GB in one file; save it with external data")
         else:
             _save_inline(copy, final)
     except OSError as error:
@@ -177,15 +179,12 @@ def _externalize(model: ir.Model, location: str) -> list[tuple[ir.TensorProtocol
 
 def _message(model: ir.Model, final: Path) -> bytes:
     try:
-        message = ir.to_proto(model).SerializeToString()
+        return ir.to_proto(model).SerializeToString()
     except Exception as error:
         lines = str(error).splitlines()
         raise ModelError(
             f"cannot serialize the model for '{final}': {lines[0] if lines else type(error).__name__}"
         ) from error
-    if len(message) > _HARD_LIMIT:
-        raise ModelError(f"cannot write '{final}': over 2 GB; save it with external data")
-    return message
 
 
 def _write(temporary: Path, message: bytes, final: Path) -> None:
