@@ -41,10 +41,28 @@ def build(
     start = time.perf_counter()
     tvm_target = tvm.target.Target(target.to_tvm())
     with tvm_target:
-        executable = relax.build(
-            lowered.ir_module, tvm_target, relax_pipeline=relax.get_default_pipeline(tvm_target)
-        )
+        executable = relax.build(lowered.ir_module, tvm_target, relax_pipeline=_pipeline())
     path = Path(path)
     executable.export_library(str(path), **({"fcompile": fcompile} if fcompile else {}))
     functions = len(lowered.ir_module.functions)
     return BuildInfo(path, time.perf_counter() - start, path.stat().st_size, functions)
+
+
+def _pipeline() -> Any:
+    """Memory planning and lowering to instructions of the virtual machine; every function is scheduled already."""
+    from tvm import relax, transform
+
+    return transform.Sequential(
+        [
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from .op import type_of
+
 if TYPE_CHECKING:
     from ..target import Target
 
@@ -55,15 +57,26 @@ def lower(model: ir.Model, target: Target) -> Lowered:
         CompileError: an operator has no lowering.
         ShapeError: a shape is not static.
     """
-    from tvm import relax
-    from tvm.relax.frontend.onnx import from_onnx
+    from ...ir.clone import clone
+    from ..tvm_import import import_tvm
+    from .decompose import decompose
+    from .groups import form_groups
+    from .module_builder import ModuleBuilder
+    from .prepare import prepare
+    from .strategy import strategy_for
 
-    module = from_onnx(ir.to_proto(model), keep_params_in_input=True)
-    module, params = relax.frontend.detach_params(module)
-    module = relax.transform.BundleModelParams()(module)
-    weights = [np.array(p.numpy()) for p in params.get("main", [])]
-    return Lowered(module, weights, _infos(model.graph.inputs), _infos(model.graph.outputs))
+    import_tvm()
+    own = clone(model)
+    decompose(own)
+    prepared = prepare(own)
+    groups = form_groups(prepared.graph, prepared.ops)
+    builder = ModuleBuilder(prepared, strategy_for(target), own.opset_imports.get("", 23))
+    module = builder.build(groups)
+    return Lowered(
+        module, builder.weights.arrays, _infos(model.graph.inputs), _infos(model.graph.outputs), builder.kernels()
+    )
 
 
 def _infos(values: Any) -> list[TensorInfo]:
-    return [TensorInfo(v.name, tuple(int(d) for d in v.shape), v.dtype.numpy().name) for v in values]
+    types = [(value.name, type_of(value)) for value in values]
+    return [TensorInfo(name, each.shape, each.dtype) for name, each in types]

@@ -1,0 +1,180 @@
+"""Transcendental functions as polynomials, so that loops over them stay vectors.
+
+LLVM turns `exp` of a vector into one library call per lane. These forms keep within a few units in the last place
+of float32 (checked by a test against float64) and treat infinities and NaN as the exact functions do.
+Other element types use TVM's intrinsics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+_exact: ContextVar[bool] = ContextVar("exact", default=False)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Within: the target's own functions instead of polynomials, for devices that have fast ones."""
+    token = _exact.set(True)
+    try:
+        yield
+    finally:
+        _exact.reset(token)
+
+
+def _is_exact(x: Any) -> bool:
+    return _exact.get() or _dtype(x) != "float32"
+
+_EXP_LOW, _EXP_HIGH = -104.0, 89.0
+_LOG2_E = 1.4426950408889634
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+# Cephes expf: exp(r) = 1 + r + r^2 P(r) on |r| <= ln(2)/2.
+_EXP_TERMS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+# Rational forms in odd over even powers, as used by Eigen for packets of floats.
+_TANH_ODD = (
+    -2.76076847742355e-16,
+    2.00018790482477e-13,
+    -8.60467152213735e-11,
+    5.12229709037114e-08,
+    1.48572235717979e-05,
+    6.37261928875436e-04,
+    4.89352455891786e-03,
+)
+_TANH_EVEN = (1.19825839466702e-06, 1.18534705686654e-04, 2.26843463243900e-03, 4.89352518554385e-03)
+_ERF_ODD = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+_ERF_EVEN = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
+
+
+def exp(x: Any) -> Any:
+    """e to the power of x."""
+    from tvm import tirx
+
+    if _is_exact(x):
+        return tirx.exp(x)
+    return _let(_clamp(x, _EXP_LOW, _EXP_HIGH), _exp_clamped)
+
+
+def _exp_clamped(x: Any) -> Any:
+    from tvm import tirx
+
+    return _let(tirx.floor(x * _f(_LOG2_E) + _f(0.5)), lambda n: _exp_of_parts(x, n))
+
+
+def _exp_of_parts(x: Any, n: Any) -> Any:
+    r = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
+    return _let(r, lambda r: (_horner(_EXP_TERMS, r) * r * r + r + _f(1.0)) * _power_of_two(n))
+
+
+def _power_of_two(n: Any) -> Any:
+    """2^n as a product of two powers, so that results below and above the normal range come out right."""
+    from tvm import tirx
+
+    def build(whole: Any) -> Any:
+        half = tirx.shift_right(whole, tirx.const(1, "int32"))
+        return _exponent(half) * _exponent(whole - half)
+
+    return _let(tirx.Cast("int32", n), build)
+
+
+def _exponent(n: Any) -> Any:
+    from tvm import tirx
+
+    bits = tirx.shift_left(n + tirx.const(127, "int32"), tirx.const(23, "int32"))
+    return tirx.reinterpret("float32", bits)
+
+
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
+    one = _one(x)
+    return one / (one + exp(_zero(x) - x))
+
+
+def tanh(x: Any) -> Any:
+    """Hyperbolic tangent."""
+    from tvm import tirx
+
+    if _is_exact(x):
+        return tirx.tanh(x)
+    rational = _let(_clamp(x, -7.90531110763549805, 7.90531110763549805), lambda c: _rational(c, _TANH_ODD, _TANH_EVEN))
+    return tirx.Select(tirx.abs(x) < _f(0.0004), x, rational)
+
+
+def erf(x: Any) -> Any:
+    """The error function."""
+    from tvm import tirx
+
+    if _is_exact(x):
+        return tirx.Cast(_dtype(x), tirx.erf(tirx.Cast("float64" if _dtype(x) == "float64" else "float32", x)))
+    return _let(_clamp(x, -4.0, 4.0), lambda c: _rational(c, _ERF_ODD, _ERF_EVEN))
+
+
+def softplus(x: Any) -> Any:
+    """log(1 + exp(x)), without overflow."""
+    from tvm import tirx
+
+    zero = _zero(x)
+    return tirx.max(x, zero) + tirx.log(_one(x) + exp(zero - tirx.abs(x)))
+
+
+def _rational(x: Any, odd: Sequence[float], even: Sequence[float]) -> Any:
+    return _let(x * x, lambda square: x * _horner(odd, square) / _horner(even, square))
+
+
+def _horner(terms: Sequence[float], x: Any) -> Any:
+    value = _f(terms[0])
+    for term in terms[1:]:
+        value = value * x + _f(term)
+    return value
+
+
+def _clamp(x: Any, low: float, high: float) -> Any:
+    # Comparisons with NaN are false: it passes through.
+    from tvm import tirx
+
+    return tirx.Select(x < _f(low), _f(low), tirx.Select(x > _f(high), _f(high), x))
+
+
+def _let(value: Any, body: Any) -> Any:
+    from tvm import tirx
+
+    variable = tirx.Var("v", _dtype(value))
+    return tirx.Let(variable, value, body(variable))
+
+
+def _dtype(x: Any) -> str:
+    return str(x.ty.dtype) if hasattr(x, "ty") else str(x.dtype)
+
+
+def _f(value: float) -> Any:
+    from tvm import tirx
+
+    return tirx.const(value, "float32")
+
+
+def _one(x: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.const(1.0, _dtype(x))
+
+
+def _zero(x: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.const(0.0, _dtype(x))

@@ -1,0 +1,387 @@
+"""Element-wise operators: one expression per output element.
+
+Each entry of `ELEMENTWISE` takes the operator and one expression per input (None where it is absent), all for the
+same element after broadcasting, and gives the expression of the first output with ONNX semantics. The result is
+cast to the element type of the output by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import pi, sqrt
+from typing import Any
+
+import numpy as np
+
+from . import approximations as approx
+from .lazy import immediate
+from .op import Op
+
+Expression = Callable[..., Any]
+
+
+def is_float(dtype: str) -> bool:
+    """Whether an element type holds fractions."""
+    return "float" in dtype
+
+
+def cast(x: Any, dtype: str) -> Any:
+    """The expression in another element type; a bool is "not zero"."""
+    from tvm import tirx
+
+    source = str(x.ty.dtype)
+    if source == dtype:
+        return x
+    if dtype == "bool":
+        return x != tirx.const(0, source)
+    return tirx.Cast(dtype, x)
+
+
+def _const(x: Any, value: float) -> Any:
+    return immediate(value, str(x.ty.dtype))
+
+
+def _tir(name: str) -> Expression:
+    """A function of `tirx` of that name, applied to all inputs."""
+
+    def build(op: Op, *values: Any) -> Any:
+        from tvm import tirx
+
+        return getattr(tirx, name)(*values)
+
+    return build
+
+
+def _fold(step: Callable[[Any, Any], Any]) -> Expression:
+    def build(op: Op, *values: Any) -> Any:
+        total = values[0]
+        for value in values[1:]:
+            total = step(total, value)
+        return total
+
+    return build
+
+
+def _maximum(a: Any, b: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.max(a, b)
+
+
+def _minimum(a: Any, b: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.min(a, b)
+
+
+def _div(op: Op, a: Any, b: Any) -> Any:
+    from tvm import tirx
+
+    return a / b if is_float(op.input(0).dtype) else tirx.truncdiv(a, b)
+
+
+def _mod(op: Op, a: Any, b: Any) -> Any:
+    from tvm import tirx
+
+    if is_float(op.input(0).dtype):
+        return tirx.fmod(a, b)
+    return tirx.truncmod(a, b) if op.attr("fmod", 0) else tirx.floormod(a, b)
+
+
+def _pow(op: Op, base: Any, exponent: Any) -> Any:
+    from tvm import tirx
+
+    dtype = op.input(0).dtype
+    known = op.static.get(1)
+    value = float(known.reshape(-1)[0]) if known is not None and known.size == 1 else None
+    if value in (1.0, 2.0, 3.0, 4.0):
+        return _let(base, lambda b: _product(b, int(value)))
+    if not is_float(dtype):
+        result = tirx.power(cast(base, "float64"), cast(exponent, "float64"))
+        return cast(result, dtype)
+    if value == 0.5:
+        return tirx.sqrt(base)
+    if value == -0.5:
+        return _const(base, 1) / tirx.sqrt(base)
+    if value == -1.0:
+        return _const(base, 1) / base
+    return tirx.power(base, cast(exponent, dtype))
+
+
+def _product(base: Any, times: int) -> Any:
+    result = base
+    for _ in range(times - 1):
+        result = result * base
+    return result
+
+
+def _let(value: Any, body: Callable[[Any], Any]) -> Any:
+    from tvm import tirx
+
+    variable = tirx.Var("u", str(value.ty.dtype))
+    return tirx.Let(variable, value, body(variable))
+
+
+def _sign(op: Op, x: Any) -> Any:
+    from tvm import tirx
+
+    zero, one = _const(x, 0), _const(x, 1)
+    positive = tirx.Select(x > zero, one, zero)
+    if op.input(0).dtype.startswith("uint"):
+        return positive
+    return positive - tirx.Select(x < zero, one, zero)
+
+
+def _abs(op: Op, x: Any) -> Any:
+    from tvm import tirx
+
+    return x if op.input(0).dtype.startswith("uint") else tirx.abs(x)
+
+
+def _is_inf(op: Op, x: Any) -> Any:
+    from tvm import tirx
+
+    infinity = _const(x, float("inf"))
+    positive = x == infinity if op.attr("detect_positive", 1) else tirx.const(False, "bool")
+    negative = x == _const(x, float("-inf")) if op.attr("detect_negative", 1) else tirx.const(False, "bool")
+    return tirx.Or(positive, negative)
+
+
+def _clip(op: Op, x: Any, low: Any = None, high: Any = None) -> Any:
+    from tvm import tirx
+
+    if low is not None:
+        x = tirx.max(x, low)
+    return x if high is None else tirx.min(x, high)
+
+
+def _relu(op: Op, x: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.max(x, _const(x, 0))
+
+
+def _leaky_relu(op: Op, x: Any) -> Any:
+    return _slope(x, _const(x, op.attr("alpha", 0.01)))
+
+
+def _slope(x: Any, slope: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.Select(x < _const(x, 0), x * slope, x)
+
+
+def _elu(op: Op, x: Any) -> Any:
+    from tvm import tirx
+
+    one, zero = _const(x, 1), _const(x, 0)
+    negative = _const(x, op.attr("alpha", 1.0)) * (approx.exp(tirx.min(x, zero)) - one)
+    return tirx.Select(x < zero, negative, x)
+
+
+def _selu(op: Op, x: Any) -> Any:
+    from tvm import tirx
+
+    alpha, gamma = op.attr("alpha", 1.6732632423543772), op.attr("gamma", 1.0507009873554805)
+    zero = _const(x, 0)
+    negative = _const(x, alpha) * approx.exp(tirx.min(x, zero)) - _const(x, alpha)
+    return _const(x, gamma) * tirx.Select(x > zero, x, negative)
+
+
+def _celu(op: Op, x: Any) -> Any:
+    from tvm import tirx
+
+    alpha, zero = _const(x, op.attr("alpha", 1.0)), _const(x, 0)
+    return tirx.max(x, zero) + alpha * (approx.exp(tirx.min(x, zero) / alpha) - _const(x, 1))
+
+
+def _hard_sigmoid(op: Op, x: Any) -> Any:
+    return _unit(x * _const(x, op.attr("alpha", 0.2)) + _const(x, op.attr("beta", 0.5)))
+
+
+def _hard_swish(op: Op, x: Any) -> Any:
+    return x * _unit(x * _const(x, 1.0 / 6.0) + _const(x, 0.5))
+
+
+def _unit(x: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.max(tirx.min(x, _const(x, 1)), _const(x, 0))
+
+
+def _gelu(op: Op, x: Any) -> Any:
+    half, one = _const(x, 0.5), _const(x, 1)
+    if op.attr("approximate", "none") == "tanh":
+        inner = _const(x, sqrt(2.0 / pi)) * (x + _const(x, 0.044715) * x * x * x)
+        return half * x * (one + approx.tanh(inner))
+    return half * x * (one + approx.erf(x * _const(x, 1.0 / sqrt(2.0))))
+
+
+def _mish(op: Op, x: Any) -> Any:
+    # tanh(softplus(x)) = n / (n + 2) with n = e^x (e^x + 2): no logarithm.
+    from tvm import tirx
+
+    capped = tirx.min(x, _const(x, 20))
+
+    def build(e: Any) -> Any:
+        return _let(e * (e + _const(x, 2)), lambda n: x * (n / (n + _const(x, 2))))
+
+    return _let(approx.exp(capped), build)
+
+
+def _swish(op: Op, x: Any) -> Any:
+    return x * approx.sigmoid(x * _const(x, op.attr("alpha", 1.0)))
+
+
+def _softsign(op: Op, x: Any) -> Any:
+    from tvm import tirx
+
+    return x / (_const(x, 1) + tirx.abs(x))
+
+
+def _thresholded_relu(op: Op, x: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.Select(x > _const(x, op.attr("alpha", 1.0)), x, _const(x, 0))
+
+
+def _shrink(op: Op, x: Any) -> Any:
+    from tvm import tirx
+
+    limit, bias = op.attr("lambd", 0.5), op.attr("bias", 0.0)
+    zero = _const(x, 0)
+    inner = tirx.Select(x > _const(x, limit), x - _const(x, bias), zero)
+    return tirx.Select(x < _const(x, -limit), x + _const(x, bias), inner)
+
+
+def _shift(op: Op, x: Any, count: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.shift_left(x, count) if op.attr("direction") == "LEFT" else tirx.shift_right(x, count)
+
+
+def _where(op: Op, condition: Any, a: Any, b: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.Select(condition, a, b)
+
+
+def _cast(op: Op, x: Any, like: Any = None) -> Any:
+    # Through a signed type: a negative float to an unsigned integer wraps, as it does in C on every target we know.
+    target = op.outputs[0].dtype
+    if is_float(str(x.ty.dtype)) and target in {"uint8", "uint16", "int8", "int16"}:
+        return cast(cast(x, "int32"), target)
+    return cast(x, target)
+
+
+def _mean(op: Op, *values: Any) -> Any:
+    return _fold(lambda a, b: a + b)(op, *values) * _const(values[0], 1.0 / len(values))
+
+
+def _unary(function: Callable[[Any], Any]) -> Expression:
+    return lambda op, x: function(x)
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Expression:
+    return lambda op, a, b: function(a, b)
+
+
+def _not(x: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.Not(x)
+
+
+def _xor(a: Any, b: Any) -> Any:
+    return a != b
+
+
+def _greater(a: Any, b: Any) -> Any:
+    return a > b
+
+
+ELEMENTWISE: dict[str, Expression] = {
+    "Abs": _abs,
+    "Acos": _tir("acos"),
+    "Acosh": _tir("acosh"),
+    "Add": _binary(lambda a, b: a + b),
+    "And": _tir("all"),
+    "Asin": _tir("asin"),
+    "Asinh": _tir("asinh"),
+    "Atan": _tir("atan"),
+    "Atanh": _tir("atanh"),
+    "BitShift": _shift,
+    "BitwiseAnd": _tir("bitwise_and"),
+    "BitwiseNot": _tir("bitwise_not"),
+    "BitwiseOr": _tir("bitwise_or"),
+    "BitwiseXor": _tir("bitwise_xor"),
+    "Cast": _cast,
+    "CastLike": _cast,
+    "Ceil": _tir("ceil"),
+    "Celu": _celu,
+    "Clip": _clip,
+    "Cos": _tir("cos"),
+    "Cosh": _tir("cosh"),
+    "Div": _div,
+    "Dropout": lambda op, x, *rest: x,
+    "Elu": _elu,
+    "Equal": _binary(lambda a, b: a == b),
+    "Erf": _unary(approx.erf),
+    "Exp": _unary(approx.exp),
+    "Floor": _tir("floor"),
+    "Gelu": _gelu,
+    "Greater": _binary(_greater),
+    "GreaterOrEqual": _binary(lambda a, b: a >= b),
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_swish,
+    "Identity": _unary(lambda x: x),
+    "IsInf": _is_inf,
+    "IsNaN": _unary(lambda x: x != x),
+    "LeakyRelu": _leaky_relu,
+    "Less": _binary(lambda a, b: a < b),
+    "LessOrEqual": _binary(lambda a, b: a <= b),
+    "Log": _tir("log"),
+    "Max": _fold(_maximum),
+    "Mean": _mean,
+    "Min": _fold(_minimum),
+    "Mish": _mish,
+    "Mod": _mod,
+    "Mul": _binary(lambda a, b: a * b),
+    "Neg": _unary(lambda x: _const(x, 0) - x if not is_float(str(x.ty.dtype)) else x * _const(x, -1)),
+    "Not": _unary(_not),
+    "Or": _tir("any"),
+    "PRelu": _binary(_slope),
+    "Pow": _pow,
+    "Reciprocal": _unary(lambda x: _const(x, 1) / x),
+    "Relu": _relu,
+    "Round": _tir("nearbyint"),
+    "Selu": _selu,
+    "Shrink": _shrink,
+    "Sigmoid": _unary(approx.sigmoid),
+    "Sign": _sign,
+    "Sin": _tir("sin"),
+    "Sinh": _tir("sinh"),
+    "Softplus": _unary(approx.softplus),
+    "Softsign": _softsign,
+    "Sqrt": _tir("sqrt"),
+    "Sub": _binary(lambda a, b: a - b),
+    "Sum": _fold(lambda a, b: a + b),
+    "Swish": _swish,
+    "Tan": _tir("tan"),
+    "Tanh": _unary(approx.tanh),
+    "ThresholdedRelu": _thresholded_relu,
+    "Where": _where,
+    "Xor": _binary(_xor),
+}
+
+# Worth a pass over memory of their own rather than being computed again by every reader.
+EXPENSIVE = frozenset(
+    {"Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cos", "Cosh", "Elu", "Erf", "Exp", "Gelu", "Log", "Mish"}
+    | {"Pow", "Selu", "Celu", "Sigmoid", "Sin", "Sinh", "Softplus", "Swish", "Tan", "Tanh", "Div", "Mod", "Sqrt"}
+)
+
+
+def is_identity_training(op: Op) -> bool:
+    """Whether a Dropout only passes its input on."""
+    training = op.static.get(2)
+    return training is None or not np.any(training)

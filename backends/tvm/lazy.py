@@ -1,0 +1,209 @@
+"""Tensors that are computed where they are read.
+
+A `Lazy` is a shape, an element type and a function from a logical index to an expression. Element-wise operators
+and operators that only move data compose lazies, so a chain of them costs one kernel, whatever its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .layout import CANONICAL, Layout
+
+Index = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Lazy:
+    """A tensor given by an expression per element.
+
+    `cuts` holds, per axis, the positions at which the expression changes its form (the seams of a concatenation,
+    the borders of padding). Loops are split there, and no element pays for a decision.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[Index], Any]
+    cuts: tuple[tuple[int, ...], ...] = ()
+
+    def cuts_of(self, axis: int) -> tuple[int, ...]:
+        """The cuts along one axis."""
+        return self.cuts[axis] if self.cuts else ()
+
+
+def from_buffer(buffer: Any, shape: Sequence[int], dtype: str, layout: Layout = CANONICAL) -> Lazy:
+    """The contents of a buffer (TE tensor or TIR buffer) that stores `shape` in `layout`."""
+
+    def read(index: Index) -> Any:
+        at = layout.to_stored(index)
+        # A TE tensor without axes is read by a call, everything else by its index.
+        return buffer[at] if at or not hasattr(buffer, "op") else buffer()
+
+    return Lazy(tuple(shape), dtype, read)
+
+
+def scalar(value: Any, dtype: str, shape: Sequence[int] = ()) -> Lazy:
+    """A tensor of one repeated value."""
+    return Lazy(tuple(shape), dtype, lambda index: immediate(value, dtype))
+
+
+def immediate(value: Any, dtype: str) -> Any:
+    """A TIR constant of a Python or numpy scalar."""
+    from tvm import tirx
+
+    if dtype == "bool":
+        return tirx.const(bool(value), "bool")
+    if "float" in dtype:
+        return tirx.const(float(value), dtype)
+    return tirx.const(int(value), dtype)
+
+
+def broadcast(lazy: Lazy, shape: Sequence[int]) -> Lazy:
+    """`lazy` seen with `shape`, by numpy's rules."""
+    shape = tuple(shape)
+    if lazy.shape == shape:
+        return lazy
+    offset = len(shape) - len(lazy.shape)
+
+    def read(index: Index) -> Any:
+        return lazy.read(
+            tuple(zero() if size == 1 else index[offset + axis] for axis, size in enumerate(lazy.shape))
+        )
+
+    cuts = ((),) * offset + tuple(
+        () if size == 1 else lazy.cuts_of(axis) for axis, size in enumerate(lazy.shape)
+    )
+    return Lazy(shape, lazy.dtype, read, cuts)
+
+
+def merge_cuts(lazies: Sequence[Lazy], rank: int) -> tuple[tuple[int, ...], ...]:
+    """Cuts of an element-wise result of operands that have its rank."""
+    return tuple(tuple(sorted({cut for lazy in lazies for cut in lazy.cuts_of(axis)})) for axis in range(rank))
+
+
+def zero() -> Any:
+    """Index 0."""
+    return 0
+
+
+def floordiv(a: Any, b: int) -> Any:
+    """Quotient of indices, rounded down."""
+    from tvm import tirx
+
+    return a // b if isinstance(a, int) else tirx.floordiv(a, b)
+
+
+def floormod(a: Any, b: int) -> Any:
+    """Remainder of indices, never negative for positive `b`."""
+    from tvm import tirx
+
+    return a % b if isinstance(a, int) else tirx.floormod(a, b)
+
+
+class _Scope:
+    """Expressions bound to a variable while one element is written down."""
+
+    def __init__(self) -> None:
+        self.bindings: list[tuple[Any, Any]] = []
+        self.known: dict[tuple[int, ...], tuple[Any, Any]] = {}
+
+
+_scopes: list[_Scope] = []
+_analyzers: list[Any] = []
+
+
+def shared(lazy: Lazy) -> Lazy:
+    """`lazy`, computed once where several readers of one element ask for the same index."""
+
+    def read(index: Index) -> Any:
+        from tvm import tirx
+
+        if not _scopes:
+            return lazy.read(index)
+        key = (id(lazy), *(id(each) for each in index))
+        for scope in reversed(_scopes):
+            if key in scope.known:
+                return scope.known[key][0]
+        value = lazy.read(index)
+        variable = tirx.Var(f"t{sum(len(s.bindings) for s in _scopes)}", lazy.dtype)
+        _scopes[-1].bindings.append((variable, value))
+        # The index is kept alive with its entry: ids of dead objects are reused.
+        _scopes[-1].known[key] = (variable, (index, lazy))
+        return variable
+
+    return replace(lazy, read=read)
+
+
+def element(lazy: Lazy, index: Index) -> Any:
+    """The expression of one element with its shared parts bound to variables."""
+    return _in_scope(lambda: lazy.read(index))
+
+
+def choose(condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    """`then()` where the condition holds, else `otherwise()`; the branch that is not taken is not computed.
+
+    A condition that follows from the ranges of the loops disappears.
+    """
+    from tvm import tirx
+
+    if isinstance(condition, bool):
+        return then() if condition else otherwise()
+    if proves(condition):
+        return then()
+    if proves(tirx.Not(condition)):
+        return otherwise()
+    return tirx.if_then_else(condition, _in_scope(then), _in_scope(otherwise))
+
+
+def _in_scope(make: Callable[[], Any]) -> Any:
+    from tvm import tirx
+
+    _scopes.append(_Scope())
+    try:
+        value = make()
+    finally:
+        scope = _scopes.pop()
+    for variable, bound in reversed(scope.bindings):
+        value = tirx.Let(variable, bound, value)
+    return value
+
+
+def proves(condition: Any) -> bool:
+    """Whether the ranges of the loops around imply the condition."""
+    return bool(_analyzers and _analyzers[-1].can_prove(condition))
+
+
+def simplify(expression: Any) -> Any:
+    """The expression, simplified with what is known of the loops around."""
+    if isinstance(expression, int) or not _analyzers:
+        return expression
+    return _analyzers[-1].simplify(expression)
+
+
+@contextmanager
+def ranges(bounds: Sequence[tuple[Any, int, int]]) -> Iterator[None]:
+    """Within: each (variable, start, stop) is known to lie in that range, in addition to the ranges around."""
+    import tvm
+    from tvm import sym
+
+    analyzer = sym.Analyzer()
+    known = [*_known(), *bounds]
+    for variable, start, stop in known:
+        analyzer.bind(variable, tvm.ir.Range(start, stop))
+    _analyzers.append(analyzer)
+    _bounds.append(known)
+    try:
+        yield
+    finally:
+        _analyzers.pop()
+        _bounds.pop()
+
+
+_bounds: list[list[tuple[Any, int, int]]] = []
+
+
+def _known() -> list[tuple[Any, int, int]]:
+    return _bounds[-1] if _bounds else []

@@ -1,0 +1,299 @@
+"""The Relax module that sequences the functions of all groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from . import tail
+from .emission import Argument, Emitted, Packed
+from .group_specs import PlacedGroup, place_group
+from .groups import Group
+from .layout import CANONICAL, Layout
+from .lower import KernelInfo
+from .movement import VIEWS
+from .op import Derived, Op, Type, type_of
+from .placement import choose_layout, needs_channels_last
+from .prepare import Prepared
+from .spec import External, GroupSpec, Member, Ref
+from .strategy import Strategy
+
+
+@dataclass
+class Weights:
+    """Constant arguments, each stored once."""
+
+    arrays: list[np.ndarray] = field(default_factory=list)
+    _known: dict[object, int] = field(default_factory=dict)
+
+    def add(self, key: object, make: Callable[[], np.ndarray]) -> int:
+        """Position of the array behind `key`, which `make` computes if it is new."""
+        if key not in self._known:
+            self._known[key] = len(self.arrays)
+            self.arrays.append(np.ascontiguousarray(make()))
+        return self._known[key]
+
+
+@dataclass
+class _Function:
+    emitted: Emitted
+    variable: Any
+    name: str
+    calls: int = 0
+    nodes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One call of `main`, recorded first and emitted when the weights are all known."""
+
+    emit: Callable[[], None]
+
+
+class ModuleBuilder:
+    """Builds `main(inputs..., weights)` and the functions it calls."""
+
+    def __init__(self, prepared: Prepared, strategy: Strategy, opset: int):
+        from tvm import relax
+
+        self._prepared, self._strategy, self._opset = prepared, strategy, opset
+        self._builder = relax.BlockBuilder()
+        self._functions: dict[str, _Function] = {}
+        self._taken: dict[str, int] = {}
+        self._layouts: dict[ir.Value, Layout] = {}
+        self._values: dict[tuple[ir.Value, Layout], Any] = {}
+        self._weight_variables: dict[int, Any] = {}
+        self._tuple: Any = None
+        self.weights = Weights()
+
+    def build(self, groups: Sequence[Group]) -> Any:
+        """The module, every function scheduled."""
+        placed = self._place(groups)
+        for group, place in zip(groups, placed, strict=True):
+            if place is not None:
+                self._collect(group, place)
+        for value in self._prepared.graph.outputs:
+            if value in self._prepared.constants:
+                self._raw(value)
+        module = self._main(groups, placed)
+        return self._finish(module)
+
+    def kernels(self) -> list[KernelInfo]:
+        """What the functions are, for reports."""
+        return [
+            KernelInfo(
+                each.name, each.emitted.kind, each.calls, each.emitted.flops, each.emitted.note, tuple(each.nodes)
+            )
+            for each in self._functions.values()
+        ]
+
+    def _place(self, groups: Sequence[Group]) -> list[PlacedGroup | None]:
+        """Layouts and structure of all groups; None for those left to TVM's converters and for plain views."""
+        readers = needs_channels_last(groups, self._prepared, self._strategy)
+        placed: list[PlacedGroup | None] = []
+        outputs = set(self._prepared.graph.outputs)
+        for group in groups:
+            if group.opaque:
+                placed.append(None)
+                continue
+            layout = choose_layout(group, self._layouts, outputs, readers, self._strategy)
+            self._layouts[group.output] = layout
+            layouts = {**self._layouts, **self._wanted(group)}
+            placed.append(
+                place_group(group, self._prepared.ops, self._prepared.constants, layouts, layout)
+                if not self._is_view(group)
+                else None
+            )
+        return placed
+
+    def _wanted(self, group: Group) -> dict[ir.Value, Layout]:
+        """Layouts in which an anchor insists on reading its data."""
+        from .placement import data_layout
+
+        wanted = data_layout(group, self._strategy)
+        if wanted is None or group.anchor is None:
+            return {}
+        reads = [value for value in group.anchor.inputs[:2] if value is not None]
+        return {value: wanted for value in reads if value not in self._prepared.constants}
+
+    def _is_view(self, group: Group) -> bool:
+        if group.anchor is not None or any(node.op_type not in VIEWS for node in group.nodes):
+            return False
+        source = group.nodes[0].inputs[0]
+        if source is None or source in self._prepared.constants or len(group.nodes) != len({*group.nodes}):
+            return False
+        own = self._layouts.get(source, CANONICAL)
+        return own.is_plain_view(type_of(source).shape) and self._layouts[group.output].is_plain_view(
+            type_of(group.output).shape
+        )
+
+    def _collect(self, group: Group, place: PlacedGroup) -> None:
+        """Make the group's function if its structure is new, and store its weights."""
+        function = self._function(place.spec)
+        function.calls += 1
+        function.nodes.extend(node.name or node.op_type for node in group.nodes)
+        for argument in function.emitted.arguments:
+            self._weight(function, argument, place)
+
+    def _function(self, spec: GroupSpec) -> _Function:
+        if spec.key not in self._functions:
+            emitted = self._strategy.emit(spec)
+            name = self._unique(_name_of(spec, emitted))
+            func = emitted.func.with_attr("global_symbol", name)
+            self._functions[spec.key] = _Function(emitted, self._builder.add_func(func, name), name)
+        return self._functions[spec.key]
+
+    def _unique(self, stem: str) -> str:
+        self._taken[stem] = self._taken.get(stem, -1) + 1
+        return f"{stem}_{self._taken[stem]}" if self._taken[stem] else stem
+
+    def _weight(self, function: _Function, argument: Argument, place: PlacedGroup) -> int | None:
+        constants, values = self._prepared.constants, place.values
+        if isinstance(argument, int):
+            return self._raw(values[argument]) if values[argument] in constants else None
+        if isinstance(argument, Packed):
+            source = values[argument.external]
+            key: object = ("packed", function.name, source, function.emitted.arguments.index(argument))
+            return self.weights.add(key, lambda: argument.pack(constants[source]))
+        sources = tuple(values[each] for each in argument.sources)
+        key = ("derived", function.name, sources, function.emitted.arguments.index(argument))
+        return self.weights.add(key, lambda: argument.compute(*(constants[each] for each in sources)))
+
+    def _raw(self, value: ir.Value) -> int:
+        return self.weights.add(("raw", value), lambda: self._prepared.constants[value])
+
+    def _main(self, groups: Sequence[Group], placed: Sequence[PlacedGroup | None]) -> Any:
+        from tvm import relax
+
+        graph = self._prepared.graph
+        parameters = []
+        for position, value in enumerate(graph.inputs):
+            kind = type_of(value)
+            variable = relax.Var(_identifier(value.name or "x", position), relax.TensorType(kind.shape, kind.dtype))
+            self._values[value, CANONICAL] = variable
+            parameters.append(variable)
+        fields = [relax.TensorType(array.shape, str(array.dtype)) for array in self.weights.arrays]
+        self._tuple = relax.Var("weights", relax.TupleType(fields))
+        with self._builder.function("main", [*parameters, self._tuple]):
+            with self._builder.dataflow():
+                for group, place in zip(groups, placed, strict=True):
+                    self._emit(group, place)
+                results = [self._builder.emit_output(self._result(value)) for value in graph.outputs]
+            self._builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
+        return self._builder.get()
+
+    def _emit(self, group: Group, place: PlacedGroup | None) -> None:
+        if group.opaque:
+            self._emit_opaque(group.nodes[0])
+        elif place is None:
+            self._emit_view(group)
+        else:
+            variable = self._call(self._functions[place.spec.key], place)
+            self._values[group.output, self._layouts[group.output]] = variable
+
+    def _call(self, function: _Function, place: PlacedGroup) -> Any:
+        from tvm import relax
+
+        arguments = []
+        for argument in function.emitted.arguments:
+            weight = self._weight(function, argument, place)
+            if weight is not None:
+                arguments.append(self._weight_variable(weight))
+            else:
+                assert isinstance(argument, int)
+                arguments.append(self._fetch(place.values[argument], place.spec.externals[argument].layout))
+        out = place.spec.out_type
+        stored = relax.TensorType(place.spec.layout.stored_shape(out.shape), out.dtype)
+        return self._builder.emit(relax.call_tir(function.variable, relax.Tuple(arguments), stored))
+
+    def _weight_variable(self, position: int) -> Any:
+        from tvm import relax
+
+        if position not in self._weight_variables:
+            self._weight_variables[position] = self._builder.emit(relax.TupleGetItem(self._tuple, position))
+        return self._weight_variables[position]
+
+    def _fetch(self, value: ir.Value, layout: Layout) -> Any:
+        """The variable that holds a value in a layout; a view or a copy where it is stored otherwise."""
+        if (value, layout) in self._values:
+            return self._values[value, layout]
+        own = self._layouts.get(value, CANONICAL)
+        kind = type_of(value)
+        source = self._values[value, own]
+        if own.is_plain_view(kind.shape) and layout.is_plain_view(kind.shape):
+            variable = self._reshaped(source, layout.stored_shape(kind.shape))
+        else:
+            place = _copy(value, kind, own, layout)
+            function = self._function(place.spec)
+            function.calls += 1
+            variable = self._call(function, place)
+        self._values[value, layout] = variable
+        return variable
+
+    def _reshaped(self, source: Any, shape: tuple[int, ...]) -> Any:
+        from tvm import relax
+
+        return self._builder.emit(relax.op.reshape(source, relax.ShapeExpr(list(shape))))
+
+    def _emit_view(self, group: Group) -> None:
+        source = group.nodes[0].inputs[0]
+        assert source is not None
+        own, layout = self._layouts.get(source, CANONICAL), self._layouts[group.output]
+        shape = layout.stored_shape(type_of(group.output).shape)
+        self._values[group.output, layout] = self._reshaped(self._fetch(source, own), shape)
+
+    def _emit_opaque(self, node: ir.Node) -> None:
+        op = self._prepared.ops[node]
+        inputs = [self._tail_input(value) for value in node.inputs]
+        outputs = tail.convert(self._builder, node, op, inputs, self._opset)
+        for value, variable in zip(node.outputs, outputs, strict=False):
+            self._values[value, CANONICAL] = variable
+
+    def _tail_input(self, value: ir.Value | None) -> Any:
+        if value is None:
+            return None
+        if value in self._prepared.constants:
+            return tail.constant(self._prepared.constants[value])
+        return self._fetch(value, CANONICAL)
+
+    def _result(self, value: ir.Value) -> Any:
+        if value in self._prepared.constants:
+            return self._weight_variable(self._raw(value))
+        return self._fetch(value, CANONICAL)
+
+    def _finish(self, module: Any) -> Any:
+        from tvm import relax, transform
+
+        module = transform.Sequential(
+            [
+                relax.backend.DispatchSampling(),
+                relax.backend.DispatchSortScan(),
+                relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
+                relax.transform.DeadCodeElimination(),
+            ]
+        )(module)
+        return self._strategy.schedule(module)
+
+
+def _copy(value: ir.Value, kind: Type, own: Layout, layout: Layout) -> PlacedGroup:
+    """A group that only changes how a value is stored."""
+    op = Op("Identity", f"store {value.name}", {}, (kind,), (kind,), used_outputs=(True,))
+    spec = GroupSpec([Member(op, (Ref(external=0),))], [External(kind, own)], Ref(member=0), layout, samples=[None])
+    spec.key = repr(("copy", kind, own, layout))
+    return PlacedGroup(spec, (value,))
+
+
+def _name_of(spec: GroupSpec, emitted: Emitted) -> str:
+    """A name that says what a function computes: the anchor or the last operators, in order."""
+    types = [member.op.type for member in spec.members]
+    words = [*types[:3], "etc"] if len(types) > 4 else types
+    return "_".join(_identifier(word.lower(), 0) for word in words)
+
+
+def _identifier(name: str, position: int) -> str:
+    cleaned = "".join(each if each.isalnum() and each.isascii() else "_" for each in name)
+    return cleaned if cleaned[:1].isalpha() else f"v{position}_{cleaned}"

@@ -1,0 +1,171 @@
+"""What is known when the model is compiled: constants evaluated, everything else as operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ...ir.constants import constant_array, evaluate_values, is_deterministic
+from ...ir.errors import CompileError
+from .elementwise import ELEMENTWISE_TYPES
+from .op import Op, Type, attributes_of, static_positions, type_of
+
+_NOTHING = Type((), "float32")
+
+
+@dataclass
+class Prepared:
+    """A graph that holds only work to be done at run time.
+
+    Attributes:
+        graph: the graph; nodes that are constant are still in it but not in `ops`.
+        ops: the operators to lower, in execution order.
+        constants: contents of every constant value that is read by them or is a graph output.
+    """
+
+    graph: ir.Graph
+    ops: dict[ir.Node, Op]
+    constants: dict[ir.Value, np.ndarray]
+
+
+def prepare(model: ir.Model) -> Prepared:
+    """Evaluate what depends on constants only and describe the rest as operators.
+
+    Raises:
+        CompileError: a node has a subgraph or calls a function of the model.
+        ShapeError: a shape is not static.
+    """
+    graph = model.graph
+    known = _constant_values(graph)
+    live = _live_nodes(graph, known)
+    constants = _contents(model, graph, known, live)
+    ops = {node: describe(node, constants) for node in graph if node in live}
+    return Prepared(graph, ops, constants)
+
+
+def _constant_values(graph: ir.Graph) -> set[ir.Value]:
+    """Values that do not depend on inputs of the model."""
+    inputs = set(graph.inputs)
+    known = {value for value in graph.initializers.values() if value not in inputs}
+    for node in graph:
+        if _is_shape_query(node) or (
+            is_deterministic(node)
+            and not _has_graphs(node)
+            and all(value is None or value in known for value in node.inputs)
+        ):
+            known.update(node.outputs)
+    return known
+
+
+def _is_shape_query(node: ir.Node) -> bool:
+    return node.op_type in {"Shape", "Size"} and node.domain in ("", "ai.onnx")
+
+
+def _has_graphs(node: ir.Node) -> bool:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in kinds for attribute in node.attributes.values())
+
+
+def _live_nodes(graph: ir.Graph, known: set[ir.Value]) -> set[ir.Node]:
+    """Nodes that outputs depend on and that are not constant."""
+    live: set[ir.Node] = set()
+    stack = [value for value in graph.outputs if value not in known]
+    while stack:
+        node = stack.pop().producer()
+        if node is None or node in live:
+            continue
+        if _has_graphs(node):
+            raise CompileError(
+                f"node '{node.name}' ({node.op_type}) has a body that depends on data; the TVM backend compiles "
+                "straight-line graphs only"
+            )
+        live.add(node)
+        stack.extend(value for value in node.inputs if value is not None and value not in known)
+    return live
+
+
+def _contents(
+    model: ir.Model, graph: ir.Graph, known: set[ir.Value], live: set[ir.Node]
+) -> dict[ir.Value, np.ndarray]:
+    wanted = [value for node in graph if node in live for value in node.inputs if value in known]
+    wanted = list(dict.fromkeys([*wanted, *(value for value in graph.outputs if value in known)]))
+    constants: dict[ir.Value, np.ndarray] = {}
+    computed = []
+    for value in wanted:
+        array = _shape_value(value)
+        array = constant_array(value) if array is None else array
+        if array is None:
+            computed.append(value)
+        else:
+            constants[value] = array
+    if computed:
+        constants.update(zip(computed, _evaluated(model, computed), strict=True))
+    return constants
+
+
+def _evaluated(model: ir.Model, values: list[ir.Value]) -> list[np.ndarray]:
+    """Values computed by the reference, shape queries on the way replaced by their results."""
+    from ...passes.rewriter import Rewriter
+
+    queries = _shape_queries_behind(values)
+    if queries:
+        rewriter = Rewriter(model, origin="lowering")
+        for node in queries:
+            array = _shape_value(node.outputs[0])
+            assert array is not None
+            rewriter.replace(node, [rewriter.initializer(f"{node.outputs[0].name}_known", array)])
+    return evaluate_values(model, values)
+
+
+def _shape_queries_behind(values: list[ir.Value]) -> list[ir.Node]:
+    found: dict[ir.Node, None] = {}
+    seen: set[ir.Node] = set()
+    stack = [value.producer() for value in values]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if _is_shape_query(node):
+            found[node] = None
+            continue
+        stack.extend(value.producer() for value in node.inputs if value is not None)
+    return list(found)
+
+
+def _shape_value(value: ir.Value) -> np.ndarray | None:
+    """The result of Shape or Size on a value of static shape."""
+    node = value.producer()
+    if node is None or not _is_shape_query(node):
+        return None
+    source = node.inputs[0]
+    assert source is not None
+    shape = np.array(type_of(source).shape, np.int64)
+    if node.op_type == "Size":
+        return np.array(shape.prod(), np.int64)
+    attributes = attributes_of(node)
+    return shape[slice(attributes.get("start", 0), attributes.get("end"))]
+
+
+def describe(node: ir.Node, constants: dict[ir.Value, np.ndarray]) -> Op:
+    """A node as an operator."""
+    static = {}
+    wanted = static_positions(node.op_type)
+    for position, value in enumerate(node.inputs):
+        if value is None or value not in constants:
+            continue
+        array = constants[value]
+        if position in wanted or (array.size == 1 and node.op_type in ELEMENTWISE_TYPES):
+            static[position] = array
+    return Op(
+        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}",
+        node.name or node.op_type,
+        attributes_of(node),
+        tuple(type_of(value) if value is not None else None for value in node.inputs),
+        tuple(type_of(value) if value.uses() or value.is_graph_output() else _NOTHING for value in node.outputs),
+        static,
+        frozenset(i for i, value in enumerate(node.inputs) if value is not None and value in constants),
+        used_outputs=tuple(bool(value.uses()) or value.is_graph_output() for value in node.outputs),
+    )

@@ -1,0 +1,103 @@
+"""How groups become functions on a kind of target: the only place where targets differ.
+
+A strategy names the layout it likes convolutions in, turns the structure of a group into a function, and gives
+functions that come from TVM's own lowering a schedule.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from . import approximations
+from .emission import Emitted
+from .layout import CANONICAL, CHANNELS_LAST, Layout
+from .loops import Machine
+from .plain_groups import emit_plain
+from .roles import Role, role_of
+from .spec import GroupSpec
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+
+class Strategy(Protocol):
+    """What a kind of target decides for itself."""
+
+    convolution_layout: Layout
+
+    def emit(self, spec: GroupSpec) -> Emitted:
+        """The function of a group."""
+        ...
+
+    def schedule(self, module: Any) -> Any:
+        """The module with a schedule for every function that has none."""
+        ...
+
+
+def strategy_for(target: Target) -> Strategy:
+    """The strategy for a target."""
+    return _STRATEGIES.get(target.kind, PlainStrategy)(target)
+
+
+class CpuStrategy:
+    """Our kernels and loop nests; values of convolutional regions are stored channels last."""
+
+    convolution_layout = CHANNELS_LAST
+
+    def __init__(self, target: Target):
+        self._target = target
+        self._machine = Machine(target.vector_bits, target.cores)
+
+    def emit(self, spec: GroupSpec) -> Emitted:
+        """The function of a group."""
+        from . import cpu
+
+        if spec.anchor < 0:
+            return cpu.emit_injective(spec, self._machine)
+        if role_of(spec.anchor_op) is Role.ROWS:
+            return cpu.emit_rows(spec, self._machine)
+        return cpu.emit_anchor(spec, self._target) or emit_plain(spec)
+
+    def schedule(self, module: Any) -> Any:
+        """Default loops for functions that TVM made."""
+        from tvm import tirx
+
+        from .default_schedule import schedule_cpu
+
+        for variable, func in module.functions.items():
+            # Only functions made of schedulable blocks have no schedule yet.
+            if isinstance(func, tirx.PrimFunc) and func.attrs and "s_tir" in func.attrs:
+                done = schedule_cpu(func).with_attr("global_symbol", variable.name_hint)
+                module.update_func(variable, done)
+        return module
+
+
+class PlainStrategy:
+    """Plain tensor expressions, scheduled by TVM's DLight."""
+
+    convolution_layout = CANONICAL
+
+    def __init__(self, target: Target):
+        self._target = target
+
+    def emit(self, spec: GroupSpec) -> Emitted:
+        """The function of a group."""
+        with approximations.exact():
+            return emit_plain(spec)
+
+    def schedule(self, module: Any) -> Any:
+        """DLight's default schedules."""
+        import tvm
+        from tvm.s_tir import dlight
+
+        with tvm.target.Target(self._target.to_tvm()):
+            return dlight.ApplyDefaultSchedule(
+                dlight.gpu.Matmul(),
+                dlight.gpu.GEMV(),
+                dlight.gpu.Reduction(),
+                dlight.gpu.GeneralReduction(),
+                dlight.gpu.Fallback(),
+            )(module)
+
+
+_STRATEGIES: dict[str, type[CpuStrategy] | type[PlainStrategy]] = {"llvm": CpuStrategy, "cuda": PlainStrategy}
