@@ -22,6 +22,15 @@ from typing import Any, Literal
 from ...ir.errors import PassError
 from .arithmetic import Grid
 
+# What placement knows how to handle under each heading of a table.
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_COMPUTED = ("Add", "Sub", "Mul", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu", "Softmax")
+_MOVES = (
+    *("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather"),
+    *("DepthToSpace", "SpaceToDepth", "Resize", "Concat"),
+)
+_TAILS = ("Relu", "Clip")
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -97,10 +106,30 @@ class Table:
                 f"quantization table '{self.name}': activations must be int8 or uint8 for now, "
                 f"not {activations.dtype}"
             )
+        self._check_operators()
+
+    def _check_operators(self) -> None:
+        where = f"quantization table '{self.name}'"
         places = [*self.weighted, *self.computed, *self.shared, *self.keeps_float]
         twice = sorted({name for name in places if places.count(name) > 1})
         if twice:
-            raise PassError(f"quantization table '{self.name}' lists '{twice[0]}' under two headings")
+            raise PassError(f"{where} lists '{twice[0]}' under two headings")
+        for heading, given, known in (
+            ("weighted", self.weighted, _WEIGHTED),
+            ("computed", self.computed, _COMPUTED),
+            ("shared", self.shared, _MOVES),
+            ("tails", self.tails, _TAILS),
+        ):
+            unknown = [name for name in given if name not in known]
+            if unknown:
+                raise PassError(f"{where}: '{unknown[0]}' cannot be {heading}, only {', '.join(known)}")
+        for name, kind in self.weighted.items():
+            for option, values in (("result", ("integer", "any")), ("bias", ("int32", "float"))):
+                if getattr(kind, option) not in values:
+                    raise PassError(
+                        f"{where}: {option} of '{name}' is '{getattr(kind, option)}', not '{values[0]}' or "
+                        f"'{values[1]}'"
+                    )
 
     def weight_grid(self, reduce_range: bool | None) -> Grid:
         """The integers of weights.
@@ -120,10 +149,6 @@ class Table:
         return dataclasses.asdict(self)
 
 
-_MOVES = (
-    *("MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Gather"),
-    *("DepthToSpace", "SpaceToDepth", "Resize", "Concat"),
-)
 _PRECISION = "it loses too much precision in 8 bits"
 _DELICATE = (
     *("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "InstanceNormalization"),
