@@ -98,14 +98,20 @@ def input_shapes(model: ir.Model, dims: Mapping[str, int] | None = None) -> dict
         ModelError: an input has an unknown rank, or is not a tensor of numbers.
     """
     sizes = dict(dims or {})
-    shapes = {}
+    declared: dict[str, ir.Shape] = {}
     for name, value in _inputs(model).items():
         _numpy_dtype(value)
         if value.shape is None:
             raise ModelError(f"input '{name}' has no shape; feed it yourself")
-        rank = len(value.shape)
-        shapes[name] = tuple(_size(dim, axis, rank, sizes) for axis, dim in enumerate(value.shape))
-    return shapes
+        declared[name] = value.shape
+    for shape in declared.values():
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None and dim.value.isidentifier():
+                sizes.setdefault(dim.value, _default_size(axis, len(shape)))
+    return {
+        name: tuple(_size(dim, _default_size(axis, len(shape)), sizes) for axis, dim in enumerate(shape))
+        for name, shape in declared.items()
+    }
 
 
 def _inputs(model: ir.Model) -> dict[str, ir.Value]:
@@ -113,16 +119,22 @@ def _inputs(model: ir.Model) -> dict[str, ir.Value]:
     return {str(value.name): value for value in model.graph.inputs if value.name not in stored}
 
 
-def _size(dim: int | ir.SymbolicDim, axis: int, rank: int, sizes: dict[str, int]) -> int:
+def _default_size(axis: int, rank: int) -> int:
+    if axis == 0:
+        return 2
+    return 32 if rank >= 4 and axis >= 2 else 8
+
+
+def _size(dim: int | ir.SymbolicDim, default: int, sizes: dict[str, int]) -> int:
     if isinstance(dim, int):
         return dim
-    default = 2 if axis == 0 else 32 if rank >= 4 and axis >= 2 else 8
     if dim.value is None:
         return default
     if dim.value in sizes:
         return sizes[dim.value]
-    symbols = sorted(dim.free_symbols())
-    if symbols == [dim.value] or not symbols:
+    symbols = _symbols(dim)
+    if not symbols:
+        # A name that is no expression, such as "batch size".
         return sizes.setdefault(dim.value, default)
     for symbol in symbols:
         sizes.setdefault(symbol, default)
@@ -132,6 +144,13 @@ def _size(dim: int | ir.SymbolicDim, axis: int, rank: int, sizes: dict[str, int]
             f"dimension '{dim.value}' has no valid size with {sizes}; give its symbols in `dims`"
         )
     return size
+
+
+def _symbols(dim: ir.SymbolicDim) -> list[str]:
+    try:
+        return sorted(dim.free_symbols())
+    except ValueError:
+        return []
 
 
 def _numpy_dtype(value: ir.Value) -> np.dtype:

@@ -6,7 +6,6 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-
 from graphwright.ir.compare import compare
 from graphwright.ir.errors import ModelError
 

@@ -3,7 +3,6 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-
 from graphwright.ir.constants import (
     constant_array,
     constant_tensor,
