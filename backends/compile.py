@@ -161,6 +161,9 @@ def _tvm(model: ir.Model, target: Target, report: CompileReport, say: Callable[[
     folder = tempfile.TemporaryDirectory(prefix="graphwright-")
     try:
         built = build_library(model, target, Path(folder.name), report, say)
+    except OSError as error:
+        folder.cleanup()
+        raise CompileError(f"cannot write the library to {folder.name}: {error.strerror or error}") from error
     except BaseException:
         folder.cleanup()
         raise

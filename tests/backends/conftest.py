@@ -1,0 +1,69 @@
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+
+def build(text: str, seed: int = 0, **shapes: tuple[int, ...]) -> ir.Model:
+    """A graph from ONNX text; the inputs named in `shapes` become scaled random weights."""
+    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]>\n{text}')
+    generator = np.random.default_rng(seed)
+    for name, shape in shapes.items():
+        value = next(value for value in model.graph.inputs if value.name == name)
+        model.graph.inputs.remove(value)
+        fan_in = int(np.prod(shape[1:])) or 1
+        weights = generator.standard_normal(shape) * (2.0 / fan_in) ** 0.5
+        value.const_value = ir.tensor(weights.astype(np.float32), name=name)
+        model.graph.register_initializer(value)
+    return model
+
+
+@pytest.fixture(scope="session")
+def build_model():
+    return build
+
+
+@pytest.fixture
+def cnn() -> ir.Model:
+    """Dense, depthwise and strided convolutions, a residual add, pooling, a linear head."""
+    return build(
+        """cnn (float[1,3,16,16] x, float[16,3,3,3] w1, float[16] b1, float[16,1,3,3] w2, float[16] b2,
+                float[32,16,3,3] w3, float[32] b3, float[10,32] w4, float[10] b4) => (float[1,10] y)
+        {
+          c1 = Conv<pads = [1, 1, 1, 1]>(x, w1, b1)
+          r1 = Relu(c1)
+          c2 = Conv<pads = [1, 1, 1, 1], group = 16>(r1, w2, b2)
+          s = Add(c2, r1)
+          r2 = Relu(s)
+          c3 = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(r2, w3, b3)
+          r3 = Relu(c3)
+          p = GlobalAveragePool(r3)
+          f = Flatten<axis = 1>(p)
+          y = Gemm<transB = 1>(f, w4, b4)
+        }""",
+        w1=(16, 3, 3, 3),
+        b1=(16,),
+        w2=(16, 1, 3, 3),
+        b2=(16,),
+        w3=(32, 16, 3, 3),
+        b3=(32,),
+        w4=(10, 32),
+        b4=(10,),
+    )
+
+
+@pytest.fixture
+def mlp() -> ir.Model:
+    """Two linear layers with a softmax."""
+    return build(
+        """mlp (float[4,24] x, float[48,24] w1, float[48] b1, float[10,48] w2, float[10] b2) => (float[4,10] y)
+        {
+          h = Gemm<transB = 1>(x, w1, b1)
+          r = Relu(h)
+          o = Gemm<transB = 1>(r, w2, b2)
+          y = Softmax<axis = -1>(o)
+        }""",
+        w1=(48, 24),
+        b1=(48,),
+        w2=(10, 48),
+        b2=(10,),
+    )

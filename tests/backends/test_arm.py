@@ -1,0 +1,100 @@
+import shutil
+import struct
+import subprocess
+
+import graphwright as gw
+import numpy as np
+import pytest
+from graphwright.backends.runner.build import build_runner
+from graphwright.backends.runner.run import run_artifact
+from graphwright.backends.runner.runtime import fetch_runtime
+from graphwright.backends.target import resolve_target
+from graphwright.backends.weights import write_weights
+from graphwright.ir.compare import compare
+from graphwright.ir.errors import CompileError, TargetError, ToolError
+from graphwright.ir.inputs import random_inputs
+from graphwright.ir.reference import run_reference
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools():
+    for name in ("aarch64-linux-gnu-g++", "qemu-aarch64-static"):
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed; `make arm-tools` does it")
+    fetch_runtime("aarch64")
+
+
+@pytest.mark.parametrize("target", ["arm", "armv8.2-a-dotprod", "cortex-a76"])
+@pytest.mark.parametrize("network", ["cnn", "mlp"])
+def test_libraries_for_arm_compute_the_same_under_qemu(request, tmp_path, target, network):
+    model = request.getfixturevalue(network)
+    exe = gw.compile(model, target)
+    assert not exe.report.check.checked
+    assert "aarch64" in exe.report.check.reason
+    folder = exe.save(tmp_path / "artifact")
+    assert struct.unpack_from("<H", (folder / "model.so").read_bytes(), 18)[0] == 183  # EM_AARCH64
+    feeds = random_inputs(model, seed=5)
+    result = run_artifact(folder, exe.target, [feeds["x"]], runs=2, threads=1)
+    found = compare(run_reference(model, feeds)["y"], result.outputs[0])
+    assert found.max_rel <= 1e-4, found
+    assert len(result.times_ms) == 2
+    with pytest.raises(TargetError, match="needs aarch64"):
+        gw.load_executable(folder)
+
+
+def test_the_check_of_compile_can_be_emulated(mlp):
+    check = gw.compile(mlp, "raspberry-pi-4", check="qemu").report.check
+    assert check.checked
+    assert check.where == "qemu"
+    assert check.comparison.max_rel <= 1e-4
+
+
+def test_the_runner_runs_here_too(cnn, tmp_path):
+    exe = gw.compile(cnn, "x86")
+    folder = exe.save(tmp_path / "artifact")
+    feeds = random_inputs(cnn, seed=5)
+    result = run_artifact(folder, exe.target, [feeds["x"]])
+    np.testing.assert_allclose(result.outputs[0], exe(**feeds), rtol=1e-5, atol=1e-6)
+
+
+def test_the_runner_ends_in_one_line_on_bad_files(mlp, tmp_path):
+    exe = gw.compile(mlp, "x86")
+    folder = exe.save(tmp_path / "artifact")
+    x = np.zeros((4, 24), np.float32)
+    with pytest.raises(CompileError, match="cannot read"):
+        run_artifact(tmp_path / "nothing", exe.target, [x])
+    data = (folder / "weights.bin").read_bytes()
+    (folder / "weights.bin").write_bytes(data[:-200])
+    with pytest.raises(CompileError, match=r"weights\.bin is truncated"):
+        run_artifact(folder, exe.target, [x])
+    (folder / "weights.bin").write_bytes(b"XXXX" + data[4:])
+    with pytest.raises(CompileError, match="is no GWW1 file"):
+        run_artifact(folder, exe.target, [x])
+    (folder / "weights.bin").write_bytes(data)
+    with pytest.raises(CompileError, match="the runner failed"):
+        run_artifact(folder, exe.target, [x[:, :5]])
+
+
+def test_the_runner_explains_its_arguments():
+    runner = build_runner(resolve_target("host"))
+    for arguments in ([], ["a", "b", "c", "--runs"], ["a", "b", "c", "--speed", "9"]):
+        finished = subprocess.run([runner, *arguments], capture_output=True, text=True, check=False)
+        assert finished.returncode == 2
+        assert finished.stderr.startswith("runner: ")
+        assert finished.stderr.count("\n") == 1
+
+
+def test_a_gpu_cannot_be_emulated(tmp_path):
+    with pytest.raises(TargetError, match="cannot be emulated"):
+        run_artifact(tmp_path, resolve_target("cuda"), [])
+
+
+def test_a_runtime_that_was_not_fetched_is_told_how_to_get(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRAPHWRIGHT_CACHE", str(tmp_path))
+    with pytest.raises(TargetError, match=r"python -m graphwright\.backends\.runner"):
+        build_runner(resolve_target("arm"))
+
+
+def test_unknown_element_types_do_not_reach_the_runner(tmp_path):
+    with pytest.raises(ToolError):
+        write_weights(tmp_path / "x.bin", [np.zeros(2, complex)])

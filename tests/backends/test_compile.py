@@ -1,0 +1,205 @@
+import graphwright as gw
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphwright.backends import compile as compiling
+from graphwright.backends import library
+from graphwright.backends.compiled import TvmExecutable
+from graphwright.backends.host import logical_cores
+from graphwright.ir.errors import CompileError, ShapeError, TargetError
+from graphwright.ir.inputs import random_inputs
+from graphwright.ir.reference import run_reference
+
+QUANTIZED = """quantized (float[1,16] x, float[16,8] w) => (float[1,8] y)
+<float sx = {0.02}, int8 zx = {3}, float sw = {0.05}, int8 zw = {0}, float sy = {0.05}, int8 zy = {-4}>
+{
+  xq = QuantizeLinear(x, sx, zx)
+  xd = DequantizeLinear(xq, sx, zx)
+  wq = QuantizeLinear(w, sw, zw)
+  wd = DequantizeLinear(wq, sw, zw)
+  m = MatMul(xd, wd)
+  yq = QuantizeLinear(m, sy, zy)
+  y = DequantizeLinear(yq, sy, zy)
+}"""
+
+
+def test_a_network_compiles_and_equals_the_reference(cnn):
+    nodes = len(cnn.graph)
+    steps = []
+    exe = gw.compile(cnn, "x86", progress=steps.append)
+    assert len(cnn.graph) == nodes
+    report = exe.report
+    assert report.check.checked
+    assert report.check.comparison.max_rel <= 1e-4
+    assert report.pipeline
+    assert steps[0] == "prepare"
+    assert steps[-1] == "check"
+    assert {"prepare", "optimize", "lower", "build", "check"} <= report.steps.keys()
+    assert report.library_bytes == exe.library.stat().st_size
+    assert report.sizes["before"]["parameters"] == 5578
+    feeds = random_inputs(cnn, seed=7)
+    np.testing.assert_allclose(exe(**feeds), run_reference(cnn, feeds)["y"], rtol=1e-4, atol=1e-5)
+    assert exe.report.to_markdown().startswith("# cnn\n")
+    assert exe.benchmark(repeats=5).median_ms > 0
+
+
+def test_the_onnxruntime_backend_has_the_same_face(mlp):
+    exe = gw.compile(mlp, "x86", backend="onnxruntime")
+    assert exe.backend == "onnxruntime"
+    assert exe.report.check.checked
+    x = np.ones((4, 24), np.float32)
+    np.testing.assert_allclose(exe(x), run_reference(mlp, {"x": x})["y"], rtol=1e-5)
+
+
+def test_symbolic_dimensions_must_be_bound(build_model):
+    text = "net (float[N,8] x, float[8,4] w) => (float[N,4] y) { y = MatMul(x, w) }"
+    with pytest.raises(ShapeError) as caught:
+        gw.compile(build_model(text, w=(8, 4)), "x86")
+    assert "N" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    exe = gw.compile(build_model(text, w=(8, 4)), "x86", dims={"N": 3})
+    assert exe.inputs[0].shape == (3, 8)
+    assert exe(np.zeros((3, 8), np.float32)).shape == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"trials": 8}, CompileError, "tuning is not available in this version"),
+        ({"trials": -1}, CompileError, "must not be negative"),
+        ({"backend": "gcc"}, CompileError, "there are tvm and onnxruntime"),
+        ({"target": "pdp11"}, TargetError, "unknown target"),
+        ({"target": "cuda", "backend": "onnxruntime"}, TargetError, "runs on this machine's CPU only"),
+        ({"target": "arm", "backend": "onnxruntime"}, TargetError, "runs on this machine's CPU only"),
+    ],
+)
+def test_bad_options_end_in_one_line_before_any_work(mlp, monkeypatch, arguments, error, said):
+    monkeypatch.setattr(compiling, "clone", lambda model: pytest.fail("work was begun"))
+    with pytest.raises(error, match=said) as caught:
+        gw.compile(mlp, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_linker_is_named_before_any_work(mlp, monkeypatch):
+    monkeypatch.setattr(compiling, "clone", lambda model: pytest.fail("work was begun"))
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(TargetError, match=r"install g\+\+"):
+        gw.compile(mlp, "host")
+    with pytest.raises(TargetError, match="apt-get install .*g\\+\\+-aarch64-linux-gnu"):
+        gw.compile(mlp, "raspberry-pi-4")
+    monkeypatch.setenv("GRAPHWRIGHT_CXX_AARCH64", "no-such-compiler")
+    with pytest.raises(TargetError, match="GRAPHWRIGHT_CXX_AARCH64 names 'no-such-compiler'"):
+        gw.compile(mlp, "arm")
+
+
+def _off_by(error):
+    run = TvmExecutable._run
+    return lambda self, arrays: [array + np.asarray(error, array.dtype) for array in run(self, arrays)]
+
+
+def test_a_library_that_computes_something_else_is_refused(mlp, monkeypatch):
+    monkeypatch.setattr(TvmExecutable, "_run", _off_by(1e-3))
+    with pytest.raises(
+        CompileError, match=r"output 'y' has max relative error .*required is relative error <= 0\.0001"
+    ):
+        gw.compile(mlp, "x86")
+    assert not gw.compile(mlp, "x86", check=False).report.check.checked
+
+
+def test_quantized_graphs_are_judged_by_their_noise(build_model, monkeypatch):
+    model = build_model(QUANTIZED, w=(16, 8))
+    exe = gw.compile(model, "x86", pipeline="")
+    assert "SQNR" in exe.report.check.bound
+    monkeypatch.setattr(TvmExecutable, "_run", _off_by([0.05] + [0] * 7))
+    flipped = gw.compile(model, "x86", pipeline="").report.check
+    assert 30 <= flipped.comparison.sqnr_db < 60
+    monkeypatch.setattr(TvmExecutable, "_run", _off_by(0.5))
+    with pytest.raises(CompileError, match="required is SQNR >= 30 dB"):
+        gw.compile(model, "x86", pipeline="")
+
+
+def test_integer_outputs_must_be_equal(build_model, monkeypatch):
+    model = build_model("net (float[1,8] x) => (int64[1] y) { y = ArgMax<axis = 1, keepdims = 0>(x) }")
+    assert gw.compile(model, "x86", pipeline="").report.check.comparison.equal
+    monkeypatch.setattr(TvmExecutable, "_run", _off_by(1))
+    with pytest.raises(CompileError, match="required is equality"):
+        gw.compile(model, "x86", pipeline="")
+
+
+def test_an_output_that_proves_nothing_is_pointed_out(build_model):
+    model = build_model("net (float[1,8] x) => (float[1,8] y) { z = Sub(x, x)  y = Relu(z) }")
+    report = gw.compile(model, "x86", pipeline="").report
+    assert report.check.notes == ("output 'y' is all zeros here, which proves little",)
+    assert "proves little" in report.to_markdown()
+
+
+def test_failures_inside_of_tvm_end_in_one_line_and_leave_no_files(mlp, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def broken(*_):
+        raise ValueError("something\nwent wrong deep inside")
+
+    monkeypatch.setattr("graphwright.backends.tvm.lower.lower", broken)
+    with pytest.raises(CompileError, match="went wrong deep inside") as caught:
+        gw.compile(mlp, "x86")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_leaves_no_files(mlp, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graphwright.backends.tvm.build.build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        gw.compile(mlp, "x86")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_library_goes_with_its_executable(mlp, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    exe = gw.compile(mlp, "x86")
+    assert exe.library.exists()
+    del exe
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_while_linking_is_told_as_such(mlp, monkeypatch):
+    text = "ld: final link failed: No space left on device\ncollect2: error: ld returned 1 exit status"
+    error = library._tvm_error(RuntimeError(text))
+    assert isinstance(error, OSError)
+    monkeypatch.setattr(library, "build_here", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(CompileError, match="No space left on device"):
+        gw.compile(mlp, "x86")
+
+
+def test_the_hash_of_a_model_depends_on_contents_only(mlp, tmp_path):
+    before = compiling.model_hash(mlp)
+    gw.save(mlp, tmp_path / "inline.onnx")
+    gw.save(mlp, tmp_path / "external.onnx", external_data=True)
+    assert compiling.model_hash(gw.load(tmp_path / "inline.onnx")) == compiling.model_hash(
+        gw.load(tmp_path / "external.onnx")
+    )
+    value = mlp.graph.initializers["w1"]
+    value.const_value = ir.tensor(value.const_value.numpy() + 1, name="w1")
+    assert compiling.model_hash(mlp) != before
+
+
+def test_a_file_is_loaded_and_recorded(mlp, tmp_path):
+    gw.save(mlp, tmp_path / "mlp.onnx")
+    report = gw.compile(tmp_path / "mlp.onnx", "x86", backend="onnxruntime").report
+    assert report.source["name"] == "mlp.onnx"
+    assert len(report.source["sha256"]) == 64
+
+
+def test_threads_are_limited_to_what_was_asked_for(mlp):
+    import tvm
+
+    exe = gw.compile(mlp, "x86")
+    count = tvm.get_global_func("runtime.NumThreads")
+    for threads in (1, 2, 1):
+        exe.set_threads(threads)
+        exe(np.zeros((4, 24), np.float32))
+        assert count() == min(threads, logical_cores())

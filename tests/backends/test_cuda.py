@@ -1,0 +1,81 @@
+import os
+import shutil
+
+import graphwright as gw
+import numpy as np
+import pytest
+from graphwright.backends import cuda
+from graphwright.backends.cross import find_nvcc
+from graphwright.backends.device_code import device_code
+from graphwright.ir.errors import CompileError, TargetError
+from graphwright.ir.inputs import random_inputs
+
+
+def _mapped(part: str) -> bool:
+    with open("/proc/self/maps") as maps:
+        return part in maps.read()
+
+
+def test_device_code_holds_the_kernels_and_cpu_compiles_do_not_notice(cnn, tmp_path):
+    before = dict(os.environ)
+    exe = gw.compile(cnn, "cuda")
+    here = exe.target.why_not_here()
+    assert exe.report.check.checked == (here is None)
+    code = device_code(exe.library)
+    if find_nvcc():
+        assert (code.form, code.architectures) == ("machine code", ("sm_90",))
+    else:
+        assert code.form == "source"
+    _expect_kernels(code.kernels)
+    folder = exe.save(tmp_path / "artifact")
+    assert device_code(folder / "model.so") == code
+    if here is not None:
+        assert not _mapped("libtvm_runtime_cuda")
+        assert not _mapped("libcuda.so.1")
+        with pytest.raises(TargetError, match="cannot run here"):
+            gw.load_executable(folder)
+    changed = {key for key in before.keys() | os.environ.keys() if before.get(key) != os.environ.get(key)}
+    assert changed <= {"TVM_NUM_THREADS", "TVM_BIND_THREADS"}
+    cpu = gw.compile(cnn, "x86")
+    assert cpu.report.check.checked
+    assert device_code(cpu.library).form == "none"
+
+
+def _expect_kernels(kernels):
+    """Every convolution, the pooling and the linear layer must have become device code."""
+    joined = " ".join(kernels)
+    assert sum("conv" in name for name in kernels) >= 3, kernels
+    assert any(part in joined for part in ("pool", "mean", "reduce")), kernels
+    assert any(part in joined for part in ("matmul", "gemm", "dense")), kernels
+
+
+def test_source_is_embedded_where_there_is_no_nvcc(mlp, monkeypatch):
+    monkeypatch.setattr(cuda, "find_nvcc", lambda: None)
+    exe = gw.compile(mlp, "a100")
+    assert any("CUDA source instead of machine code" in note for note in exe.report.notes)
+    code = device_code(exe.library)
+    assert code.form == "source"
+    assert any(part in " ".join(code.kernels) for part in ("matmul", "gemm", "dense")), code.kernels
+
+
+def test_an_architecture_that_nvcc_does_not_know_ends_in_one_line(mlp):
+    if not find_nvcc():
+        pytest.skip("needs nvcc")
+    import dataclasses
+
+    from graphwright.backends.target import resolve_target
+
+    with pytest.raises(CompileError) as caught:
+        gw.compile(mlp, dataclasses.replace(resolve_target("cuda"), cpu="sm_50"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_device_is_used_where_there_is_one(mlp):
+    from graphwright.backends.target import resolve_target
+
+    if not resolve_target("cuda").runs_here:
+        assert shutil.which("nvidia-smi") is None or resolve_target("cuda").why_not_here()
+        return
+    exe = gw.compile(mlp, "cuda")
+    assert exe.report.check.checked
+    assert np.isfinite(exe(**random_inputs(mlp))).all()
