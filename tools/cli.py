@@ -20,11 +20,13 @@ import typer
 
 from ..ir.errors import GraphwrightError
 from .commands.bench import bench
+from .commands.bisect import bisect
 from .commands.compile import compile_model
 from .commands.diff import diff
 from .commands.inspect import inspect_model
 from .commands.opt import opt
 from .commands.passes import passes
+from .commands.reduce import reduce
 from .commands.run import run
 from .commands.targets import targets
 
@@ -48,6 +50,8 @@ app.command("run")(run)
 app.command("bench")(bench)
 app.command("inspect")(inspect_model)
 app.command("diff")(diff)
+app.command("bisect")(bisect)
+app.command("reduce")(reduce)
 app.command("passes")(passes)
 app.command("targets")(targets)
 

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m graphwright.tools.demo", description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=Path("demo-out"), help="folder for artifacts")
-    parser.add_argument("--epochs", type=int, default=30, help="training epochs")
+    parser.add_argument("--epochs", type=int, default=24, help="training epochs")
     given = parser.parse_args(arguments)
     start = time.perf_counter()
     try:

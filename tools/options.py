@@ -48,6 +48,23 @@ PipelineOption = Annotated[
         show_default=False,
     ),
 ]
+RequiredPipelineOption = Annotated[
+    str,
+    typer.Option(
+        "--pipeline",
+        metavar="TEXT",
+        help="Passes to apply, such as 'simplify,prune-channels{ratio=0.5}'.",
+        show_default=False,
+    ),
+]
+BoundOption = Annotated[
+    str,
+    typer.Option(
+        "--bound",
+        metavar="BOUND",
+        help="What the outputs must keep: max_rel<=1e-4, max_abs<=0.01, sqnr>=30 or cosine>=0.999.",
+    ),
+]
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(
