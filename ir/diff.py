@@ -336,10 +336,11 @@ def _weight_change(
 ) -> list[WeightChange]:
     if old is None or new is None:
         return [] if old is new else [WeightChange("changed", name, "data added or removed")]
+    types = f"{tensor_text(old, elements=False)} -> {tensor_text(new, elements=False)}"
     if tuple(old.shape) != tuple(new.shape):
-        return [WeightChange("reshaped", name, f"{tensor_text(old)} -> {tensor_text(new)}")]
+        return [WeightChange("reshaped", name, types)]
     if old.dtype != new.dtype:
-        return [WeightChange("retyped", name, f"{tensor_text(old)} -> {tensor_text(new)}")]
+        return [WeightChange("retyped", name, types)]
     if same_content(old, new):
         return []
     return [WeightChange("changed", name, f"{tensor_text(new)}{_distance(old, new)}")]

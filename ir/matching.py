@@ -62,6 +62,7 @@ class Matching:
             else:
                 self._pair(scope, partner, node)
         self.removed += [(scope, node) for node in pool.rest()]
+        self._part_chance_pairs(after)
 
     def _pair(self, scope: str, before: ir.Node, after: ir.Node) -> None:
         self.nodes[after] = before
@@ -82,14 +83,27 @@ class Matching:
             partner: ir.Value | None = named.get(value.name) or (spare.pop(0) if spare else None)
             if partner is not None:
                 self.values[value] = partner
-        gone = [value for name, value in before.initializers.items() if name not in after.initializers]
-        contents = {content_key(v.const_value): v for v in reversed(gone) if v.const_value is not None}
+        by_content: dict[Hashable, list[ir.Value]] = {}
+        for name, weight in before.initializers.items():
+            if name not in after.initializers and weight.const_value is not None:
+                by_content.setdefault(content_key(weight.const_value), []).append(weight)
         for name, weight in after.initializers.items():
             partner = before.initializers.get(name)
-            if partner is None and contents and weight.const_value is not None:
-                partner = contents.pop(content_key(weight.const_value), None)
+            if partner is None and by_content and weight.const_value is not None:
+                candidates = by_content.get(content_key(weight.const_value))
+                partner = candidates.pop(0) if candidates else None
             if partner is not None:
                 self.values[weight] = partner
+
+    def _part_chance_pairs(self, after: ir.Graph) -> None:
+        """Equal content under different names is a renaming only where the same nodes read it."""
+        for weight in after.initializers.values():
+            partner = self.values.get(weight)
+            if partner is None or partner.name == weight.name:
+                continue
+            readers = set(partner.consumers())
+            if not any(self.nodes.get(reader) in readers for reader in weight.consumers()):
+                del self.values[weight]
 
 
 class _Pool:

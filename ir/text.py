@@ -72,17 +72,17 @@ def type_text(value: ir.Value) -> str:
     return _dtype(value.dtype) + _shape(value.shape)
 
 
-def tensor_text(tensor: ir.TensorProtocol | None) -> str:
+def tensor_text(tensor: ir.TensorProtocol | None, *, elements: bool = True) -> str:
     """A tensor: element type, shape, and its elements if they are few."""
     if tensor is None:
         return "?"
     text = _dtype(tensor.dtype) + _shape(tensor.shape)
-    if tensor.size > _INLINE_ELEMENTS:
+    if not elements or tensor.size > _INLINE_ELEMENTS:
         return text
     if isinstance(tensor, ir.StringTensor):
         return f"{text} {_value(list(tensor.string_data()))}"
-    elements = np.asarray(tensor.numpy()).reshape(-1)
-    return f"{text} [{','.join(_number(element) for element in elements)}]"
+    numbers = np.asarray(tensor.numpy()).reshape(-1)
+    return f"{text} [{','.join(_number(number) for number in numbers)}]"
 
 
 def attribute_text(attribute: ir.Attr) -> str:
@@ -90,6 +90,8 @@ def attribute_text(attribute: ir.Attr) -> str:
     name = _escaped(attribute.name)
     if attribute.is_ref():
         return f"{name}=@{_escaped(attribute.ref_attr_name or '')}"
+    if attribute.value is None:
+        return name  # declared by a function, without a default
     return f"{name}={_attribute_value(attribute)}"
 
 
