@@ -56,10 +56,10 @@ def form_groups(graph: ir.Graph, ops: dict[ir.Node, Op]) -> list[Group]:
     """Partition the nodes of a graph into groups, in an order in which they can run.
 
     Args:
-        graph: a graph whose constants are folded.
-        ops: the operator of every node.
+        graph: the graph.
+        ops: the operator of every node to lower, in execution order; other nodes are left out.
     """
-    order = {node: i for i, node in enumerate(graph)}
+    order = {node: i for i, node in enumerate(ops)}
     former = _Former(ops, order, {value for value in graph.outputs})
     for node in order:
         former.add_anchor(node)
@@ -103,7 +103,7 @@ class _Former:
         return best
 
     def _next(self, made: list[ir.Value], inside: set[ir.Node]) -> ir.Node | None:
-        readers = {user for value in made for user in value.consumers() if user not in inside}
+        readers = {user for value in made for user in value.consumers() if user not in inside and user in self.order}
         for node in sorted(readers, key=self.order.__getitem__):
             if self._fits_behind(node, made) and not self._depends(node, inside):
                 return node
@@ -122,25 +122,24 @@ class _Former:
         return all(op.input(i).shape == op.outputs[0].shape for i in at)
 
     def _leaves(self, value: ir.Value, inside: set[ir.Node]) -> bool:
-        return value in self.outputs or any(user not in inside for user in value.consumers())
+        return value in self.outputs or any(user not in inside and user in self.order for user in value.consumers())
 
     def _depends(self, node: ir.Node, inside: set[ir.Node]) -> bool:
         """Whether an input of `node` from outside the group is computed from something inside it."""
         first = min(self.order[each] for each in inside)
         stack = [value.producer() for value in node.inputs if value is not None]
-        stack = [each for each in stack if each is not None and each not in inside]
+        stack = [each for each in stack if each not in inside]
         seen: set[ir.Node] = set()
         while stack:
             each = stack.pop()
-            if each in seen or self.order[each] < first:
+            if each is None or each not in self.order or each in seen or self.order[each] < first:
                 continue
             seen.add(each)
             for value in each.inputs:
                 producer = value.producer() if value is not None else None
                 if producer in inside:
                     return True
-                if producer is not None:
-                    stack.append(producer)
+                stack.append(producer)
         return False
 
     def place(self, node: ir.Node) -> None:
@@ -168,6 +167,8 @@ class _Former:
             return None
         hosts: dict[Group, None] = {}
         for user, position in value.uses():
+            if user not in self.order:
+                continue
             if not self._reads_in_place(value, node, user, position):
                 return None
             hosts.update(dict.fromkeys(self.homes[user]))
