@@ -36,7 +36,8 @@ def conv2d(spec: Conv2dSpec, epilogue: Epilogue | None, target: TargetNumbers) -
 
 def _spatial(spec: Conv2dSpec, writer: Writer, target: TargetNumbers) -> Kernel:
     depth, per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    tile = choose_tile(spec.out_width, per_group, depth * prod(spec.kernel), target)
+    sweeps = spec.batch * spec.out_height
+    tile = choose_tile(spec.out_width, per_group, depth * prod(spec.kernel), target, sweeps)
     data = source = emit.buffer("data", spec.data_shape)
     padding: emit.Statements = []
     if border_tiles(spec, tile.pixels) > MAX_BORDER_TILES:

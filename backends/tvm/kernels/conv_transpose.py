@@ -110,7 +110,8 @@ class _Part:
         )
         depth, per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
         taps = max(len(rows.taps) * len(columns.taps), 1)
-        self.tile = choose_tile(columns.count, per_group, depth * taps, target)
+        sweeps = spec.batch * rows.count
+        self.tile = choose_tile(columns.count, per_group, depth * taps, target, sweeps)
         channels = spec.groups * blocks(per_group, self.tile.block) * self.tile.block
         self.length = channels * depth * len(rows.taps) * len(columns.taps)
 

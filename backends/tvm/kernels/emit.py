@@ -169,7 +169,7 @@ def count_operations(expression: Any, limit: int = 64) -> int:
     pending = [expression]
     while pending and total < limit:
         node = pending.pop()
-        if isinstance(node, tirx.BufferLoad | tirx.Var | tirx.IntImm | tirx.FloatImm):
+        if isinstance(node, tvm.ir.TensorLoad | tirx.Var | tirx.IntImm | tirx.FloatImm):
             continue
         total += 8 if isinstance(node, tvm.ir.Call) else 1
         pending.extend(getattr(node, "args", ()))

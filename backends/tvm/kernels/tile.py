@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-_FMA_CHAINS = 8
+_FMA_CHAINS = 10
 """Independent multiply-adds in flight that keep two pipes of latency four busy."""
-_LOADS_PER_FMA = 1.0
-"""Loads that a core can issue for each multiply-add."""
+_LOAD_CYCLES = 0.05
+"""What a load costs beyond the multiply-adds it is hidden behind."""
+_L1_BYTES_PER_CYCLE = 128.0
 _L2_BYTES_PER_CYCLE = 24.0
 _L3_BYTES_PER_CYCLE = 6.0
+_MEMORY_BYTES_PER_CYCLE = 3.0
 _TILE_OVERHEAD_CYCLES = 12.0
 """Loop control and write-back that do not shrink with the tile."""
 
@@ -67,59 +69,52 @@ def blocks(size: int, block: int) -> int:
     return -(-size // block)
 
 
-@lru_cache(maxsize=4096)
-def _choose(
-    width: int, channels: int, depth: int, lanes: int, registers: int, l1: int, l2: int, streamed: bool
-) -> Tile:
-    needed = blocks(channels, lanes)
-    best, best_cost = Tile(1, 1, lanes), float("inf")
-    for vectors in range(1, min(needed, 8) + 1):
-        budget = registers - vectors - 1
-        for pixels in range(1, min(width, budget // vectors) + 1):
-            cost = _cost(pixels, vectors, width, needed, depth, lanes, l1, l2, streamed)
-            if cost < best_cost:
-                best, best_cost = Tile(pixels, vectors, lanes), cost
-    return best
-
-
-def _cost(
-    pixels: int,
-    vectors: int,
-    width: int,
-    needed: int,
-    depth: int,
-    lanes: int,
-    l1: int,
-    l2: int,
-    streamed: bool,
-) -> float:
-    """Cycles to cover `width` pixels by `needed` vectors, up to a constant factor."""
-    accumulators = pixels * vectors
-    panel = depth * vectors * lanes * 4
-    bandwidth = _L2_BYTES_PER_CYCLE if panel <= l2 // 2 else _L3_BYTES_PER_CYCLE
-    stream = vectors * lanes * 4 / bandwidth if streamed and panel > l1 // 2 else 0.0
-    loads = (pixels + vectors) / _LOADS_PER_FMA
-    step = max(accumulators, loads, _FMA_CHAINS) / 2
-    tiles = blocks(width, pixels) * blocks(needed, vectors)
-    return tiles * (depth * max(step, stream) + accumulators + _TILE_OVERHEAD_CYCLES)
-
-
-def choose_tile(width: int, channels: int, depth: int, target: TargetNumbers, streamed: bool = True) -> Tile:
+def choose_tile(width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int = 1) -> Tile:
     """The register tile for rows of `width` pixels, `channels` outputs and reductions of `depth` steps.
 
-    `streamed` says that the weight panel of a tile is read again for every tile, so that panels beyond the
-    first-level cache cost bandwidth.
+    `sweeps` is the number of rows that read the same weights.
     """
     return _choose(
         width,
         channels,
         depth,
+        min(sweeps, 2),
         lanes_of(target),
         target.vector_registers,
         target.l1_bytes,
         target.l2_bytes,
-        streamed,
     )
+
+
+@lru_cache(maxsize=4096)
+def _choose(
+    width: int, channels: int, depth: int, sweeps: int, lanes: int, registers: int, l1: int, l2: int
+) -> Tile:
+    needed = blocks(channels, lanes)
+    best, best_cost = Tile(1, 1, lanes), float("inf")
+    for vectors in range(1, min(needed, 8) + 1):
+        budget = registers - vectors - 1
+        panel = depth * vectors * lanes * 4
+        for pixels in range(1, min(width, budget // vectors) + 1):
+            row_tiles = blocks(width, pixels)
+            bandwidth = _bandwidth(panel, row_tiles * sweeps > 1, l1, l2)
+            loads = pixels + vectors
+            step = max(pixels * vectors, loads, _FMA_CHAINS) / 2 + loads * _LOAD_CYCLES
+            stream = vectors * lanes * 4 / bandwidth
+            cycles = depth * max(step, stream) + pixels * vectors + _TILE_OVERHEAD_CYCLES
+            cost = row_tiles * blocks(needed, vectors) * cycles
+            if cost < best_cost:
+                best, best_cost = Tile(pixels, vectors, lanes), cost
+    return best
+
+
+def _bandwidth(panel: int, is_read_again: bool, l1: int, l2: int) -> float:
+    """Bytes per cycle at which a panel of weights arrives."""
+    if not is_read_again:
+        return _MEMORY_BYTES_PER_CYCLE
+    if panel <= l1 // 2:
+        return _L1_BYTES_PER_CYCLE
+    return _L2_BYTES_PER_CYCLE if panel <= l2 // 2 else _L3_BYTES_PER_CYCLE
 
 
 @dataclass(frozen=True)
