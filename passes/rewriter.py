@@ -109,6 +109,31 @@ class Rewriter:
         """Insert a new node right behind `node` and return its outputs; arguments as for `insert_before`."""
         return self._insert(node, op_type, inputs, attributes, num_outputs, domain, name, before=False)
 
+    def adopt(self, anchor: ir.Node, nodes: Sequence[ir.Node], initializers: Sequence[ir.Value] = ()) -> None:
+        """Insert nodes that were built elsewhere in front of `anchor`; names are made unique.
+
+        Args:
+            anchor: The node before which they go.
+            nodes: Nodes that belong to no graph yet, producers first.
+            initializers: Constants they read, with data, that belong to no graph yet.
+        """
+        self._changed()
+        graph = anchor.graph
+        assert graph is not None
+        for value in initializers:
+            tensor = value.const_value
+            assert tensor is not None
+            value.const_value = None
+            value.name = self.unique_name(value.name or "constant")
+            value.const_value = _as_tensor(tensor, value.name)
+            self.model.graph.register_initializer(value)
+        for node in nodes:
+            node.name = self.unique_name(node.name or f"{anchor.name}/{node.op_type}")
+            for i, output in enumerate(node.outputs):
+                output.name = self.unique_name(output.name or f"{node.name}:{i}")
+            graph.insert_before(anchor, node)
+            self._record_origin(node, anchor)
+
     def replace(self, node: ir.Node, values: Sequence[ir.Value | None]) -> None:
         """Replace all uses of the outputs of `node` by `values` and erase the node.
 
@@ -267,23 +292,27 @@ class Rewriter:
         )
         for i, output in enumerate(node.outputs):
             output.name = self.unique_name(node_name if i == 0 else f"{node_name}:{i}")
+        graph = anchor.graph
+        assert graph is not None
+        (graph.insert_before if before else graph.insert_after)(anchor, node)
+        self._record_origin(node, anchor)
+        return list(node.outputs)
+
+    def _record_origin(self, node: ir.Node, anchor: ir.Node) -> None:
+        """Note who made a new node from what, hand the anchor's module path on, and import the domain."""
         for key, value in anchor.metadata_props.items():
-            node.metadata_props[key] = value
+            node.metadata_props.setdefault(key, value)
         node.metadata_props.pop(FROM_KEY, None)
         node.metadata_props[PASS_KEY] = self._origin
         node.metadata_props.pop(RULE_KEY, None)
         if self.rule:
             node.metadata_props[RULE_KEY] = self.rule
-        self._created.append(node_name)
+        self._created.append(node.name or "")
         self._add_source(node, anchor)
-        graph = anchor.graph
-        assert graph is not None
-        (graph.insert_before if before else graph.insert_after)(anchor, node)
-        if domain:
-            graph.opset_imports.setdefault(domain, 1)
-            self.model.opset_imports.setdefault(domain, 1)
+        if node.domain and node.graph is not None:
+            node.graph.opset_imports.setdefault(node.domain, 1)
+            self.model.opset_imports.setdefault(node.domain, 1)
         self._touch(node)
-        return list(node.outputs)
 
     def _take_over_output(self, old: ir.Value, new: ir.Value) -> ir.Value:
         """Prepare `new` to stand as the graph output `old` was: same name, produced in the same graph."""
