@@ -19,7 +19,6 @@ from .channels.removal import emptied_axes
 from .fold_constants import FoldConstants
 from .registry import register
 
-
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -64,12 +63,6 @@ class Dependencies:
                 return self.tracer.labels.pins[int(pin)]
         return None
 
-    @cached_property
-    def free_classes(self) -> np.ndarray:
-        """Names of all classes that may be removed."""
-        names = np.flatnonzero(self.classes.of == np.arange(len(self.classes.of)))
-        return names[self.classes.pin[names] < 0]
-
 
 def analyse(model: ir.Model) -> Dependencies:
     """Label every axis of every value of the main graph; the model is not changed.
@@ -91,16 +84,22 @@ def analyse(model: ir.Model) -> Dependencies:
             break
         prefer = {**prefer, **advanced}
         found = _walk(model, prefer)
-        if len(found.free_classes) > len(best.free_classes):
+        if _freedom(found) > _freedom(best):
             best = found
     return best
 
 
 def _is_stuck(found: Dependencies, node: ir.Node) -> bool:
-    """Whether nothing that the inputs of a splitting node carry may be removed."""
+    """Whether what the inputs of a splitting node carry leaves nothing to choose."""
     axes = [axis for value in node.inputs[:1] if value is not None for axis in found.tracer.axes[value]]
-    arrays = [axis for axis in axes if isinstance(axis, np.ndarray)]
-    return bool(arrays) and all((found.removable(axis) < 0).all() for axis in arrays)
+    arrays = [found.removable(axis) for axis in axes if isinstance(axis, np.ndarray)]
+    return bool(arrays) and all(len(np.unique(classes[classes >= 0])) < 2 for classes in arrays)
+
+
+def _freedom(found: Dependencies) -> int:
+    """How many classes could go at most: all but one of every producer."""
+    classes = (found.classes_of(made.value, made.axis) for made in found.tracer.producers)
+    return sum(max(len(np.unique(each[each >= 0])) - 1, 0) for each in classes)
 
 
 def _walk(model: ir.Model, prefer: dict[ir.Node, int]) -> Dependencies:

@@ -33,7 +33,7 @@ def _reduce(node: ir.Node, tracer: Tracer) -> str | None:
             tracer.contract(node, 0, axis)
         elif tracer.is_labelled(data, axis):
             tracer.keep(data, axis, node, f"{node.op_type} over this axis depends on every index")
-    kept = bool(node.attributes.get_int("keepdims", 1))
+    kept = node.attributes.get_int("keepdims", 1) != 0
     result: list[Axis] = []
     for axis in range(rank):
         if axis not in axes:
@@ -112,7 +112,7 @@ def _normalize_channels(node: ir.Node, tracer: Tracer) -> str | None:
             tracer.tie(channels, parameter, 0)
     # Statistics run over the other axes, so those must stay.
     pin = tracer.labels.new_pin(node, f"{node.op_type} takes statistics over this axis")
-    training = node.op_type == "BatchNormalization" and node.attributes.get_int("training_mode", 0)
+    training = bool(node.attributes.get_int("training_mode", 0))
     if training or node.op_type == "InstanceNormalization":
         for axis in range(0 if node.op_type == "BatchNormalization" else 2, len(tracer.dims(data))):
             if axis != 1:

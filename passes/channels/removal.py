@@ -121,9 +121,9 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
                     attributes.append((position[edit.node], edit.where, edit.value))
     masks = []
     for contraction in found.tracer.contractions:
-        value = contraction.node.inputs[contraction.operand]
-        assert value is not None
-        axis = found.tracer.axis(value, contraction.axis)
+        summed = contraction.node.inputs[contraction.operand]
+        assert summed is not None
+        axis = found.tracer.axis(summed, contraction.axis)
         mask = keep.mask(axis, size_of(axis, 1))
         if not mask.all():
             masks.append((position[contraction.node], contraction.operand, contraction.axis, mask))

@@ -147,8 +147,13 @@ class Tracer:
 
     def set(self, value: ir.Value, axes: Iterable[Axis]) -> None:
         """Set the labels of an output."""
-        dims = self.dims(value)
-        self.axes[value] = [self.unit if dim == 1 else axis for dim, axis in zip(dims, axes, strict=True)]
+        stored: list[Axis | None] = []
+        for dim, axis in zip(self.dims(value), axes, strict=True):
+            if dim == 1:
+                # What is left of a longer axis (one part of a Split) must not vanish.
+                self.labels.tie(self.unit, axis)
+            stored.append(self.unit if dim == 1 else axis)
+        self.axes[value] = stored
 
     def tie(self, axis: Axis, value: ir.Value, index: int) -> None:
         """Tie one axis of `value` to `axis`; both have the same size."""

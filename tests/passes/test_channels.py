@@ -1,0 +1,287 @@
+"""Labels, ties and runs of reshapes; random small networks pruned at random prove exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from graphwright.ir.clone import clone
+from graphwright.ir.compare import compare
+from graphwright.ir.inputs import random_inputs
+from graphwright.ir.reference import run_reference
+from graphwright.ir.shapes import infer_shapes
+from graphwright.ir.verify import verify
+from graphwright.passes.channels import analyse, apply_removal, find_groups, masked_model, plan_removal
+from graphwright.passes.channels.labels import Labels
+from graphwright.passes.channels.removal import emptied_axes
+from graphwright.passes.channels.reshapes import Run, match_runs
+from graphwright.passes.rewriter import Rewriter
+
+
+def test_ties_are_transitive_and_pins_spread():
+    labels = Labels()
+    a, b, c = labels.fresh(3), labels.fresh(3), labels.fresh(3)
+    labels.tie(a, b)
+    labels.tie(b[::-1], c)
+    labels.tie(c[:1], labels.new_pin(None, "first of c"))
+    found = labels.resolve()
+    np.testing.assert_array_equal(found.of[a], found.of[b])
+    np.testing.assert_array_equal(found.of[b[::-1]], found.of[c])
+    assert [found.pin[found.of[x]] for x in a] == [-1, -1, 0]
+
+
+def test_mixed_labels_and_pins_tie_index_by_index():
+    labels = Labels()
+    a, pin = labels.fresh(4), labels.new_pin(None, "stays")
+    labels.tie(a, np.array([pin, a[2], a[2], pin]))
+    found = labels.resolve()
+    assert found.of[a[1]] == found.of[a[2]]
+    assert [found.pin[found.of[x]] >= 0 for x in a] == [True, False, False, True]
+
+
+@given(st.integers(1, 60), st.lists(st.tuples(st.integers(0, 59), st.integers(0, 59)), max_size=120))
+def test_components_match_a_plain_union(size, pairs):
+    pairs = [(a % size, b % size) for a, b in pairs]
+    labels = Labels()
+    labels.fresh(size)
+    for a, b in pairs:
+        labels.tie(np.array([a]), np.array([b]))
+    plain = list(range(size))
+    for _ in range(size):
+        for a, b in pairs:
+            plain[a] = plain[b] = min(plain[a], plain[b])
+    assert labels.resolve().of.tolist() == plain
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "runs"),
+    [
+        ((2, 3, 4), (6, 4), [((0, 1), (0,)), ((2,), (1,))]),
+        (("N", 8, 4, 4), ("N", 128), [((0,), (0,)), ((1, 2, 3), (1,))]),
+        (("N", "S", 12), ("N", "S", 3, 4), [((0,), (0,)), ((1,), (1,)), ((2,), (2, 3))]),
+        (("N", "S", 12), ("N*S", 12), [((0, 1), (0,)), ((2,), (1,))]),
+        ((1, 6, 1, 4), (6, 1, 2, 2), [((1,), (0,)), ((3,), (2, 3))]),
+        ((4, 6), (6, 4), [((0, 1), (0, 1))]),
+        ((None, 8), (None, 8), [((0,), (0,)), ((1,), (1,))]),
+    ],
+)
+def test_runs_of_a_reshape(before, after, runs):
+    assert match_runs(before, after) == [Run(*run) for run in runs]
+
+
+def classes(model, name, axis):
+    found = analyse(model)
+    value = model.graph.initializers.get(name) or next(
+        v for node in model.graph for v in node.outputs if v.name == name
+    )
+    return found.classes_of(value, axis)
+
+
+def test_flatten_ties_each_channel_to_its_run_of_columns(network):
+    net = network()
+    x = net.conv(net.input(1, 3, 2, 2), 4)
+    weight = net.weight(5, 16)
+    model = net.model(net.op("Gemm", net.op("Flatten", x), weight, transB=1))
+    columns = classes(model, weight.name, 1)
+    assert len(set(columns)) == 4
+    np.testing.assert_array_equal(columns, np.repeat(columns[::4], 4))
+
+
+def test_permuted_flatten_ties_with_a_stride(network):
+    net = network()
+    x = net.op("Transpose", net.conv(net.input(1, 3, 2, 2), 4), perm=[0, 2, 3, 1])
+    weight = net.weight(5, 16)
+    model = net.model(net.op("Gemm", net.op("Flatten", x), weight, transB=1))
+    columns = classes(model, weight.name, 1)
+    np.testing.assert_array_equal(columns, np.tile(columns[:4], 4))
+
+
+def test_reason_names_the_node_that_stops(network):
+    net = network()
+    x = net.conv(net.input(1, 3, 4, 4), 4)
+    y = net.op("Softmax", net.op("Relu", x), axis=1)
+    model = net.model(net.conv(y, 2))
+    found = analyse(model)
+    pin = found.why_kept(x.producer().inputs[1], 0)
+    assert pin.node.op_type == "Softmax" and "along" in pin.reason
+
+
+def test_a_barrier_keeps_what_comes_out_too(network):
+    net = network()
+    x = net.op("Unfolded", net.input(1, 3, 4, 4), domain="custom")
+    x.shape, x.type = ir.Shape([1, 3, 4, 4]), ir.TensorType(ir.DataType.FLOAT)
+    y = net.op("Add", net.conv(x, 3), x)
+    weight = y.producer().inputs[0].producer().inputs[1]
+    net.conv(y, 2)
+    found = analyse(net.built)
+    assert "custom::Unfolded" in found.why_kept(weight, 0).reason
+
+
+def test_deep_graph_is_linear(network):
+    import time
+
+    def seconds(depth):
+        net = network()
+        graph = net.graph
+        x = net.input(1, 16, 8, 8)
+        for index in range(depth):
+            for op, inputs in (("Conv", [x, net.weight(16, 16, 1, 1)]), ("Relu", None), ("Add", None)):
+                node = ir.node(op, inputs or ([y] if op == "Relu" else [y, x]), name=f"{op}{index}")
+                y = node.outputs[0]
+                y.name, y.shape, y.type = f"{op}{index}_out", x.shape, x.type
+                graph.append(node)
+            x = y
+        start = time.process_time()
+        find_groups(analyse(net.built))
+        return time.process_time() - start
+
+    seconds(50)
+    small, large = seconds(250), seconds(2000)
+    assert large < 8 * small * 3
+    assert large < 10
+
+
+class _Builder:
+    """Grows a random network whose every layer is one of the operators the analysis knows."""
+
+    def __init__(self, net, draw):
+        self.net, self.draw = net, draw
+        self.pool = [net.input(2, 3, 4, 4)]
+
+    def step(self):
+        net = self.net
+        x = self.draw(st.sampled_from(self.pool))
+        channels = x.shape[1]
+        kind = self.draw(
+            st.sampled_from(
+                "conv conv norm depthwise grouped residual concat split gate shuffle transpose activation bias slice "
+                "gather pad reshape smooth d2s mlp".split()
+            )
+        )
+        getattr(self, kind)(net, x, channels)
+
+    def finish(self):
+        net, last = self.net, self.pool[-1]
+        means = net.op("Concat", *[net.op("GlobalAveragePool", value) for value in self.pool], axis=1)
+        read_by_all = net.linear(net.op("Flatten", means), 4)
+        return net.model(net.conv(last, 3), net.linear(net.op("Flatten", last), 4), read_by_all)
+
+    def conv(self, net, x, channels):
+        self.pool.append(
+            net.conv(x, self.draw(st.sampled_from([4, 6, 8, 12])), bias=self.draw(st.booleans()))
+        )
+
+    def norm(self, net, x, channels):
+        self.pool.append(net.norm(x))
+
+    def depthwise(self, net, x, channels):
+        self.pool.append(net.conv(x, channels * self.draw(st.sampled_from([1, 1, 2])), group=channels))
+
+    def grouped(self, net, x, channels):
+        if channels % 2 == 0:
+            self.pool.append(net.conv(x, self.draw(st.sampled_from([4, 8])), group=2))
+
+    def residual(self, net, x, channels):
+        same = [y for y in self.pool if y.shape == x.shape]
+        self.pool.append(
+            net.op(
+                self.draw(st.sampled_from(["Add", "Sub", "Mul", "Max"])), x, self.draw(st.sampled_from(same))
+            )
+        )
+
+    def concat(self, net, x, channels):
+        fitting = [y for y in self.pool if list(y.shape)[2:] == list(x.shape)[2:]]
+        self.pool.append(net.op("Concat", x, self.draw(st.sampled_from(fitting)), axis=1))
+
+    def split(self, net, x, channels):
+        if channels < 2:
+            return
+        cut = self.draw(st.integers(1, channels - 1))
+        self.pool.extend(net.op("Split", x, net.ints(cut, channels - cut), outputs=2, axis=1))
+
+    def gate(self, net, x, channels):
+        gate = net.op("GlobalAveragePool", x)
+        self.pool.append(net.op("Mul", x, net.op("Sigmoid", net.conv(gate, channels, kernel=1))))
+
+    def shuffle(self, net, x, channels):
+        if channels % 2 == 0:
+            n, _, h, w = x.shape
+            y = net.op("Reshape", x, net.ints(n, 2, channels // 2, h, w))
+            y = net.op("Transpose", y, perm=[0, 2, 1, 3, 4])
+            self.pool.append(net.op("Reshape", y, net.ints(n, channels, h, w)))
+
+    def transpose(self, net, x, channels):
+        y = net.op("Transpose", x, perm=[0, 2, 3, 1])
+        y = net.op("Tanh", net.op("Add", y, net.weight(channels)))
+        self.pool.append(net.op("Transpose", y, perm=[0, 3, 1, 2]))
+
+    def activation(self, net, x, channels):
+        self.pool.append(
+            net.op(self.draw(st.sampled_from(["Relu", "Sigmoid", "Tanh", "HardSwish", "Cos"])), x)
+        )
+
+    def bias(self, net, x, channels):
+        self.pool.append(
+            net.op("Add", x, net.weight(*self.draw(st.sampled_from([(1, channels, 1, 1), (1,), (4,)]))))
+        )
+
+    def slice(self, net, x, channels):
+        start = self.draw(st.integers(0, channels - 1))
+        end = self.draw(st.integers(start + 1, channels))
+        self.pool.append(net.op("Slice", x, net.ints(start), net.ints(end), net.ints(1)))
+
+    def gather(self, net, x, channels):
+        picked = self.draw(st.lists(st.integers(-channels, channels - 1), min_size=1, max_size=8))
+        self.pool.append(net.op("Gather", x, net.ints(*picked), axis=1))
+
+    def pad(self, net, x, channels):
+        before, after = self.draw(st.integers(0, 2)), self.draw(st.integers(0, 2))
+        self.pool.append(net.op("Pad", x, net.ints(0, before, 0, 0, 0, after, 0, 0)))
+
+    def reshape(self, net, x, channels):
+        n, c, h, w = x.shape
+        y = net.op("Cos", net.op("Reshape", x, net.ints(n, c * h, w)))
+        self.pool.append(net.op("Reshape", y, net.ints(n, -1, h, w)))
+
+    def smooth(self, net, x, channels):
+        self.pool.append(net.op("AveragePool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
+
+    def d2s(self, net, x, channels):
+        y = net.op("SpaceToDepth", x, blocksize=2)
+        mode = self.draw(st.sampled_from(["DCR", "CRD"]))
+        self.pool.append(net.op("DepthToSpace", net.norm(y), blocksize=2, mode=mode))
+
+    def mlp(self, net, x, channels):
+        y = net.op("Transpose", x, perm=[0, 2, 3, 1])
+        y = net.matmul(net.op("Gelu", net.matmul(y, 6)), 5)
+        self.pool.append(net.op("Transpose", y, perm=[0, 3, 1, 2]))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_random_networks_pruned_at_random_are_exact(network, data):
+    net = network(data.draw(st.integers(0, 100)))
+    builder = _Builder(net, data.draw)
+    for _ in range(data.draw(st.integers(2, 12))):
+        builder.step()
+    model = builder.finish()
+
+    found = analyse(model)
+    free = [int(c) for group in find_groups(found) for c in group.classes]
+    removed = {c for c in free if data.draw(st.booleans())}
+    for empty in emptied_axes(found, removed):
+        removed -= set(empty.tolist())
+    while empty := emptied_axes(found, removed):
+        removed -= {int(c) for classes in empty for c in classes}
+    removal = plan_removal(found, removed)
+    pruned = clone(model)
+    apply_removal(pruned, removal, Rewriter(pruned))
+    verify(pruned)
+    infer_shapes(pruned)
+
+    feeds = random_inputs(model, seed=1)
+    far = compare(run_reference(masked_model(model, removal), feeds), run_reference(pruned, feeds))
+    assert far.max_rel <= 1e-4, far
