@@ -49,7 +49,7 @@ class FoldConstants(Pass):
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Alternate between folding and shape inference until nothing new becomes constant."""
         rewriter = context.rewriter(model)
-        context.rewrite(model, LiftConstant())
+        context.rewrite(model, LiftConstant(), CastLikeToCast())
         original = _constant_bytes(model)
         allowed = original + max(self.limit, int(self.growth * original))
         unfoldable: dict[ir.Node, str] = {}
@@ -165,6 +165,23 @@ class LiftConstant(Rule):
             return "it gives a graph output its name"
         value = rewriter.initializer(node.outputs[0].name or "constant", tensor)
         rewriter.replace(node, [value])
+        return True
+
+
+class CastLikeToCast(Rule):
+    """CastLike(x, y)  =>  Cast(x): only the type of y matters, yet it ties constants to inputs."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("CastLike",)
+    label: ClassVar[str] = "types folded"
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Name the type where it is known."""
+        like = node.inputs[1]
+        if like is None or like.dtype is None:
+            return False
+        attributes = {"to": int(like.dtype), **node.attributes}
+        (cast,) = rewriter.insert_before(node, "Cast", [node.inputs[0]], attributes)
+        rewriter.replace(node, [cast])
         return True
 
 

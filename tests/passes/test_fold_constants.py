@@ -43,6 +43,20 @@ def test_a_chain_of_constants_becomes_one_initializer():
     assert record.statistics["folded"] == 2
 
 
+def test_the_zero_bias_that_torch_ties_to_the_input_is_folded():
+    model, record = folded(
+        model_of("""
+        g (float[N,3] x) => (float[N,2] y) <float[2,3] w = {1, 2, 3, 4, 5, 6}, int64[1] n = {2}, int64 zero = {0}> {
+            z = CastLike(zero, x)
+            b = Expand(z, n)
+            y = Gemm <transB = 1> (x, w, b)
+        }""")
+    )
+    assert ops(model) == ["Gemm"]
+    assert model.graph[0].inputs[2].const_value.numpy().dtype == np.float32
+    assert record.statistics["types folded"] == 1
+
+
 def test_shape_chains_of_static_shapes_disappear():
     model, _ = folded(
         model_of("""
