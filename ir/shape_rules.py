@@ -24,14 +24,20 @@ _MOST_ELEMENTS = 64
 def install() -> None:
     """Put the rules behind those of the library's registry, or in their place (once)."""
     for op_type, rule in _RULES.items():
-        for version in osi.registry.version_boundaries("", op_type):
-            base = osi.registry.get("", op_type, version=version)
-            assert base is not None
-            osi.registry.register("", op_type, since_version=version)(_chained(base, rule))
+        _wrap(op_type, functools.partial(_chained, rule))
+    for op_type, rule in _WHERE_OPERAND_IS_UNKNOWN.items():
+        _wrap(op_type, functools.partial(_replaced, rule))
     osi.registry.register("", "ConstantOfShape", since_version=9)(_constant_of_shape)
 
 
-def _chained(base: Rule, rule: Rule) -> Rule:
+def _wrap(op_type: str, wrapper: Callable[[Rule], Rule]) -> None:
+    for version in sorted(set(osi.registry.version_boundaries("", op_type))):
+        base = osi.registry.get("", op_type, version=version)
+        assert base is not None
+        osi.registry.register("", op_type, since_version=version)(wrapper(base))
+
+
+def _chained(rule: Rule, base: Rule) -> Rule:
     @functools.wraps(base)
     def both(context: Any, node: ir.Node) -> None:
         base(context, node)
@@ -39,6 +45,18 @@ def _chained(base: Rule, rule: Rule) -> Rule:
             rule(context, node)
 
     return both
+
+
+def _replaced(rule: Rule, base: Rule) -> Rule:
+    """`rule` where the second operand is given but its elements are not known, else `base`."""
+
+    @functools.wraps(base)
+    def either(context: Any, node: ir.Node) -> None:
+        operand = node.inputs[1] if len(node.inputs) > 1 else None
+        unknown = operand is not None and ir.convenience.get_const_tensor(operand) is None
+        (rule if unknown else base)(context, node)
+
+    return either
 
 
 def _elements(context: Any, node: ir.Node, index: int) -> list[Element] | None:
@@ -194,6 +212,49 @@ def _non_negative(context: Any, dim: ir.SymbolicDim) -> bool:
     return bool(expression.is_nonnegative) and not any(map(context.is_generated_symbol, symbols))
 
 
+def _split_at_run_time(context: Any, node: ir.Node) -> None:
+    data = node.inputs[0]
+    if data is None:
+        return
+    for output in node.outputs:
+        dims = None if data.shape is None else list(data.shape)
+        if dims is not None:
+            dims[node.attributes.get_int("axis", 0)] = context.new_symbolic_dim()
+        context.set_shape_and_dtype(output, None if dims is None else ir.Shape(dims), data.dtype)
+
+
+def _squeeze_at_run_time(context: Any, node: ir.Node) -> None:
+    data, axes = node.inputs[0], node.inputs[1]
+    if data is None or axes is None:
+        return
+    count = None if axes.shape is None or len(axes.shape) != 1 else axes.shape[0]
+    rank = len(data.shape) - count if data.shape is not None and isinstance(count, int) else None
+    context.set_shape_and_dtype(node.outputs[0], _of_rank(context, rank), data.dtype)
+
+
+def _reduce_at_run_time(context: Any, node: ir.Node) -> None:
+    data = node.inputs[0]
+    if data is None:
+        return
+    keeps = data.shape is not None and node.attributes.get_int("keepdims", None) != 0
+    rank = len(data.shape) if data.shape is not None and keeps else None
+    context.set_shape_and_dtype(node.outputs[0], _of_rank(context, rank), data.dtype)
+
+
+def _of_rank(context: Any, rank: int | None) -> ir.Shape | None:
+    return None if rank is None else ir.Shape([context.new_symbolic_dim() for _ in range(rank)])
+
+
+def _unique(context: Any, node: ir.Node) -> None:
+    """With an axis the result keeps its rank; the library makes a vector of it."""
+    axis, data, output = node.attributes.get("axis"), node.inputs[0], node.outputs[0]
+    if axis is None or data is None or data.shape is None or len(data.shape) == len(output.shape or ()):
+        return
+    dims: list[Element] = list(data.shape)
+    dims[axis.value] = output.shape[0] if output.shape else context.new_symbolic_dim()
+    output.shape = ir.Shape(dims)
+
+
 _RULES: dict[str, Rule] = {
     "Expand": _expand,
     "Equal": _equal,
@@ -203,4 +264,15 @@ _RULES: dict[str, Rule] = {
     "ReduceProd": _product,
     "SplitToSequence": _split_to_sequence,
     "SequenceAt": _sequence_at,
+    "Unique": _unique,
 }
+"""Run after the library's rule."""
+
+_REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare")
+
+_WHERE_OPERAND_IS_UNKNOWN: dict[str, Rule] = {
+    "Split": _split_at_run_time,
+    "Squeeze": _squeeze_at_run_time,
+    **dict.fromkeys((f"Reduce{name}" for name in _REDUCTIONS), _reduce_at_run_time),
+}
+"""Run instead of the library's rule, which takes an unknown operand for one left out."""

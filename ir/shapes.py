@@ -16,6 +16,9 @@ from .errors import ShapeError
 from .shape_checks import contradiction
 from .verify_nodes import describe
 
+_MODERN_BROADCASTING = 7
+"""Before this opset, operators had attributes that say along which axis to broadcast."""
+
 _SCRATCH_KEY = "pkg.onnx_shape_inference.sym_data"
 
 
@@ -41,7 +44,8 @@ def infer_shapes(model: ir.Model) -> list[str]:
         engine.run(context, model)
     finally:
         _clear_scratch(model, context.constants)
-    _check(model.graph.all_nodes())
+    if model.opset_imports.get("", 0) >= _MODERN_BROADCASTING:
+        _check(model.graph.all_nodes())
     return _corrections(declared) + _without_rule(model, engine)
 
 

@@ -412,3 +412,24 @@ def test_sequences_and_left_out_outputs_need_no_shape():
     )
     infer_shapes(model)
     require_static(model)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("y, z = Split<axis=0>(x, n)", ["?", 4, 5]),
+        ("y = Squeeze(x, axes)", ["?", "?"]),
+        ("y = ReduceSum(x, axes)", ["?", "?", "?"]),
+        ("y = Unique<axis=1>(x)", [1, "?", 5]),
+    ],
+)
+def test_operands_that_come_at_run_time_decide_nothing_here(body, expected):
+    model = parse(f"""
+    <ir_version: 10, opset_import: ["" : 23]>
+    late (float[1,4,5] x, int64[2] n, int64[1] axes) => (float[] y)
+    {{ {body} }}
+    """)
+    infer_shapes(model)
+    found = value(model, "y").shape
+    assert found is not None
+    assert [dim if isinstance(dim, int) else "?" for dim in found] == expected
