@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +16,7 @@ import onnx_ir as ir
 from ..ir.compare import Comparison, compare
 from ..ir.errors import CompileError, ModelError
 from ..ir.reference import Reference
+from .check import Check
 
 MAX_RELATIVE_ERROR = 1e-4
 """Bound for single and double precision."""
@@ -30,44 +29,6 @@ MIN_QUANTIZED_SQNR_DB = 30.0
 wrong scale or zero point leaves less than 20."""
 
 _QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
-
-
-@dataclass(frozen=True)
-class Check:
-    """The outcome of the comparison, or why there was none.
-
-    Attributes:
-        checked: whether the compiled model ran and was compared.
-        where: "here", or "qemu" for an emulated CPU; empty if not checked.
-        reason: why it was not checked; empty if it was.
-        bound: the bound applied, in words.
-        comparison: the figures, None if not checked.
-        notes: what the reader of the figures should know.
-    """
-
-    checked: bool
-    where: str = ""
-    reason: str = ""
-    bound: str = ""
-    comparison: Comparison | None = None
-    notes: tuple[str, ...] = field(default=())
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary."""
-        return {
-            "checked": self.checked,
-            "where": self.where,
-            "reason": self.reason,
-            "bound": self.bound,
-            "comparison": self.comparison.to_json() if self.comparison else None,
-            "notes": list(self.notes),
-        }
-
-    def __str__(self) -> str:
-        if not self.checked:
-            return f"not checked: {self.reason}"
-        emulated = " (under qemu)" if self.where == "qemu" else ""
-        return f"equals the reference{emulated}: {self.comparison}; bound: {self.bound}"
 
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]

@@ -18,7 +18,8 @@ from ..ir.inputs import random_inputs
 from ..ir.shapes import bind_dims, infer_shapes, require_static
 from ..passes.manager import Observer
 from ..passes.optimize import optimize
-from .checking import Check, check_against_reference
+from .check import Check
+from .checking import check_against_reference
 from .compile_report import CompileReport
 from .cross import linker_for
 from .executable import Executable, specs_of

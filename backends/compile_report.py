@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .checking import Check
+from .check import Check
 from .target import Target
 
 _PACKAGES = ("graphwright", "apache-tvm", "apache-tvm-ffi", "numpy", "onnx-ir", "onnxruntime")

@@ -63,9 +63,6 @@ class TvmExecutable(Executable):
             reason = self.target.why_not_here()
             if reason:
                 raise TargetError(f"a library for {self.target.name} cannot run here: {reason}")
-            from .tvm_import import import_tvm
-
-            import_tvm()
             from .tvm.runtime import TvmProgram
 
             self._program = TvmProgram(self.library, self.weights, self.target.device)
@@ -84,6 +81,6 @@ class TvmExecutable(Executable):
         for _ in range(repeats):
             start = time.perf_counter()
             program.invoke(tensors)
-            program.device.sync()
+            program.synchronize()
             samples.append((time.perf_counter() - start) * 1e3)
         return samples

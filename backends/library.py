@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from ..ir.errors import CompileError, GraphwrightError
 from .compile_report import CompileReport
 from .cross import linker_for
 from .target import Target
+
+
+_TELLING = re.compile(r"\b(error|fail(ed|s)?|cannot|unsupported|mismatch)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,6 @@ def _tvm_error(error: Exception) -> Exception:
     text = str(error)
     if os.strerror(errno.ENOSPC) in text:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return CompileError(
-        f"TVM cannot compile this model: {type(error).__name__}: {lines[-1] if lines else 'no reason given'}"
-    )
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
+    telling = next((line for line in lines if _TELLING.search(line)), lines[0])
+    return CompileError(f"TVM cannot compile this model: {type(error).__name__}: {telling}")

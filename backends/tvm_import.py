@@ -1,4 +1,4 @@
-"""Importing TVM quickly, with a thread pool that behaves.
+"""Importing TVM quickly, in whole or only what runs a library, with a thread pool that behaves.
 
 `import tvm` imports torch where it is installed (two seconds and 200 MB) only to patch old versions of it. A
 program that loads an artifact has no use for that.
@@ -10,14 +10,21 @@ unless the user did.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib
 import importlib.abc
+import importlib.util
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..ir.errors import TargetError
 from .host import logical_cores
 
 
@@ -33,14 +40,56 @@ class _WithoutTorch(importlib.abc.MetaPathFinder):
 
 
 def import_tvm() -> ModuleType:
-    """TVM, imported without torch unless torch is loaded already."""
+    """TVM with its compiler, imported without torch unless torch is loaded already."""
+    _configure_threads()
+    with _torch_hidden("tvm"):
+        return importlib.import_module("tvm")
+
+
+def import_runtime(*, cuda: bool = False) -> ModuleType:
+    """TVM's foreign-function layer with the runtime library loaded; all it takes to run a built library.
+
+    Raises:
+        TargetError: the runtime for GPUs does not load.
+    """
+    _configure_threads()
+    with _torch_hidden("tvm_ffi"):
+        ffi = importlib.import_module("tvm_ffi")
+    _load("libtvm_runtime.so")
+    if cuda:
+        try:
+            _load("libtvm_runtime_cuda.so")
+        except OSError as error:
+            raise TargetError(f"TVM's runtime for NVIDIA GPUs does not load: {error}") from None
+    return ffi
+
+
+def tvm_folder() -> Path:
+    """Where TVM is installed, without importing it."""
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or not spec.submodule_search_locations:
+        raise TargetError("TVM is not installed; `pip install apache-tvm`")
+    return Path(spec.submodule_search_locations[0])
+
+
+@functools.lru_cache(maxsize=2)
+def _load(library: str) -> ctypes.CDLL:
+    return ctypes.CDLL(str(tvm_folder() / "lib" / library), mode=ctypes.RTLD_GLOBAL)
+
+
+def _configure_threads() -> None:
     os.environ.setdefault("TVM_NUM_THREADS", str(logical_cores()))
     os.environ.setdefault("TVM_BIND_THREADS", "0")
-    if "tvm" in sys.modules or "torch" in sys.modules:
-        return importlib.import_module("tvm")
+
+
+@contextmanager
+def _torch_hidden(module: str) -> Iterator[None]:
+    if module in sys.modules or "torch" in sys.modules:
+        yield
+        return
     guard = _WithoutTorch()
     sys.meta_path.insert(0, guard)
     try:
-        return importlib.import_module("tvm")
+        yield
     finally:
         sys.meta_path.remove(guard)

@@ -1,48 +1,98 @@
-"""Running a built library through TVM's virtual machine."""
+"""Running a built library through TVM's virtual machine, reached by its foreign-function layer.
+
+Only TVM's small runtime library is needed here; importing the compiler as well would take longer than most
+models take to load. Both can live in one process, in whatever order they come.
+"""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..tvm_import import import_runtime
+
+_POOLED_ALLOCATOR = 2
+_CPU, _CUDA = 1, 2
+_ALIGNMENT = 64
+"""What generated code relies on."""
+
 
 class TvmProgram:
-    """A loaded library with its weights on the device."""
+    """A loaded library with its weights on the device.
+
+    Args:
+        path: the shared library.
+        weights: packed weights in the order of the library's last argument; on the CPU they are used in place
+            where their alignment allows it, so they must not be changed.
+        device: "cpu" or "cuda".
+    """
 
     def __init__(self, path: str | Path, weights: Sequence[np.ndarray], device: str = "cpu"):
-        import tvm
-        from tvm import relax
-
-        self.device = tvm.device(device, 0)
-        self.machine = relax.VirtualMachine(tvm.runtime.load_module(str(path)), self.device)
-        self.weights = tuple(tvm.runtime.tensor(_contiguous(w), self.device) for w in weights)
+        self._ffi = import_runtime(cuda=device == "cuda")
+        self._function = self._ffi.get_global_func
+        self._on_cpu = device == "cpu"
+        self.device = self._ffi.device(device, 0)
+        # The machine only borrows the library's code.
+        self._library = self._ffi.load_module(str(path))
+        self._machine = self._library["vm_load_executable"]()
+        devices = [_CPU] if self._on_cpu else [_CUDA, _CPU]
+        self._machine["vm_initialization"](
+            *(field for kind in devices for field in (kind, 0, _POOLED_ALLOCATOR))
+        )
+        self._main = self._machine["main"]
+        self.weights = tuple(self._place(weight) for weight in weights)
 
     def prepare(self, arrays: Sequence[np.ndarray]) -> list[Any]:
-        """The arrays as device tensors."""
-        import tvm
-
-        return [tvm.runtime.tensor(_contiguous(a), self.device) for a in arrays]
+        """The arrays as device tensors; arrays in place must not be changed while those are in use."""
+        return [self._place(array) for array in arrays]
 
     def invoke(self, tensors: Sequence[Any]) -> Any:
-        """Run on device tensors; returns what the machine returns (a tensor or a tuple of them)."""
-        return self.machine["main"](*tensors, self.weights)
+        """Run on device tensors; returns what the machine returns (a tensor or a sequence of them)."""
+        return self._main(*tensors, self.weights)
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run on numpy arrays in the order of the model's inputs."""
         result = self.invoke(self.prepare(arrays))
-        outputs = [result] if hasattr(result, "numpy") else list(result)
-        return [output.numpy() for output in outputs]
+        outputs = [result] if isinstance(result, self._ffi.Tensor) else list(result)
+        return [self._fetch(output) for output in outputs]
+
+    def synchronize(self) -> None:
+        """Wait until the device has done everything it was asked to."""
+        if not self._on_cpu:
+            self._function("runtime.Device_StreamSync")(self.device, 0)
 
     def set_threads(self, count: int) -> None:
-        """Use `count` threads of the process-wide pool."""
-        import tvm
+        """Use `count` threads of the calling thread's pool."""
+        self._function("runtime.config_threadpool")(1, count)
 
-        tvm.get_global_func("runtime.config_threadpool")(1, count)
+    def _place(self, array: np.ndarray) -> Any:
+        array = np.require(array, requirements="C")  # keeps scalars scalars
+        in_place = self._on_cpu and array.dtype.isbuiltin == 1 and array.flags.writeable and array.size
+        if in_place and array.ctypes.data % _ALIGNMENT == 0:
+            return self._ffi.from_dlpack(array)
+        dtype, shape = self._ffi.dtype(array.dtype.name), self._ffi.Shape(array.shape)
+        tensor = self._function("runtime.TVMTensorAllocWithScope")(shape, dtype, self.device, None)
+        if array.size:
+            data = ctypes.c_void_p(array.ctypes.data)
+            self._function("runtime.TVMTensorCopyFromBytes")(tensor, data, array.nbytes)
+        return tensor
+
+    def _fetch(self, tensor: Any) -> np.ndarray:
+        array = np.empty(tuple(tensor.shape), _numpy_dtype(str(tensor.dtype)))
+        if array.size:
+            data = ctypes.c_void_p(array.ctypes.data)
+            self._function("runtime.TVMTensorCopyToBytes")(tensor, data, array.nbytes)
+        return array
 
 
-def _contiguous(array: np.ndarray) -> np.ndarray:
-    """The array in C order with its rank: numpy.ascontiguousarray would make a scalar one-dimensional."""
-    return np.require(array, requirements="C")
+def _numpy_dtype(name: str) -> np.dtype[Any]:
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
