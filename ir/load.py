@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from .errors import GraphwrightError, ModelError
+from .errors import GraphwrightError, ModelError, VerifyError
 from .normalize import check_operators, normalize
 from .stored import TensorReader, check_proto
 from .upgrade import collected_warnings, upgrade
@@ -103,6 +103,8 @@ def _load_onnx(path: Path) -> ir.Model:
     try:
         check_proto(proto, path.parent)
         model = _deserialize(proto, path.parent)
+    except VerifyError as error:
+        raise VerifyError([f"in '{path}': {problem}" for problem in error.problems]) from error
     except GraphwrightError as error:
         raise ModelError(f"'{path}': {error}") from error
     return model

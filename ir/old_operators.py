@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .constants import constant_array
+from .constants import constant_array, evaluate_values
 from .errors import ModelError
 
 
@@ -23,20 +23,46 @@ def prepare_old_operators(model: ir.Model, version: int) -> None:
 
 
 def finish_old_operators(model: ir.Model, version: int) -> None:
-    """After conversion: sets attributes whose new defaults differ from the old fixed behaviour."""
+    """After conversion: sets attributes whose new defaults differ from the old fixed behaviour.
+
+    Raises:
+        ModelError: the old behaviour depends on what is not known before the model runs.
+    """
     if version >= 11:
         return
     for graph in model.graphs():
         for node in graph:
             if node.op_type == "Resize" and node.domain == "":
-                _keep_old_sampling(node)
+                _keep_old_sampling(model, node)
 
 
-def _keep_old_sampling(node: ir.Node) -> None:
-    """Before opset 11 Upsample and Resize took output pixel i from i / scale, without a half-pixel shift."""
-    for name, text in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "floor")):
-        if name not in node.attributes:
-            node.attributes[name] = ir.AttrString(name, text)
+def _keep_old_sampling(model: ir.Model, node: ir.Node) -> None:
+    """Before opset 11 Upsample and Resize took output pixel i from i / scale, without a half-pixel shift.
+
+    The nearest pixel was the one below when enlarging and the one above when shrinking (the standard left it
+    open; this is what the reference does).
+    """
+    node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+        "coordinate_transformation_mode", "asymmetric"
+    )
+    if node.attributes.get_string("mode", "nearest") == "nearest":
+        node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", _old_nearest_mode(model, node))
+
+
+def _old_nearest_mode(model: ir.Model, node: ir.Node) -> str:
+    where = f"node '{node.name}' ({node.op_type}) is of an opset before 11"
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    if given is None:
+        raise ModelError(f"{where} and has no scales")
+    try:
+        (scales,) = evaluate_values(model, [given])
+    except ModelError as error:
+        raise ModelError(f"{where} and its scales are computed at run time") from error
+    if (scales >= 1).all():
+        return "floor"
+    if (scales <= 1).all():
+        return "ceil"
+    raise ModelError(f"{where}, enlarges one axis and shrinks another, which later opsets cannot express")
 
 
 def _align_slope(graph: ir.Graph, node: ir.Node) -> None:
