@@ -58,4 +58,6 @@ def print_did(records: Sequence[dict[str, Any]]) -> None:
 
 def _check_text(record: dict[str, Any]) -> str:
     check = record["check"]
-    return f"max relative error {check['max_rel']:.2g}, SQNR {check['sqnr_db']:.1f} dB"
+    # JSON has no infinity, so these may be the texts "inf" and "-inf".
+    error, noise = float(check["max_rel"]), float(check["sqnr_db"])
+    return f"max relative error {error:.2g}, SQNR {noise:.1f} dB"
