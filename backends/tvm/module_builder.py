@@ -34,7 +34,7 @@ class Weights:
         """Position of the array behind `key`, which `make` computes if it is new."""
         if key not in self._known:
             self._known[key] = len(self.arrays)
-            self.arrays.append(np.ascontiguousarray(make()))
+            self.arrays.append(np.require(make(), requirements="C"))
         return self._known[key]
 
 

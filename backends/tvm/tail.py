@@ -99,4 +99,4 @@ def constant(array: np.ndarray) -> Any:
     """A constant that a converter may look into."""
     from tvm import relax
 
-    return relax.const(np.ascontiguousarray(array), str(array.dtype))
+    return relax.const(np.require(array, requirements="C"), str(array.dtype))
