@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir.constants import constant_array
+from .leftovers import drop_unread
 from .rewriter import Rewriter
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -206,9 +207,7 @@ def replace_constant(node: ir.Node, index: int, array: np.ndarray, hint: str, re
         rewriter.set_initializer(old, array)
         return
     rewriter.set_input(node, index, rewriter.initializer(hint, array))
-    producer = None if old is None else old.producer()
-    if producer is not None and old is not None and not old.uses() and not old.is_graph_output():
-        rewriter.erase(producer)
+    drop_unread(rewriter, [old])
 
 
 def channel_vector(array: np.ndarray, channels: int, rank: int | None, axis: int) -> np.ndarray | None:

@@ -33,6 +33,7 @@ from .affine import (
     replace_constant,
 )
 from .base import Pass, PassContext
+from .leftovers import drop_unread
 from .registry import register
 from .rewriter import Rewriter
 from .rules import Rule
@@ -128,7 +129,7 @@ class ScaleIntoBatchNorm(Rule):
             return f"the parameters of '{batch_norm.name}' would overflow"
         for index, parameter in enumerate(stored, start=1):
             replace_constant(batch_norm, index, parameter, f"{batch_norm.name}.{index}", rewriter)
-        rewriter.replace(node, [source])
+        _replace(node, source, rewriter)
         return True
 
 
@@ -158,11 +159,10 @@ def _fold_back(
     """Folds the map that `node` computes from `source` into the linear operator before it."""
     producer = source.producer()
     assert producer is not None
-    rest = [None] * (len(node.outputs) - 1)
     if linear.node.op_type != "MatMul":
         outcome = absorb_behind(linear, affine, rewriter)
         if outcome is True:
-            rewriter.replace(node, [source, *rest])
+            _replace(node, source, rewriter)
         return outcome
     scale_only = Affine(affine.a, np.zeros_like(affine.t))
     dtype = linear.array.dtype
@@ -180,7 +180,7 @@ def _fold_back(
     elif np.any(shift):
         constant = rewriter.initializer(f"{linear.node.name or source.name}.bias", shift)
         (source,) = rewriter.insert_before(node, "Add", [source, constant])
-    rewriter.replace(node, [source, *rest])
+    _replace(node, source, rewriter)
     return True
 
 
@@ -201,8 +201,15 @@ def _fold_forward(
         return linear
     outcome = absorb_before(linear, affine, rewriter)
     if outcome is True:
-        rewriter.replace(node, [source, *[None] * (len(node.outputs) - 1)])
+        _replace(node, source, rewriter)
     return outcome
+
+
+def _replace(node: ir.Node, value: ir.Value, rewriter: Rewriter) -> None:
+    """Puts `value` in the place of the first output of `node`, whose constants go with it."""
+    operands = list(node.inputs)
+    rewriter.replace(node, [value, *[None] * (len(node.outputs) - 1)])
+    drop_unread(rewriter, operands)
 
 
 def _find_linear(source: ir.Value) -> ir.Node | None:

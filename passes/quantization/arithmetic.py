@@ -143,11 +143,11 @@ def weight_scales(weights: np.ndarray, axis: int | None, grid: Grid) -> np.ndarr
         float64 `[channels]`, or `[]` (0-d) where axis is None. A channel of zeros takes the smallest scale of
         the others; 0.0 means that the whole tensor is zero and any scale will do.
     """
-    magnitudes = np.abs(weights.astype(np.float64, copy=False))
+    steps = grid.high - grid.middle
     if axis is None:
-        return np.asarray(magnitudes.max(initial=0.0) / (grid.high - grid.middle))
+        return np.asarray(_magnitude(weights, None) / steps)
     others = tuple(i for i in range(weights.ndim) if i != axis % weights.ndim)
-    scales = magnitudes.max(axis=others, initial=0.0) / (grid.high - grid.middle)
+    scales = _magnitude(weights, others) / steps
     positive = scales[scales > 0.0]
     return np.where(scales > 0.0, scales, positive.min() if positive.size else 0.0)
 
@@ -198,8 +198,11 @@ def quantize(
     Returns:
         Array of `grid.dtype`, shape as `array`.
     """
-    steps = np.rint(array.astype(np.float64) / _along(scale, array.ndim, axis)) + zero_point
-    return np.clip(steps, grid.low, grid.high).astype(grid.dtype)
+    # In the precision of the array, as the operator does it; weights may be too large for a float64 copy.
+    steps = np.asarray(array / _along(scale, array.ndim, axis).astype(array.dtype))
+    np.rint(steps, out=steps)
+    steps += zero_point
+    return np.clip(steps, grid.low, grid.high, out=steps).astype(grid.dtype)
 
 
 def dequantize(
@@ -220,6 +223,12 @@ def quantize_bias(bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
     if not np.all(np.abs(steps) < 2.0**31):
         raise ValueError("its bias does not fit 32 bits at this scale")
     return steps.astype(np.int32)
+
+
+def _magnitude(weights: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
+    """The largest magnitude over the axes, float64, without a copy of the weights."""
+    high = weights.max(axis=axes, initial=0.0).astype(np.float64)
+    return np.maximum(high, -weights.min(axis=axes, initial=0.0).astype(np.float64))
 
 
 def _along(scale: np.ndarray | float, ndim: int, axis: int | None) -> np.ndarray:

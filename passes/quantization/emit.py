@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ...ir.constants import constant_array
 from ..base import PassContext
+from ..leftovers import drop_unread
 from ..rewriter import Rewriter
 from .arithmetic import Grid, fit_scales, quantize, quantize_bias, weight_scales
 from .operators import WeightedNode
@@ -55,7 +56,7 @@ def emit(
     for value in plan.values:
         activations.attach(value, scales[value], readers[value], everywhere=value in written)
         context.count("quantized activations")
-    _drop_unread(rewriter, [value for part in plan.weighted for value in (part.weight, part.bias)])
+    drop_unread(rewriter, [value for part in plan.weighted for value in (part.weight, part.bias)])
 
 
 class _ActivationStore:
@@ -197,15 +198,3 @@ def _weights(key: _Key) -> np.ndarray:
     array = constant_array(key.weight)
     assert array is not None
     return array if key.factor == 1.0 else array.astype(np.float64) * key.factor
-
-
-def _drop_unread(rewriter: Rewriter, values: list[ir.Value | None]) -> None:
-    """Removes float constants that the integers replaced."""
-    for value in dict.fromkeys(values):
-        if value is None or value.uses() or value.is_graph_output():
-            continue
-        producer = value.producer()
-        if producer is not None:
-            rewriter.erase(producer)
-        elif value.is_initializer():
-            rewriter.remove_initializer(value)

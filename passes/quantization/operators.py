@@ -173,10 +173,11 @@ def _match_bias(node: ir.Node) -> tuple[ir.Node | None, int]:
     if add is None:
         return None, 0
     index = 1 if add.inputs[0] is node.outputs[0] else 0
-    rank = None if node.outputs[0].shape is None else len(node.outputs[0].shape)
-    # Two-dimensional ones become Gemm kernels, which add the bias as integers; the others add it in float.
-    is_vector = constant_tensor(add.inputs[index]) is not None
-    return (add, index) if is_vector and rank == 2 else (None, 0)
+    bias = constant_array(add.inputs[index])
+    rank = 1 if node.outputs[0].shape is None else len(node.outputs[0].shape)
+    # Runtimes make a Gemm of the two, and an integer one only if the bias is integer as well.
+    is_vector = bias is not None and bias.ndim <= rank and bias.size == (bias.shape or (1,))[-1]
+    return (add, index) if is_vector else (None, 0)
 
 
 def _bias_problem(matched: WeightedNode) -> str | None:

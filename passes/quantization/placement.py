@@ -109,7 +109,7 @@ def plan_quantization(
         elif node in followers and not wanted.isdisjoint(followers[node].results):
             plan.followers.append(followers[node])
             plan.values.update(dict.fromkeys((*followers[node].inputs, *followers[node].results)))
-        elif node in followers:
+        elif node in followers and not followers[node].shares:
             plan.left.append((node, "its result goes to no integer operator"))
     return plan
 
@@ -159,7 +159,7 @@ def _match_follower(
     if problem is not None:
         return problem
     if not all(value in integer for value in inputs):
-        return "one of its operands comes from a float operator"
+        return "one of its operands is computed in float"
     tail: tuple[ir.Node, ...] = ()
     results = [value for value in node.outputs if value.name]
     if node.op_type in table.computed:

@@ -169,6 +169,7 @@ def test_it_folds(case):
     assert ops(model) == expected
     assert sum(record.statistics.values()) >= 1
     assert [value.name for value in model.graph.outputs] == ["y"]
+    assert all(value.uses() for value in model.graph.initializers.values())
 
 
 KEPT = {

@@ -150,6 +150,8 @@ MLPS = {
     "matmul": ("a = MatMul(x, w1) r = Relu(a) y = MatMul(r, w2)", "N", ["QLinearMatMul", "MatMulIntegerToFloat"]),
     "matmul and add": ("a = MatMul(x, w1) c = Add(a, b1) r = Relu(c) y = MatMul(r, w2)", "N",
                        ["QGemm", "MatMulIntegerToFloat"]),
+    "matmul and add of a fixed rank 3": ("a = MatMul(x, w1) c = Add(a, b1) r = Gelu(c) y = MatMul(r, w2)", "2,5",
+                                         ["QGemm", "MatMulIntegerToFloat"]),
     "matmul and add at the end": ("a = MatMul(x, w1) y = Add(b1, a)", "N", ["QGemm"]),
     "matmul of rank 3": ("a = MatMul(x, w1) c = Add(a, b1) r = Relu(c) y = MatMul(r, w2)", "N,5",
                          ["MatMulIntegerToFloat", "MatMulIntegerToFloat"]),
