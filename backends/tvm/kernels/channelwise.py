@@ -32,9 +32,9 @@ class Sweep:
     """(N, H, W, C) buffer."""
     initial: float
     prepare: Callable[[Any, Any], tuple[Any, Statements]]
-    """(kernel row, first channel) -> what a kernel row needs, such as its weights, and the statements it takes."""
+    """(kernel row, first channel) -> what the row needs, such as its weights, and the statements it takes."""
     combine: Callable[[Accumulators, int, int, Any, int, Any], Any]
-    """(accumulators, pixel, vector, input vector, kernel column, prepared) -> statement that takes in one tap."""
+    """(accumulators, pixel, vector, input vector, kernel column, prepared) -> statement for one tap."""
     finish: Callable[[Accumulators, Any, Any], Statements]
     """(accumulators, first output column, output row) -> statements after the last tap."""
 

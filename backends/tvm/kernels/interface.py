@@ -35,11 +35,12 @@ class ExtraInput:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """Element-wise tail applied at the kernel's write-back, while the tile is in registers or first-level cache.
+    """Element-wise tail applied when a kernel stores, while the tile is in registers or first-level cache.
 
     `apply(value, index, extras)` gets the accumulated value (float32), the output index in logical order,
-    (n, c, h, w) for convolution and pooling and (..., m, n) for matmul, and one indexable TIR buffer per extra
-    input; it returns the value to store. The last stored axis is a vector loop: `apply` must not branch on it.
+    (n, c, h, w) for convolution and pooling and (..., m, n) for matmul, and one indexable TIR buffer per
+    extra input; it returns the value to store. The channel or column is a vector loop:
+    `apply` must not branch on it.
 
     `out_index` maps the logical index to the index in the destination, of shape `out_shape`: a slice of a
     concatenation or a transposed store costs nothing here. Without them a kernel stores NHWC or (..., m, n).
@@ -85,30 +86,36 @@ class Conv2dSpec:
 
     @property
     def out_height(self) -> int:
+        """Rows of the output."""
         return _out_size(
             self.height, self.kernel[0], self.stride[0], self.dilation[0], self.pads[0], self.pads[2]
         )
 
     @property
     def out_width(self) -> int:
+        """Columns of the output."""
         return _out_size(
             self.width, self.kernel[1], self.stride[1], self.dilation[1], self.pads[1], self.pads[3]
         )
 
     @property
     def data_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the stored input."""
         return (self.batch, self.height, self.width, self.in_channels)
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the stored output."""
         return (self.batch, self.out_height, self.out_width, self.out_channels)
 
     @property
     def is_depthwise(self) -> bool:
+        """Whether every channel is a group of its own."""
         return self.groups == self.in_channels and self.groups > 1
 
     @property
     def flops(self) -> int:
+        """Additions and multiplications."""
         taps = prod(self.kernel) * self.in_channels // self.groups
         return 2 * prod(self.out_shape) * taps
 
@@ -135,14 +142,17 @@ class ConvTransposeSpec:
 
     @property
     def data_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the stored input."""
         return (self.batch, self.height, self.width, self.in_channels)
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the stored output."""
         return (self.batch, self.out_height, self.out_width, self.out_channels)
 
     @property
     def flops(self) -> int:
+        """Additions and multiplications."""
         return 2 * prod(self.data_shape) * prod(self.kernel) * self.out_channels // self.groups
 
 
@@ -150,8 +160,8 @@ class ConvTransposeSpec:
 class Operand:
     """How a matrix operand lies in memory: buffer `shape`, seen as `view`, transposed by `perm`.
 
-    `view` is a reshape of the stored shape and `perm` a permutation of the view's axes (default: none), so that
-    `split heads -> transpose` in attention needs no copy.
+    `view` is a reshape of the stored shape and `perm` a permutation of the view's axes (default: none), so
+    that `split heads -> transpose` in attention needs no copy.
     """
 
     shape: tuple[int, ...]
@@ -160,6 +170,7 @@ class Operand:
 
     @property
     def stored(self) -> tuple[int, ...]:
+        """Shape before the permutation."""
         return self.view if self.view is not None else self.shape
 
     @property
@@ -188,24 +199,28 @@ class MatmulSpec:
 
     @property
     def k(self) -> int:
+        """Length of the reduction."""
         return self.a.logical[-1]
 
     @property
     def batch(self) -> tuple[int, ...]:
+        """Leading axes of the product."""
         return tuple(np.broadcast_shapes(self.a.logical[:-2], self.b.logical[:-2]))
 
     @property
     def out_shape(self) -> tuple[int, ...]:
+        """Shape of the stored output."""
         return (*self.batch, self.a.logical[-2], self.b.logical[-1])
 
     @property
     def flops(self) -> int:
+        """Additions and multiplications."""
         return 2 * prod(self.out_shape) * self.k
 
 
 @dataclass(frozen=True)
 class PoolSpec:
-    """2-D pooling, data (N, H, W, C). With `ceil_mode` resolved into `out_height` and `out_width` by the caller."""
+    """2-D pooling, data (N, H, W, C); `ceil_mode` is resolved into `out_height` and `out_width`."""
 
     mode: Literal["max", "average"]
     batch: int
@@ -222,14 +237,17 @@ class PoolSpec:
 
     @property
     def data_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the stored input."""
         return (self.batch, self.height, self.width, self.channels)
 
     @property
     def out_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the stored output."""
         return (self.batch, self.out_height, self.out_width, self.channels)
 
     @property
     def flops(self) -> int:
+        """Additions and multiplications."""
         return prod(self.out_shape) * prod(self.kernel)
 
 

@@ -21,7 +21,7 @@ from .tile import TargetNumbers, Tile, blocks, choose_tile
 
 
 def pack_matrix(weights: np.ndarray, operand: Operand, block: int) -> np.ndarray:
-    """A stored matrix whose logical shape is (K, N) -> (N / block, K, block), zeros beyond the last column."""
+    """A stored matrix, logically (K, N) -> (N / block, K, block), with zeros beyond the last column."""
     logical = weights.reshape(operand.stored).transpose(operand.perm or range(len(operand.stored)))
     k, n = logical.shape
     count = blocks(n, block)
@@ -82,7 +82,8 @@ def _by_weights(spec: MatmulSpec, writer: Writer, target: TargetNumbers) -> Kern
     a = emit.buffer("a", spec.a.shape)
     columns = spec.out_shape[-1]
     if _is_contiguous(spec.a):
-        batch, rows = (), prod(spec.out_shape[:-1])
+        batch: tuple[int, ...] = ()
+        rows = prod(spec.out_shape[:-1])
         a_view = _view(a, Operand((rows, spec.k)), ())
     else:
         batch, rows = spec.batch, spec.out_shape[-2]

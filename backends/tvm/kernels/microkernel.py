@@ -32,7 +32,7 @@ _UNROLLED_OPERATIONS = 12
 class Accumulators:
     """`tile.pixels x tile.vectors` vector registers.
 
-    Every index is a constant once the emitted loops are unrolled, which lets LLVM keep the buffer in registers.
+    Every index is a constant, which lets LLVM keep the buffer in registers.
     """
 
     def __init__(self, tile: Tile):
@@ -40,6 +40,7 @@ class Accumulators:
         self.buffer, self._allocation = allocate("acc", (tile.pixels * tile.block,))
 
     def position(self, pixel: int, vector: int) -> int:
+        """Where the register of a pixel and a vector begins."""
         return (pixel * self.tile.vectors + vector) * self.tile.lanes
 
     def clear(self, value: float = 0.0) -> Statements:

@@ -40,10 +40,12 @@ class Product:
 
     @property
     def blocks(self) -> int:
+        """Blocks of columns."""
         return blocks(self.n, self.tile.block)
 
     @property
     def flops(self) -> int:
+        """Additions and multiplications."""
         return 2 * prod(self.batch) * self.m * self.n * self.k
 
     def first_column(self, block: Any) -> Any:

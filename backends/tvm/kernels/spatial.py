@@ -24,7 +24,7 @@ from .window import column_inside, over_tiles, rows_inside
 
 
 def pack_conv_weights(weights: np.ndarray, groups: int, block: int) -> np.ndarray:
-    """(O, C / groups, KH, KW) -> (groups * blocks, KH, KW, C / groups, block), zeros beyond the last channel."""
+    """(O, C / groups, KH, KW) -> (groups * blocks, KH, KW, C / groups, block), filled with zeros."""
     out_channels, in_channels, height, width = weights.shape
     per_group = out_channels // groups
     count = blocks(per_group, block)
@@ -52,10 +52,12 @@ class SpatialConvolution:
 
     @property
     def depth(self) -> int:
+        """Input channels of one group."""
         return self.spec.in_channels // self.spec.groups
 
     @property
     def per_group(self) -> int:
+        """Output channels of one group."""
         return self.spec.out_channels // self.spec.groups
 
     @property
@@ -65,6 +67,7 @@ class SpatialConvolution:
 
     @property
     def weights_shape(self) -> tuple[int, ...]:
+        """Shape of the packed weights."""
         return (self.spec.groups * self.blocks, *self.spec.kernel, self.depth, self.tile.block)
 
     def body(self, target: TargetNumbers) -> Any:

@@ -27,19 +27,24 @@ class TargetNumbers(Protocol):
     """The part of a target description that tiles depend on."""
 
     @property
-    def vector_bits(self) -> int: ...
+    def vector_bits(self) -> int:
+        """Bits of a vector register."""
 
     @property
-    def vector_registers(self) -> int: ...
+    def vector_registers(self) -> int:
+        """Vector registers."""
 
     @property
-    def cores(self) -> int: ...
+    def cores(self) -> int:
+        """Cores that work at the same time."""
 
     @property
-    def l1_bytes(self) -> int: ...
+    def l1_bytes(self) -> int:
+        """First-level data cache of a core."""
 
     @property
-    def l2_bytes(self) -> int: ...
+    def l2_bytes(self) -> int:
+        """Second-level cache of a core."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def _bandwidth(panel: int, is_read_again: bool, l1: int, l2: int) -> float:
 
 @dataclass(frozen=True)
 class Chunks:
-    """How the rows of the output are divided: `count` chunks of up to `rows` rows, each swept block by block."""
+    """Division of the output rows into `count` chunks of up to `rows` rows, each swept block by block."""
 
     rows: int
     count: int

@@ -1,11 +1,12 @@
 """Geometry of sliding windows: which taps of which output pixels lie inside the image.
 
 Rows outside are skipped by loop bounds; columns outside are known while code is generated, because the tiles
-that touch a border start at constants. An operator with too many border tiles gets a padded copy of its input.
+that touch a border start at constants. With too many border tiles the operator reads a padded copy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -74,26 +75,23 @@ def border_tiles(window: Window, pixels: int) -> int:
     return sum(touches_border(window, start, pixels) for start in tile_starts(window.out_width, pixels))
 
 
-def over_tiles(window: Window, pixels: int, tile: Any) -> Statements:
+def over_tiles(window: Window, pixels: int, tile: Callable[[Any], Any]) -> Statements:
     """`tile(first pixel)` for every tile of a row: constants at the borders, a loop between them."""
     starts = tile_starts(window.out_width, pixels)
     inner = [t for t, start in enumerate(starts) if not touches_border(window, start, pixels)]
+    if not inner:
+        return [tile(start) for start in starts]
     last = window.out_width - pixels
-    parts: Statements = []
-    for t, start in enumerate(starts):
-        if t not in inner:
-            parts.append(tile(start))
-        elif t == inner[0]:
-            moved = starts[inner[-1]] != inner[-1] * pixels
-            parts.append(
-                emit.loop(
-                    "column",
-                    len(inner),
-                    lambda t: tile(emit.minimum(t * pixels, last) if moved else t * pixels),
-                    start=inner[0],
-                )
-            )
-    return parts
+    is_moved = starts[inner[-1]] != inner[-1] * pixels
+
+    def inner_tile(t: Any) -> Any:
+        return tile(emit.minimum(t * pixels, last) if is_moved else t * pixels)
+
+    return [
+        *(tile(start) for start in starts[: inner[0]]),
+        emit.loop("column", len(inner), inner_tile, start=inner[0]),
+        *(tile(start) for start in starts[inner[-1] + 1 :]),
+    ]
 
 
 def taps_inside(first: Any, taps: int, dilation: int, low: int, high: int) -> tuple[Any, Any]:
@@ -128,7 +126,7 @@ def _range(window: Window, axis: int, first: Any, outputs: int, low: int, high: 
 
 
 def column_inside(window: Window, ow: Any, pixel: int, tap: int) -> bool:
-    """Whether a tap of a tile's pixel reads inside the image; tiles that start at an expression lie inside."""
+    """Whether a tap of a pixel reads inside the image; a tile that starts at an expression lies inside."""
     if not isinstance(ow, int):
         return True
     return 0 <= (ow + pixel) * window.stride[1] - window.pads[1] + tap * window.dilation[1] < window.width
