@@ -33,7 +33,7 @@ def cast(x: Any, dtype: str) -> Any:
     if source == dtype:
         return x
     if dtype == "bool":
-        return x != tirx.const(0, source)
+        return tirx.NE(x, tirx.const(0, source))
     return tirx.Cast(dtype, x)
 
 
@@ -142,8 +142,9 @@ def _is_inf(op: Op, x: Any) -> Any:
     from tvm import tirx
 
     infinity = _const(x, float("inf"))
-    positive = x == infinity if op.attr("detect_positive", 1) else tirx.const(False, "bool")
-    negative = x == _const(x, float("-inf")) if op.attr("detect_negative", 1) else tirx.const(False, "bool")
+    never = tirx.const(False, "bool")
+    positive = tirx.EQ(x, infinity) if op.attr("detect_positive", 1) else never
+    negative = tirx.EQ(x, _const(x, float("-inf"))) if op.attr("detect_negative", 1) else never
     return tirx.Or(positive, negative)
 
 
@@ -286,18 +287,23 @@ def _binary(function: Callable[[Any, Any], Any]) -> Expression:
     return lambda op, a, b: function(a, b)
 
 
-def _not(x: Any) -> Any:
+def _is_nan(x: Any) -> Any:
     from tvm import tirx
 
-    return tirx.Not(x)
+    return tirx.isnan(x if str(x.ty.dtype) == "float64" else cast(x, "float32"))
 
 
-def _xor(a: Any, b: Any) -> Any:
-    return a != b
+def _xor(op: Op, a: Any, b: Any) -> Any:
+    from tvm import tirx
+
+    # LLVM code for a comparison of two truth values is not valid in TVM 0.27.
+    return tirx.Or(tirx.And(a, tirx.Not(b)), tirx.And(tirx.Not(a), b))
 
 
-def _greater(a: Any, b: Any) -> Any:
-    return a > b
+def _equal(op: Op, a: Any, b: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.Not(_xor(op, a, b)) if op.input(0).dtype == "bool" else tirx.EQ(a, b)
 
 
 ELEMENTWISE: dict[str, Expression] = {
@@ -325,18 +331,18 @@ ELEMENTWISE: dict[str, Expression] = {
     "Div": _div,
     "Dropout": lambda op, x, *rest: x,
     "Elu": _elu,
-    "Equal": _binary(lambda a, b: a == b),
+    "Equal": _equal,
     "Erf": _unary(approx.erf),
     "Exp": _unary(approx.exp),
     "Floor": _tir("floor"),
     "Gelu": _gelu,
-    "Greater": _binary(_greater),
+    "Greater": _binary(lambda a, b: a > b),
     "GreaterOrEqual": _binary(lambda a, b: a >= b),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
     "Identity": _unary(lambda x: x),
     "IsInf": _is_inf,
-    "IsNaN": _unary(lambda x: x != x),
+    "IsNaN": _unary(_is_nan),
     "LeakyRelu": _leaky_relu,
     "Less": _binary(lambda a, b: a < b),
     "LessOrEqual": _binary(lambda a, b: a <= b),
@@ -348,7 +354,7 @@ ELEMENTWISE: dict[str, Expression] = {
     "Mod": _mod,
     "Mul": _binary(lambda a, b: a * b),
     "Neg": _unary(lambda x: _const(x, 0) - x if not is_float(str(x.ty.dtype)) else x * _const(x, -1)),
-    "Not": _unary(_not),
+    "Not": _tir("Not"),
     "Or": _tir("any"),
     "PRelu": _binary(_slope),
     "Pow": _pow,
@@ -371,7 +377,7 @@ ELEMENTWISE: dict[str, Expression] = {
     "Tanh": _unary(approx.tanh),
     "ThresholdedRelu": _thresholded_relu,
     "Where": _where,
-    "Xor": _binary(_xor),
+    "Xor": _xor,
 }
 
 # Worth a pass over memory of their own rather than being computed again by every reader.

@@ -39,8 +39,8 @@ def from_buffer(buffer: Any, shape: Sequence[int], dtype: str, layout: Layout = 
 
     def read(index: Index) -> Any:
         at = layout.to_stored(index)
-        # A TE tensor without axes is read by a call, everything else by its index.
-        return buffer[at] if at or not hasattr(buffer, "op") else buffer()
+        # A TE tensor gives an expression when called, only a slice when indexed.
+        return buffer(*at) if hasattr(buffer, "op") else buffer[at]
 
     return Lazy(tuple(shape), dtype, read)
 

@@ -349,7 +349,7 @@ def _one_hot(op: Op, indices: Lazy, depth: Lazy, values: Lazy) -> list[Lazy]:
         variable = tirx.Var("h", "int64")
         # An index outside -size .. size-1 sets nothing.
         position = tirx.Select(variable < 0, variable + size, variable)
-        hit = tirx.Let(variable, chosen, position == index[axis])
+        hit = tirx.Let(variable, chosen, tirx.EQ(position, index[axis]))
         return tirx.Select(hit, values.read((_at(1),)), values.read((_at(0),)))
 
     return [Lazy(shape, values.dtype, read)]
@@ -361,7 +361,7 @@ def _eye_like(op: Op, x: Lazy) -> list[Lazy]:
     dtype, offset = op.outputs[0].dtype, op.attr("k", 0)
 
     def read(index: Index) -> Any:
-        return tirx.Select(index[1] - index[0] == offset, immediate(1, dtype), immediate(0, dtype))
+        return tirx.Select(tirx.EQ(index[1] - index[0], offset), immediate(1, dtype), immediate(0, dtype))
 
     return [Lazy(op.outputs[0].shape, dtype, read)]
 

@@ -27,7 +27,7 @@ def _stage(shape: tuple[int, ...], value: Callable[[Index], Any], name: str, dty
     from tvm import te
 
     tensor = te.compute(shape or (1,), lambda *index: value(index if shape else ()), name=name)
-    return Lazy(shape, dtype, lambda index: tensor[index if shape else (0,)])
+    return Lazy(shape, dtype, lambda index: tensor(*(index if shape else (0,))))
 
 
 def stored(lazy: Lazy, name: str) -> Lazy:
@@ -102,7 +102,7 @@ def transposed_convolution(op: Op, x: Lazy, w: Lazy, bias: Lazy | None = None) -
         for axis in range(window.rank):
             reach = index[2 + axis] + window.before(axis) - taps[1 + axis] * window.dilations[axis]
             place = tirx.floordiv(reach, window.strides[axis])
-            exact = tirx.floormod(reach, window.strides[axis]) == 0
+            exact = tirx.EQ(tirx.floormod(reach, window.strides[axis]), 0)
             within = tirx.all(place >= 0, place < x.shape[2 + axis])
             inside = tirx.all(inside, exact, within)
             places.append(place)

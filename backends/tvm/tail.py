@@ -43,9 +43,8 @@ def convert(builder: Any, node: ir.Node, op: Op, inputs: Sequence[Any], opset: i
     from tvm.relax.frontend.onnx import onnx_frontend
 
     if node.domain not in ("", "ai.onnx") or not converts(op.type):
-        owner = f"{node.domain}::{op.type}" if node.domain else op.type
         raise CompileError(
-            f"node '{node.name}': the TVM backend has no lowering for operator {owner}; "
+            f"node '{node.name}': the TVM backend has no lowering for operator {op.type}; "
             "rewrite it with a pass or compile with --backend onnxruntime"
         )
     importer = onnx_frontend.ONNXGraphImporter({}, "float32")
