@@ -11,6 +11,7 @@ import onnx_ir as ir
 from . import ort
 from .clone import clone
 from .errors import ModelError
+from .quiet import collected_warnings
 
 # Tensors above this many bytes are lent to the session instead of being copied through protobuf, whose
 # messages end at 2 GB. Smaller ones may be shape operands, which type inference wants to see.
@@ -151,10 +152,17 @@ def serialize_for_session(
         _set_outputs(copy.graph, outputs)
     copy.ir_version = min(copy.ir_version or ort.MAX_IR_VERSION, ort.MAX_IR_VERSION)
     shared: dict[str, np.ndarray] = {}
-    for name, value in copy.graph.initializers.items():
+    for name, value in list(copy.graph.initializers.items()):
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            # The session drops what nothing reads, and would miss it when it is lent.
+            del copy.graph.initializers[name]
+            continue
         tensor = value.const_value
         if tensor is None:
             raise ModelError(f"initializer '{name}' has no data")
+        # ONNX Runtime drops what nothing reads, and then complains about memory lent for it.
+        if not value.uses() and not value.is_graph_output():
+            continue
         if tensor.nbytes <= _LEND_ABOVE or not ort.is_shareable(tensor.dtype):
             continue
         shared[name] = tensor.numpy()
@@ -162,7 +170,8 @@ def serialize_for_session(
             "lent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(shared[name].shape), name=name
         )
     try:
-        return ir.to_proto(copy).SerializeToString(), shared
+        with collected_warnings("onnx_ir"):
+            return ir.to_proto(copy).SerializeToString(), shared
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(f"cannot serialize the model for the reference: {reason}") from error

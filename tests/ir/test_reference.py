@@ -195,3 +195,28 @@ def test_clone_shares_tensors_but_no_graph():
     assert model.graph[0].name != "other"
     assert list(model.graph.initializers["w"].shape) == [3, 2000]
     assert copy.meta["note"] == "kept"
+
+
+def test_large_weights_that_nothing_reads_are_no_trouble():
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 23]> g (float[2] x) => (float[2] y) { y = Neg(x) }'
+    )
+    unused = ir.tensor(np.zeros(1 << 20, np.float32), name="unused")
+    model.graph.register_initializer(
+        ir.Value(
+            name="unused",
+            shape=ir.Shape([1 << 20]),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            const_value=unused,
+        )
+    )
+    np.testing.assert_array_equal(run_reference(model, {"x": np.ones(2, np.float32)})["y"], [-1, -1])
+
+
+def test_large_initializers_that_nothing_reads():
+    model, _ = dense()
+    unread = ir.tensor(np.zeros(5000, np.float32), name="unread")
+    model.graph.register_initializer(ir.Value(name="unread", const_value=unread))
+
+    assert run_reference(model, {"x": np.ones((1, 3), np.float32)})["y"].shape == (1, 2000)
+    assert "unread" in model.graph.initializers
