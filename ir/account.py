@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from .macs import Size, node_macs
+from .macs import Size, node_macs, total
 from .weights import weigh
 
 
@@ -72,13 +72,13 @@ def account(model: ir.Model) -> Account:
         model = _inlined(model)
     weights = weigh(model.graph)
     walk = _Walk(weights.by_node)
-    total = walk.graph(model.graph, "")
+    macs = walk.graph(model.graph, "")
     return Account(
         nodes=nodes,
         parameters=weights.parameters,
         parameter_bytes=weights.bytes,
-        macs=total if isinstance(total, int) else None,
-        formula=_formula(total),
+        macs=macs if isinstance(macs, int) else None,
+        formula=_formula(macs),
         by_node=walk.costs,
         notes=tuple(walk.notes),
     )
@@ -110,7 +110,7 @@ class _Walk:
 
     def graph(self, graph: ir.Graph, prefix: str) -> Size | None:
         """MACs of all nodes of `graph`; None as soon as one is unknown."""
-        total: Size | None = 0
+        found: list[Size | None] = []
         for index, node in enumerate(graph):
             if node.op_type == "Constant":
                 continue
@@ -123,8 +123,9 @@ class _Walk:
                 formula=_formula(macs),
                 parameters=self._parameters.get(node, 0),
             )
-            total = None if total is None or macs is None else total + macs
-        return total
+            found.append(macs)
+        known = [macs for macs in found if macs is not None]
+        return total(known) if len(known) == len(found) else None
 
     def _node(self, node: ir.Node, name: str) -> Size | None:
         bodies = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]

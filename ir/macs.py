@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
@@ -47,9 +49,29 @@ def _product(dims: Iterable[Size]) -> Size:
             numbers *= dim
         else:
             symbols.append(dim)
+    return _symbolic_product(numbers, tuple(symbols)) if numbers and symbols else numbers
+
+
+@functools.lru_cache(maxsize=4096)
+def _symbolic_product(numbers: int, symbols: tuple[ir.SymbolicDim, ...]) -> Size:
+    """Symbolic arithmetic is slow, and deep models repeat their layers."""
     result: Size = numbers
-    for dim in symbols if numbers else ():
-        result = dim * result if isinstance(result, int) else result * dim
+    for dim in symbols:
+        result = dim * result
+    return result
+
+
+def total(costs: Iterable[Size]) -> Size:
+    """The sum of many costs; equal formulas are counted before anything symbolic is added."""
+    numbers, formulas = 0, Counter[ir.SymbolicDim]()
+    for cost in costs:
+        if isinstance(cost, int):
+            numbers += cost
+        else:
+            formulas[cost] += 1
+    result: Size = numbers
+    for formula, count in formulas.items():
+        result = formula * count + result
     return result
 
 
