@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ from .target import Target, resolve_target
 
 DEFAULT_PIPELINE = "simplify,fold-batch-norm"
 """What compiling does to a graph if nothing else is asked for; lossless."""
+
+_WORKING_BYTES = 128 << 20
+"""Room for object files and a library; the largest of the usual networks take a third of it."""
 
 CheckMode = bool | Literal["qemu"]
 
@@ -161,6 +165,7 @@ def _tvm(model: ir.Model, target: Target, report: CompileReport, say: Callable[[
 
     folder = tempfile.TemporaryDirectory(prefix="graphwright-")
     try:
+        _require_space(folder.name)
         built = build_library(model, target, Path(folder.name), report, say)
     except OSError as error:
         folder.cleanup()
@@ -179,6 +184,16 @@ def _tvm(model: ir.Model, target: Target, report: CompileReport, say: Callable[[
         target,
         folder,
     )
+
+
+def _require_space(folder: str) -> None:
+    """LLVM ends the process if the disk fills up while it writes, so that is found out before."""
+    free = shutil.disk_usage(folder).free
+    if free < _WORKING_BYTES:
+        raise CompileError(
+            f"{tempfile.gettempdir()} has {free >> 20} MB left, compiling needs about "
+            f"{_WORKING_BYTES >> 20} MB; make room there or point TMPDIR elsewhere"
+        )
 
 
 def _check(executable: Executable, model: ir.Model, feeds: dict[str, np.ndarray], mode: CheckMode) -> Check:

@@ -18,7 +18,6 @@ from .compile_report import CompileReport
 from .cross import linker_for
 from .target import Target
 
-
 _TELLING = re.compile(r"\b(error|fail(ed|s)?|cannot|unsupported|mismatch)\b", re.IGNORECASE)
 
 

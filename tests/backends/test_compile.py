@@ -1,3 +1,5 @@
+import collections
+
 import graphwright as gw
 import numpy as np
 import onnx_ir as ir
@@ -173,6 +175,15 @@ def test_a_full_disk_while_linking_is_told_as_such(mlp, monkeypatch):
     monkeypatch.setattr(library, "build_here", lambda *_: (_ for _ in ()).throw(error))
     with pytest.raises(CompileError, match="No space left on device"):
         gw.compile(mlp, "x86")
+
+
+def test_too_little_room_to_work_in_is_found_out_before(mlp, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    usage = collections.namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
+    with pytest.raises(CompileError, match=r"has 0 MB left, compiling needs about 128 MB; make room"):
+        gw.compile(mlp, "x86")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_hash_of_a_model_depends_on_contents_only(mlp, tmp_path):
