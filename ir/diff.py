@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -102,11 +102,11 @@ class GraphDiff:
         """Whether the graphs differ in anything but names of nodes and inner values."""
         return bool(self.interface or self.added or self.removed or self.modified or self.weights)
 
-    def text(self) -> str:
-        """The difference for a terminal, in the manner of `diff`."""
+    def text(self, limit: int | None = None) -> str:
+        """The difference for a terminal, in the manner of `diff`; `limit` shortens each list to so many."""
         from .diff_report import as_text
 
-        return as_text(self)
+        return as_text(self, limit)
 
     def to_json(self) -> dict[str, Any]:
         """The difference as plain data."""
@@ -120,7 +120,7 @@ class GraphDiff:
         """
         from .diff_report import as_html, as_markdown, as_text
 
-        writers = {
+        writers: dict[str, Callable[[GraphDiff], str]] = {
             ".html": as_html,
             ".json": lambda d: json.dumps(d.to_json(), indent=2) + "\n",
             ".md": as_markdown,

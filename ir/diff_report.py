@@ -12,10 +12,16 @@ from typing import Any
 from .diff import GraphDiff, NodeEntry, Total
 
 _NO_DIFFERENCES = "no differences"
+_MOST_OPEN_ROWS = 200
 
 
-def as_text(diff: GraphDiff) -> str:
-    """The diff in the manner of `diff -u`: `-` gone, `+` new, `~` different."""
+def as_text(diff: GraphDiff, limit: int | None = None) -> str:
+    """The diff in the manner of `diff -u`: `-` gone, `+` new, `~` different.
+
+    Args:
+        diff: what to show.
+        limit: longest length of a list; the rest is counted.
+    """
     lines = [f"--- {diff.before_name}", f"+++ {diff.after_name}"]
     if not diff.changed:
         return _joined([*lines, _NO_DIFFERENCES, *_renamed_lines(diff)])
@@ -26,20 +32,17 @@ def as_text(diff: GraphDiff) -> str:
     if diff.operators:
         lines += ["", "operators:"]
         lines += [f"  {op}: {before} -> {after}" for op, (before, after) in diff.operators.items()]
-    lines += _section("interface", [f"~ {line}" for line in diff.interface])
-    lines += _section("nodes removed", [f"- {_entry(e)}" for e in diff.removed])
-    lines += _section("nodes added", [f"+ {_entry(e)}" for e in diff.added])
-    changed = []
-    for change in diff.modified:
-        changed += [
-            f"~ {change.scope}{change.name} ({change.op_type})",
-            *(f"    {d}" for d in change.details),
-        ]
-    lines += _section("nodes changed", changed, len(diff.modified))
+    lines += _section("interface", [[f"~ {line}"] for line in diff.interface], limit)
+    lines += _section("nodes removed", [[f"- {_entry(e)}"] for e in diff.removed], limit)
+    lines += _section("nodes added", [[f"+ {_entry(e)}"] for e in diff.added], limit)
+    changed = [
+        [f"~ {change.scope}{change.name} ({change.op_type})", *(f"    {d}" for d in change.details)]
+        for change in diff.modified
+    ]
+    lines += _section("nodes changed", changed, limit)
     marks = {"added": "+", "removed": "-"}
-    lines += _section(
-        "weights", [f"{marks.get(w.kind, '~')} {w.name} {w.kind}: {w.detail}" for w in diff.weights]
-    )
+    weights = [[f"{marks.get(w.kind, '~')} {w.name} {w.kind}: {w.detail}"] for w in diff.weights]
+    lines += _section("weights", weights, limit)
     return _joined([*lines, *_renamed_lines(diff)])
 
 
@@ -61,10 +64,14 @@ def _joined(lines: list[str]) -> str:
     return "\n".join(_clean(line).rstrip() for line in lines) + "\n"
 
 
-def _section(title: str, lines: list[str], count: int | None = None) -> list[str]:
-    if not lines:
+def _section(title: str, items: list[list[str]], limit: int | None) -> list[str]:
+    if not items:
         return []
-    return ["", f"{title} ({len(lines) if count is None else count}):", *(f"  {line}" for line in lines)]
+    shown = items if limit is None else items[:limit]
+    lines = [f"  {line}" for item in shown for line in item]
+    if len(shown) < len(items):
+        lines.append(f"  ... and {len(items) - len(shown)} more")
+    return ["", f"{title} ({len(items)}):", *lines]
 
 
 def _renamed_lines(diff: GraphDiff) -> list[str]:
@@ -91,7 +98,8 @@ def _change(total: Total) -> str:
         return ""
     if total.before == 0:
         return "new"
-    return f"{(total.after / total.before - 1) * 100:+.1f} %"
+    percent = (total.after / total.before - 1) * 100
+    return f"{percent:+.1f} %" if abs(percent) >= 0.05 else f"{'+' if percent > 0 else '-'}<0.1 %"
 
 
 def _clean(text: str) -> str:
@@ -183,7 +191,10 @@ def _html_list(
     rows = [render(item) for item in items]
     if not rows and not always:
         return []
-    return [f"<h2>{title} ({len(rows)})</h2>", "<ul>", *rows, "</ul>"]
+    listed = ["<ul>", *rows, "</ul>"]
+    if len(rows) > _MOST_OPEN_ROWS:
+        listed = [f"<details><summary>show all {len(rows)}</summary>", *listed, "</details>"]
+    return [f"<h2>{title} ({len(rows)})</h2>", *listed]
 
 
 def _html_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

@@ -12,6 +12,9 @@ Size = int | ir.SymbolicDim
 """A number of elements or operations: an integer, or an expression in symbolic dimensions."""
 
 
+_DOMAINS = ("", "com.microsoft")
+
+
 class _UnknownError(Exception):
     """A shape that is needed is not known."""
 
@@ -19,9 +22,10 @@ class _UnknownError(Exception):
 def node_macs(node: ir.Node) -> tuple[Size | None, str]:
     """Multiply-accumulates of one run of `node`, and why they are not known (empty if they are).
 
-    Operators that are no products of tensors cost 0. Subgraphs and function bodies are not looked into.
+    Operators that are no products of tensors, and those of foreign domains, cost 0. Subgraphs and function
+    bodies are not looked into.
     """
-    rule = _RULES.get(node.op_type)
+    rule = _RULES.get(node.op_type) if node.domain in _DOMAINS else None
     if rule is None:
         return 0, ""
     try:

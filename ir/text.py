@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ def to_text(model: ir.Model, *, weights: bool = False, modules: bool = False) ->
         title = f"function {_escaped(function.domain)}::{_escaped(function.name)}"
         title += f" <opset {_opsets(function.opset_imports)}>"
         if function.attributes:
-            title += " {" + ", ".join(attribute_text(a) for a in function.attributes.values()) + "}"
+            title += f" {{{_attributes(function.attributes)}}}"
         lines += ["", *_graph_lines(function.graph, title, "", weights, modules)]
     return "\n".join(lines) + "\n"
 
@@ -58,7 +58,7 @@ def node_text(node: ir.Node, *, types: bool = True) -> str:
     domain = f"{_escaped(node.domain)}::" if node.domain else ""
     text = f"{outputs} = {domain}{_escaped(node.op_type)}({arguments})"
     if node.attributes:
-        text += " {" + ", ".join(attribute_text(a) for a in node.attributes.values()) + "}"
+        text += f" {{{_attributes(node.attributes)}}}"
     if types and any(v.type is not None or v.shape is not None for v in node.outputs):
         text += " : " + ", ".join(type_text(v) for v in node.outputs)
     return text
@@ -162,6 +162,10 @@ def bodies(attribute: ir.Attr) -> list[tuple[str, ir.Graph]]:
 
 def _typed(values: Sequence[ir.Value]) -> str:
     return ", ".join(f"{name_text(v.name)}: {type_text(v)}" for v in values)
+
+
+def _attributes(attributes: Mapping[str, ir.Attr]) -> str:
+    return ", ".join(attribute_text(attribute) for _, attribute in sorted(attributes.items()))
 
 
 def _attribute_value(attribute: ir.Attr) -> str:

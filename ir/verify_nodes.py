@@ -144,7 +144,7 @@ def _types(node: ir.Node, spec: OpSpec, where: str, found: list[str]) -> None:
             if value is None or last < 0:
                 continue
             kind = value.type
-            if type(kind) is not ir.TensorType:
+            if type(kind) is not ir.TensorType or kind.dtype == ir.DataType.UNDEFINED:
                 continue
             parameter = parameters[index if index < last else last]
             _check_type(node, parameter, value, kind.dtype, bound, where, found)

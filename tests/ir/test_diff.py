@@ -109,6 +109,11 @@ weights (6):
     )
 
 
+def test_long_lists_can_be_cut():
+    text = diff(parse(NET), parse(FOLDED)).text(limit=1)
+    assert "nodes changed (2):\n  ~ conv1 (Conv)\n      input 2: none -> %bias\n  ... and 1 more\n" in text
+
+
 def test_renaming_everything_is_no_difference():
     before = parse(NET)
     after = before.clone()

@@ -49,7 +49,7 @@ def test_subgraphs_are_indented_and_functions_follow():
         == """\
 model 'branches', opset 23, mine 1
 graph %branches(%c: b8[], %x: f32[4]) -> (%y: f32[4])
-  %y = If(%c) {then_branch={...}, else_branch={...}} : f32[4]
+  %y = If(%c) {else_branch={...}, then_branch={...}} : f32[4]
     then_branch() -> (%t: f32[4])
       %t = mine::leaky(%x) {slope=0.5} : f32[4]
     else_branch() -> (%e: f32[4])
