@@ -22,6 +22,7 @@ _BUILT_IN = {
     "eliminate-identity": ".eliminate_identity",
     "fold-batch-norm": ".fold_batch_norm",
     "fold-constants": ".fold_constants",
+    "merge-transposes": ".merge_transposes",
     "insert-qdq": ".insert_qdq",
     "prune-channels": ".prune_channels",
 }

@@ -1,0 +1,46 @@
+"""Shapes and constants as plain Python values, where they are known."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .constants import constant_array
+
+
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Return the dimensions of `value`, or None where one of them is not known."""
+    if value is None or value.shape is None:
+        return None
+    dims = [dim for dim in value.shape if isinstance(dim, int)]
+    return tuple(dims) if len(dims) == len(value.shape) else None
+
+
+def rank_of(value: ir.Value | None) -> int | None:
+    """Return the number of dimensions of `value`, or None where it is not known."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def constant_ints(value: ir.Value | None) -> list[int] | None:
+    """Return a small integer constant (a shape, axes, pads) as a list, or None where it is none."""
+    array = constant_array(value, 1024)
+    if array is None or array.dtype.kind not in "iu" or array.ndim > 1:
+        return None
+    return [int(entry) for entry in array.reshape(-1)]
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value | None:
+    """Return input `index` of `node`, or None where it is absent."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """Return the node whose first output is `value` if it is of one of `op_types` (default domain)."""
+    node = value.producer() if value is not None else None
+    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in op_types:
+        return None
+    return node if value is node.outputs[0] else None
+
+
+def only_reader(value: ir.Value) -> bool:
+    """Whether exactly one node input reads `value` and it is no graph output."""
+    return len(value.uses()) == 1 and not value.is_graph_output()
