@@ -45,6 +45,7 @@ def complete_table(
         last.nodes,
         last.parameters,
         last.macs,
+        last.file_bytes,
         report.library_bytes + report.weight_bytes,
         lossless=all(step.lossless is not False for step in steps),
         seconds=sum(

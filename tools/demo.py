@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def digits_demo(output: Path, *, epochs: int) -> StepTable:
+def digits_demo(output: Path, *, epochs: int, seconds: float = 1.0) -> StepTable:
     """Train, optimize in stages, compile each, print and return the table."""
     from .digits import load_digits, train
 
@@ -93,7 +93,7 @@ def digits_demo(output: Path, *, epochs: int) -> StepTable:
         module = train(data, epochs=epochs, on_epoch=lambda done, total: _say_epoch(say, done, total))
     print_line(f"   trained {epochs} epochs in {time.perf_counter() - start:.0f} s")
     stages = _run_stages(module, data)
-    table = _tabulate(stages, data)
+    table = _tabulate(stages, data, seconds)
     print_line()
     table.print("2. The original against each step, compiled for this CPU")
     _print_left_alone(stages)
@@ -130,7 +130,7 @@ def _run_stages(module: object, data: Digits) -> list[Stage]:
     return stages
 
 
-def _tabulate(stages: Sequence[Stage], data: Digits) -> StepTable:
+def _tabulate(stages: Sequence[Stage], data: Digits, seconds: float) -> StepTable:
     """Accuracy on the held-out images, distance to the original's outputs, sizes and latencies."""
     from ..backends.onnxruntime import OnnxRuntimeExecutable
     from ..ir.compare import compare
@@ -151,8 +151,11 @@ def _tabulate(stages: Sequence[Stage], data: Digits) -> StepTable:
                 stage.name,
                 stage.model,
                 metric=float((logits.argmax(1) == data.test_labels).mean()),
-                latency=measure_interleaved(contenders, {name: data.test_images[:1]}, seconds=1.0),
+                latency=measure_interleaved(contenders, {name: data.test_images[:1]}, seconds=seconds),
             )
+            if stage.executable is not None and stage.executable.report is not None:
+                report = stage.executable.report
+                step.library_bytes = report.library_bytes + report.weight_bytes
             if stage.records:
                 step.lossless = all(record.lossless for record in stage.records)
                 step.seconds = sum(record.seconds for record in stage.records)

@@ -36,7 +36,8 @@ class Step:
         nodes: nodes of the graph.
         parameters: elements of its weights.
         macs: multiply-accumulates of one run; None where a shape is not fixed.
-        file_bytes: size as an ONNX file, or of the library with its weights.
+        file_bytes: size as an ONNX file.
+        library_bytes: size of the compiled library with its packed weights, where the step was compiled.
         lossless: whether the step promises equal outputs; None for the original.
         seconds: what the step took.
         metric: the task's metric, where one was given.
@@ -49,6 +50,7 @@ class Step:
     parameters: int
     macs: int | None
     file_bytes: int
+    library_bytes: int | None = None
     lossless: bool | None = None
     seconds: float | None = None
     metric: float | None = None
@@ -63,6 +65,7 @@ class Step:
             "parameters": self.parameters,
             "macs": self.macs,
             "file_bytes": self.file_bytes,
+            "library_bytes": self.library_bytes,
             "lossless": self.lossless,
             "seconds": self.seconds,
             "metric": self.metric,
@@ -95,8 +98,9 @@ class StepTable:
             self.metric or "metric": lambda s: None if s.metric is None else f"{s.metric:.2%}",
             "nodes": lambda s: str(s.nodes),
             "parameters": lambda s: human_count(s.parameters),
-            "MACs": lambda s: human_count(s.macs),
-            "size": lambda s: human_bytes(s.file_bytes),
+            "MACs": lambda s: None if s.macs is None else human_count(s.macs),
+            "file": lambda s: human_bytes(s.file_bytes),
+            "library": lambda s: None if s.library_bytes is None else human_bytes(s.library_bytes),
             "max diff": lambda s: _max_difference(s),
             "SQNR": lambda s: _sqnr(s),
             "seconds": lambda s: None if s.seconds is None else f"{s.seconds:.2f}",

@@ -38,7 +38,7 @@ def test_the_report_sets_the_original_beside_each_step(compiled):
     assert steps[0]["name"] == "original" and steps[0]["nodes"] == 7
     assert steps[-1]["name"].startswith("compiled (tvm")
     assert steps[-1]["comparison"]["max_rel"] <= 1e-4
-    assert steps[-1]["file_bytes"] == report["library_bytes"] + report["weight_bytes"]
+    assert steps[-1]["library_bytes"] == report["library_bytes"] + report["weight_bytes"]
     assert steps[0]["latency"]["onnxruntime"]["median_ms"] > 0
     assert steps[-1]["latency"]["tvm"]["samples"] >= 16
     text = (compiled / "report.md").read_text()
