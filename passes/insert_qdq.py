@@ -75,12 +75,13 @@ class InsertQdq(Pass):
             raise PassError(_NO_DATA)
         data = as_calibration(context.calibration)
         table = find_table(self.target, context.target)
-        candidates = plan_quantization(model.graph, table, self.selects, {})
-        names = [str(value.name) for value in candidates.values]
+        plan = plan_quantization(model.graph, table, self.selects, {})
+        names = [str(value.name) for value in plan.values]
         ranges, batches = measure_ranges(model, names, data, self._make_calibrator, context.progress)
-        problems = {value: range_problem(*ranges[str(value.name)]) for value in candidates.values}
+        problems = {value: range_problem(*ranges[str(value.name)]) for value in plan.values}
         forbidden = {value: problem for value, problem in problems.items() if problem is not None}
-        plan = plan_quantization(model.graph, table, self.selects, forbidden)
+        if forbidden:
+            plan = plan_quantization(model.graph, table, self.selects, forbidden)
         scales = assign_scales(plan, ranges, table.activations.grid)
         _report(plan, scales, table, data, batches, context)
         emit(model, plan, scales, table, self.reduce_range, context)

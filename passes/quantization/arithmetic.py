@@ -95,11 +95,13 @@ def range_problem(low: float, high: float) -> str | None:
 
 def array_problem(array: np.ndarray, what: str) -> str | None:
     """Says why a constant cannot be quantized, or None if it can; `what` names it."""
-    if not np.isfinite(array).all():
+    if not array.size:
+        return None
+    # NaN goes through both, and nothing as large as the array is made.
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
         return f"NaN or infinity in {what}"
-    if array.size and float(np.abs(array).max()) > LARGEST_RANGE:
-        return f"numbers beyond {LARGEST_RANGE:g} in {what}"
-    return None
+    return f"numbers beyond {LARGEST_RANGE:g} in {what}" if max(-low, high) > LARGEST_RANGE else None
 
 
 def activation_parameters(low: float, high: float, grid: Grid) -> tuple[np.float32, int]:
