@@ -57,7 +57,8 @@ def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
         if attribute.is_ref():
             return None
         if name == "value":
-            return attribute.as_tensor()
+            # Not `as_tensor()`: its protocol check costs more than all the rest here.
+            return attribute.value
         if name in _CONSTANT_LISTS:
             return ir.tensor(np.asarray(attribute.value, dtype=_CONSTANT_LISTS[name]))
         if name == "value_string":

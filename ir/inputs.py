@@ -35,8 +35,9 @@ def random_inputs(
 ) -> dict[str, np.ndarray]:
     """Seeded random values for every input that has no default.
 
-    Floats are standard normal. Integers that index a table (Gather, as in an embedding) stay inside it, other
-    64- and 32-bit ones are 0 to 9, narrower ones use their whole range; booleans are fair coins.
+    Floats are standard normal. Integers that index a table (Gather, as in an embedding) stay inside it, masks
+    (by name, or cast to bool) are 0 or 1, other 64- and 32-bit ones are 0 to 9, narrower ones use their whole
+    range; booleans are fair coins.
 
     Args:
         model: the model; symbolic dimensions may remain.
@@ -192,11 +193,14 @@ def integer_range(value: ir.Value) -> tuple[int, int]:
     dtype = _numpy_dtype(value)
     if dtype.kind == "b":
         return 0, 1
-    if any(index in _SIZES.get(node.op_type, ()) for node, index in _readers(value)):
+    readers = _readers(value)
+    if any(index in _SIZES.get(node.op_type, ()) for node, index in readers):
         return 1, 1
-    bounds = [bound for node, index in _readers(value) if (bound := _index_bound(node, index)) is not None]
+    bounds = [bound for node, index in readers if (bound := _index_bound(node, index)) is not None]
     if bounds:
         return 0, max(0, min(bounds) - 1)
+    if "mask" in str(value.name).lower() or any(_is_truth_test(node) for node, _ in readers):
+        return 0, 1
     if _is_sub_byte_integer(dtype):
         bits = int("".join(filter(str.isdigit, dtype.name)))
         return (0, 2**bits - 1) if dtype.name.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -221,6 +225,10 @@ def _readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
                     seen.add(output)
                     stack.append(output)
     return found
+
+
+def _is_truth_test(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and node.attributes.get_int("to", 0) == int(ir.DataType.BOOL)
 
 
 def _index_bound(node: ir.Node, index: int) -> int | None:

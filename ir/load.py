@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from .damage import check_names
 from .errors import GraphwrightError, ModelError, VerifyError
 from .normalize import check_operators, normalize
+from .quiet import collected_warnings
 from .stored import TensorReader, check_proto
-from .upgrade import collected_warnings, upgrade
+from .upgrade import upgrade
 from .verify import verify
 
 if TYPE_CHECKING:
@@ -101,13 +103,19 @@ def _load_file(path: Path) -> LoadedModel:
 def _load_onnx(path: Path) -> ir.Model:
     proto = _read_proto(path)
     try:
+        check_names(proto)
         check_proto(proto, path.parent)
         model = _deserialize(proto, path.parent)
     except VerifyError as error:
-        raise VerifyError([f"in '{path}': {problem}" for problem in error.problems]) from error
+        raise VerifyError([_printable(f"in '{path}': {problem}") for problem in error.problems]) from error
     except GraphwrightError as error:
-        raise ModelError(f"'{path}': {error}") from error
+        raise ModelError(_printable(f"'{path}': {error}")) from error
     return model
+
+
+def _printable(text: str) -> str:
+    """Names from a file may hold line breaks and terminal codes; a message must not."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _read_proto(path: Path) -> onnx.ModelProto:

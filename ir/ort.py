@@ -83,8 +83,7 @@ def open_session(
     Args:
         proto: a serialized ModelProto.
         threads: intra-operator threads; None lets ONNX Runtime use all cores.
-        shared: contents of initializers that `proto` declares as external; their memory is shared, so the
-            arrays must outlive the session.
+        shared: contents of initializers that `proto` declares as external; their memory is shared.
 
     Raises:
         ModelError: ONNX Runtime refuses the model; the line names the node and the reason.
@@ -100,12 +99,16 @@ def open_session(
         options.intra_op_num_threads = threads
     if sum(array.nbytes for array in (shared or {}).values()) > _PREPACK_BELOW:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    if shared:
-        options.add_external_initializers(list(shared), [to_ort_value(array) for array in shared.values()])
+    lent = {name: to_ort_value(array) for name, array in (shared or {}).items()}
+    if lent:
+        options.add_external_initializers(list(lent), list(lent.values()))
     try:
-        return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ModelError(f"the reference cannot run this model: {explain(error)}") from error
+    # The session reads this memory as long as it lives.
+    session.lent_to_it = lent
+    return session
 
 
 def run_session(session: Any, feeds: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

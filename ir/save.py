@@ -17,6 +17,7 @@ import onnx_ir as ir
 from .clone import clone
 from .errors import ModelError
 from .provenance import STACK_TRACE_KEY
+from .quiet import collected_warnings
 
 # Protobuf messages end at 2 GB; the margin leaves room for the graph itself.
 _INLINE_LIMIT = 1_500_000_000
@@ -179,7 +180,8 @@ def _externalize(model: ir.Model, location: str) -> list[tuple[ir.TensorProtocol
 
 def _message(model: ir.Model, final: Path) -> bytes:
     try:
-        return ir.to_proto(model).SerializeToString()
+        with collected_warnings("onnx_ir"):
+            return ir.to_proto(model).SerializeToString()
     except Exception as error:
         lines = str(error).splitlines()
         raise ModelError(

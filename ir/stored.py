@@ -15,8 +15,17 @@ from .errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
-# Fields of a TensorProto that hold numbers when `raw_data` does not, and how many of them make one element.
-_TYPED_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+# Where a TensorProto holds its numbers when not in `raw_data`; types that are not here use `int32_data`.
+_TYPED_FIELDS = {
+    ir.DataType.FLOAT: "float_data",
+    ir.DataType.COMPLEX64: "float_data",
+    ir.DataType.DOUBLE: "double_data",
+    ir.DataType.COMPLEX128: "double_data",
+    ir.DataType.INT64: "int64_data",
+    ir.DataType.UINT32: "uint64_data",
+    ir.DataType.UINT64: "uint64_data",
+    ir.DataType.STRING: "string_data",
+}
 
 
 def check_proto(model: onnx.ModelProto, folder: Path) -> None:
@@ -51,7 +60,7 @@ def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
     for attribute in node.attribute:
-        if attribute.HasField("t"):
+        if attribute.type == attribute.TENSOR or attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
         if attribute.HasField("sparse_tensor"):
@@ -90,7 +99,7 @@ def _check_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
                 f"the file holds {have}"
             )
         return
-    have = sum(len(getattr(tensor, name)) for name in _TYPED_FIELDS)
+    have = len(getattr(tensor, _TYPED_FIELDS.get(dtype, "int32_data")))
     if have != _typed_count(count, dtype):
         raise ModelError(
             f"tensor '{tensor.name}' of shape {list(tensor.dims)} ({dtype.name}) needs "
@@ -187,9 +196,9 @@ class TensorReader:
             if attribute.is_ref():
                 continue
             if attribute.type == ir.AttributeType.TENSOR:
-                node.attributes[name] = ir.AttrTensor(name, self._read(attribute.as_tensor()))
+                node.attributes[name] = ir.AttrTensor(name, self._read(attribute.value))
             elif attribute.type == ir.AttributeType.TENSORS:
-                tensors = [self._read(tensor) for tensor in attribute.as_tensors()]
+                tensors = [self._read(tensor) for tensor in attribute.value]
                 node.attributes[name] = ir.AttrTensors(name, tensors)
 
     def _read(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -14,6 +12,7 @@ from . import ort
 from .errors import ModelError
 from .old_operators import finish_old_operators, prepare_old_operators
 from .opset import CANONICAL_OPSET
+from .quiet import collected_warnings
 from .verify import problems
 
 if TYPE_CHECKING:
@@ -62,12 +61,16 @@ def _convert(model: ir.Model, version: int) -> None:
 def _convert_step(model: ir.Model, original: int, target: int) -> None:
     from onnxscript import version_converter
 
-    with collected_warnings("onnxscript.version_converter") as warnings:
+    with collected_warnings("onnxscript.version_converter", "onnx_ir") as warnings:
         try:
             version_converter.convert_version(model, target, fallback=True)
         except Exception as error:
             raise ModelError(f"cannot upgrade the model from opset {original}: {_reason(error)}") from error
-    failed = [record for record in warnings if record.exc_info or record.getMessage().startswith("Skipping")]
+    failed = [
+        record
+        for record in warnings
+        if record.exc_info or record.getMessage().startswith("Skipping version conversion")
+    ]
     if failed or model.opset_imports.get("") != target:
         cause = failed[0].exc_info[1] if failed and failed[0].exc_info else None
         reason = _reason(cause) if cause else failed[0].getMessage() if failed else "the converter gave up"
@@ -175,23 +178,6 @@ def _is_per_channel(node: ir.Node) -> bool:
     if scale is None or scale.shape is None or data is None or data.shape is None:
         return False
     return isinstance(scale.shape[0], int) and scale.shape[0] == data.shape[1]
-
-
-@contextlib.contextmanager
-def collected_warnings(name: str) -> Iterator[list[logging.LogRecord]]:
-    """Keeps what a logger and its children say off the screen and in a list."""
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = records.append  # type: ignore[method-assign,assignment]
-    logger = logging.getLogger(name)
-    propagate = logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield records
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
 
 
 def _reason(error: BaseException) -> str:

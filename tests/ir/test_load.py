@@ -1,6 +1,7 @@
 """Loading: every old opset right, every bad file one clear line, nothing read from outside the folder."""
 
 import os
+import random
 import struct
 from pathlib import Path
 
@@ -192,6 +193,31 @@ def test_unknown_files(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_bytes_never_end_in_a_traceback(tmp_path, seed, capfd):
+    generator = random.Random(seed)
+    original_bytes = LIGHT[6].read_bytes()
+    for _ in range(25):
+        data = bytearray(original_bytes)
+        for _ in range(generator.choice([1, 2, 5])):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        (tmp_path / "m.onnx").write_bytes(data)
+        try:
+            load(tmp_path / "m.onnx")
+        except GraphwrightError as error:
+            assert str(error).isprintable()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_names_that_are_no_text(tmp_path):
+    data = write(
+        tmp_path / "m.onnx", 13, "agraph (float[2] x) => (float[2] y) { [name] y = Neg(x) }"
+    ).read_bytes()
+    (tmp_path / "m.onnx").write_bytes(data.replace(b"Neg", b"N\xffg"))
+    with pytest.raises(ModelError, match="is not valid text; the file is damaged"):
+        load(tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("kept", range(1, 12))
 def test_any_truncation_is_an_error(tmp_path, kept):
     data = LIGHT[4].read_bytes()
@@ -266,6 +292,10 @@ def with_initializer(path: Path, tensor: TensorProto) -> Path:
         ),
         ({"dims": [4], "float_data": [1.0]}, "needs 4 numbers, the file holds 1"),
         ({"dims": [4]}, "needs 4 numbers, the file holds 0"),
+        (
+            {"dims": [1], "data_type": TensorProto.INT64, "float_data": [1.0]},
+            "needs 1 numbers, the file holds 0",
+        ),
         ({"dims": [-1], "raw_data": bytes(4)}, "negative dimension"),
         ({"dims": [2**40, 2**40], "raw_data": bytes(4)}, "the file holds 4"),
         ({"dims": [1], "raw_data": bytes(4), "data_type": 99}, "unknown type 99"),

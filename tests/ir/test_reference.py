@@ -152,6 +152,43 @@ def test_lent_weights_of_sixteen_bits():
     np.testing.assert_array_equal(run_reference(model, {})["y"], weights.astype(np.float32))
 
 
+def test_lent_weights_live_as_long_as_the_session():
+    model, weights = dense(rows=64)
+    made = []
+
+    def data():
+        made.append(True)
+        return ir.tensor(np.asfortranarray(weights).copy(order="F"), name="w")
+
+    model.graph.initializers["w"].const_value = ir.LazyTensor(
+        data, dtype=ir.DataType.FLOAT, shape=ir.Shape(weights.shape), name="w"
+    )
+    reference = Reference(model)
+    model.graph.initializers["w"].const_value = None
+    noise = [np.full_like(weights, 7) for _ in range(8)]
+    x = np.ones((1, 64), np.float32)
+    np.testing.assert_allclose(reference.run({"x": x})["y"], x @ weights, rtol=1e-4, atol=1e-4)
+    assert made
+    assert len(noise) == 8
+
+
+def test_lent_weights_are_seen_inside_bodies():
+    model = model_of(
+        """agraph (bool c, float[2000] w) => (float[2000] y) {
+            y = If(c) <
+                then_branch = t () => (float[2000] p) { p = Neg(w) },
+                else_branch = e () => (float[2000] q) { q = Identity(w) }
+            >
+        }"""
+    )
+    value = model.graph.inputs.pop()
+    value.const_value = ir.tensor(np.arange(2000, dtype=np.float32), name="w")
+    model.graph.register_initializer(value)
+    for choice, sign in ((True, -1), (False, 1)):
+        y = run_reference(model, {"c": np.array(choice)})["y"]
+        np.testing.assert_array_equal(y, sign * np.arange(2000))
+
+
 def test_strings_and_sequences():
     model = model_of(
         """agraph (string[2] t, float[1] a, float[1] b) => (string[2] u, seq(float[1]) s) {
