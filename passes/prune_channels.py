@@ -47,7 +47,7 @@ class PruneChannels(Pass):
     2. channels that reach an operator that mixes them in a way the analysis does not know, or whose result
        depends on how many there are (LayerNormalization, Softmax, ReduceMean over channels, ...);
     3. layers that the selectors exclude, or that share channels with one that they exclude;
-    4. layers whose weights are all computed.
+    4. layers whose weights depend on the inputs.
 
     Constants are folded first, as by `fold-constants`. The pruned model is compared with the masked original
     on the reference before anything is applied; groups that fail are not pruned.
@@ -83,6 +83,8 @@ class PruneChannels(Pass):
         """Fold constants, analyse, choose, prove, remove."""
         # Torch writes absent biases and shapes as computations, which would hide what is tied to what.
         FoldConstants().apply(model, context)
+        # What folding leaves computed is of no concern here.
+        context.left_alone.clear()
         found = analyse(model)
         _report_kept(found, context, self)
         cuts = self._choose(found, find_groups(found), context)
@@ -114,9 +116,15 @@ class PruneChannels(Pass):
                 if len(excluded) < len(group.producers):
                     context.leave(excluded[0], "the selectors exclude it, which keeps the layers tied to it")
                 continue
+            if len(group.classes) == 1 and self.ratio > 0:
+                names = ", ".join(dict.fromkeys(str(made.node.name) for made in group.producers[:3]))
+                context.leave(group.producers[0].node, f"all channels of {names} can only go together")
+                continue
             weight = importance_of(found, group, self.importance, context.seed)
             if weight is None:
-                context.leave(group.producers[0].node, "its weights are computed, so no importance is known")
+                context.leave(
+                    group.producers[0].node, "its weights depend on the inputs, so no importance is known"
+                )
                 continue
             count = len(group.classes) - self.kept_count(len(group.classes), max(group.channels_per_class))
             if count == 0:
@@ -203,18 +211,20 @@ def _row(found: Dependencies, cut: _Cut) -> dict[str, Any]:
 
 
 def _report_kept(found: Dependencies, context: PassContext, selector: Pass) -> None:
-    """Report the layers of which no channel can go, by the node that stops them."""
-    stopped: dict[tuple[ir.Node, str], list[str]] = {}
-    for made in found.tracer.producers:
-        if not selector.selects(made.node) or (found.classes_of(made.value, made.axis) >= 0).any():
-            continue
-        pin = found.why_kept(made.value, made.axis)
-        if pin is not None:
-            names = stopped.setdefault((pin.node or made.node, pin.reason), [])
-            names.append(made.node.name or made.node.op_type)
+    """Report the layers of which some or all channels must stay, by the node that stops them."""
     for node, reason in found.tracer.stopped.items():
         if node.op_type in _LAYERS and selector.selects(node):
             context.leave(node, f"{reason}; keeps its channels")
+    stopped: dict[tuple[ir.Node, str], list[str]] = {}
+    for made in found.tracer.producers:
+        pin = found.why_kept(made.value, made.axis)
+        if pin is None or not selector.selects(made.node):
+            continue
+        stay = int(np.count_nonzero(found.classes_of(made.value, made.axis) < 0))
+        size = found.tracer.dims(made.value)[made.axis]
+        share = "" if stay == size else f" ({stay} of {size})"
+        names = stopped.setdefault((pin.node or made.node, pin.reason), [])
+        names.append(f"{made.node.name or made.node.op_type}{share}")
     for (node, reason), names in stopped.items():
         shown = ", ".join(dict.fromkeys(names[:3]))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

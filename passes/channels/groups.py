@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from ...ir.constants import constant_array
+from ...ir.constants import constant_array, evaluate_values
+from ...ir.errors import ModelError
 from .analysis import Dependencies
 from .tracer import Producer
 
@@ -88,7 +89,7 @@ def importance(found: Dependencies, group: Group, criterion: Importance, seed: i
     channels of a class; then summed over the producers of the group.
 
     Returns:
-        float64, one per class, or None where no producer has stored weights.
+        float64, one per class, or None where the weights of all producers depend on the inputs.
     """
     if criterion == "random":
         first = int(group.classes[0])
@@ -96,13 +97,10 @@ def importance(found: Dependencies, group: Group, criterion: Importance, seed: i
     scores = np.zeros(len(group.classes))
     known = False
     for producer in group.producers:
-        weights = constant_array(producer.value)
-        if weights is None:
+        norms = _norms(producer, criterion)
+        if norms is None:
             continue
         known = True
-        norms = _NORMS[criterion](
-            np.moveaxis(weights, producer.axis, 0).reshape(weights.shape[producer.axis], -1)
-        )
         norms = norms / max(float(norms.mean()), np.finfo(np.float64).tiny)
         classes = found.classes_of(producer.value, producer.axis)
         position = np.searchsorted(group.classes, classes)
@@ -111,6 +109,22 @@ def importance(found: Dependencies, group: Group, criterion: Importance, seed: i
         total = np.bincount(position[mine], norms[mine], len(group.classes))
         scores += total / np.maximum(np.bincount(position[mine], minlength=len(group.classes)), 1)
     return scores if known else None
+
+
+def _norms(producer: Producer, criterion: Importance) -> np.ndarray | None:
+    """Norm of every filter of a producer, or None where its weights depend on the inputs."""
+    weights = constant_array(producer.value)
+    if weights is None:
+        maker = producer.value.producer()
+        if maker is not None and maker.op_type == "ConstantOfShape":
+            shape = constant_array(maker.inputs[0])
+            return None if shape is None else np.ones(int(shape[producer.axis]))
+        try:
+            (weights,) = evaluate_values(None, [producer.value])
+        except ModelError:
+            return None
+    rows = np.moveaxis(weights, producer.axis, 0).reshape(weights.shape[producer.axis], -1)
+    return _NORMS[criterion](rows)
 
 
 def _l1(rows: np.ndarray) -> np.ndarray:

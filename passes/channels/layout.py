@@ -236,7 +236,7 @@ def _expand(node: ir.Node, tracer: Tracer) -> str | None:
 
 
 def _new_expansion(
-    node: ir.Node, keep: Keep, stored: np.ndarray, after: Sequence[Dim], result: list[Axis]
+    node: ir.Node, keep: Keep, stored: np.ndarray, after: Sequence[Dim], result: list[Axis], operand: int = 1
 ) -> Iterator[Edit]:
     shape, changed = stored.copy(), False
     offset = len(result) - len(shape)
@@ -245,7 +245,20 @@ def _new_expansion(
         if shape[index] > 1 and isinstance(size, int) and keep.count(axis, size) != size:
             shape[index], changed = keep.count(axis, size), True
     if changed:
-        yield Edit(node, 1, shape)
+        yield Edit(node, operand, shape)
+
+
+@traces("ConstantOfShape")
+def _filled(node: ir.Node, tracer: Tracer) -> str | None:
+    stored = constant_array(node.inputs[0])
+    if stored is None:
+        return "its shape is computed"
+    dims = tracer.dims(node.outputs[0])
+    # All elements are the same: any index of any axis may go.
+    axes: list[Axis] = [tracer.labels.fresh(int(dim)) for dim in stored]
+    tracer.on_removal(lambda keep: _new_expansion(node, keep, stored, dims, axes, operand=0))
+    tracer.set(node.outputs[0], axes)
+    return None
 
 
 @traces("Tile")

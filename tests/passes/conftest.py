@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-
 from graphwright.ir.opset import CANONICAL_OPSET
 from graphwright.ir.shapes import infer_node, infer_shapes
 from graphwright.ir.verify import verify

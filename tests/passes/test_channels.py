@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from graphwright.ir.clone import clone
 from graphwright.ir.compare import compare
 from graphwright.ir.inputs import random_inputs
@@ -19,6 +16,8 @@ from graphwright.passes.channels.labels import Labels
 from graphwright.passes.channels.removal import emptied_axes
 from graphwright.passes.channels.reshapes import Run, match_runs
 from graphwright.passes.rewriter import Rewriter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 
 def test_ties_are_transitive_and_pins_spread():
@@ -128,12 +127,14 @@ def test_deep_graph_is_linear(network):
         graph = net.graph
         x = net.input(1, 16, 8, 8)
         for index in range(depth):
-            for op, inputs in (("Conv", [x, net.weight(16, 16, 1, 1)]), ("Relu", None), ("Add", None)):
-                node = ir.node(op, inputs or ([y] if op == "Relu" else [y, x]), name=f"{op}{index}")
-                y = node.outputs[0]
-                y.name, y.shape, y.type = f"{op}{index}_out", x.shape, x.type
+            start_of_block = x
+            for op in ("Conv", "Relu", "Add"):
+                extra = {"Conv": [net.weight(16, 16, 1, 1)], "Relu": [], "Add": [start_of_block]}[op]
+                node = ir.node(op, [x, *extra], name=f"{op}{index}")
                 graph.append(node)
-            x = y
+                made = node.outputs[0]
+                made.name, made.shape, made.type = f"{op}{index}_out", x.shape, x.type
+                x = made
         start = time.process_time()
         find_groups(analyse(net.built))
         return time.process_time() - start
@@ -142,6 +143,15 @@ def test_deep_graph_is_linear(network):
     small, large = seconds(250), seconds(2000)
     assert large < 8 * small * 3
     assert large < 10
+
+
+# fmt: off
+_KINDS = [
+    "conv", "conv", "norm", "depthwise", "grouped", "residual", "concat", "split", "gate", "shuffle", "transpose",
+    "activation", "bias", "slice", "gather", "pad", "reshape", "smooth", "d2s", "mlp",
+    "attention", "gram", "upconv", "prelu", "instance", "total", "where", "tile", "einsum", "shared", "pick", "resize",
+]
+# fmt: on
 
 
 class _Builder:
@@ -155,12 +165,7 @@ class _Builder:
         net = self.net
         x = self.draw(st.sampled_from(self.pool))
         channels = x.shape[1]
-        kind = self.draw(
-            st.sampled_from(
-                "conv conv norm depthwise grouped residual concat split gate shuffle transpose activation bias slice "
-                "gather pad reshape smooth d2s mlp".split()
-            )
-        )
+        kind = self.draw(st.sampled_from(_KINDS))
         getattr(self, kind)(net, x, channels)
 
     def finish(self):
@@ -259,8 +264,66 @@ class _Builder:
         y = net.matmul(net.op("Gelu", net.matmul(y, 6)), 5)
         self.pool.append(net.op("Transpose", y, perm=[0, 3, 1, 2]))
 
+    def attention(self, net, x, channels):
+        tokens = net.op("Transpose", net.op("Reshape", x, net.ints(2, channels, 16)), perm=[0, 2, 1])
+        heads = self.draw(st.sampled_from([1, 2, 4]))
+        parts = []
+        for perm in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]):
+            part = net.op("Reshape", net.matmul(tokens, 8), net.ints(0, 0, heads, 8 // heads))
+            parts.append(net.op("Transpose", part, perm=perm))
+        mixed = net.op("MatMul", net.op("Softmax", net.op("MatMul", parts[0], parts[1]), axis=-1), parts[2])
+        mixed = net.op("Reshape", net.op("Transpose", mixed, perm=[0, 2, 1, 3]), net.ints(0, 0, 8))
+        y = net.op("Transpose", net.matmul(mixed, 6), perm=[0, 2, 1])
+        self.pool.append(net.op("Reshape", y, net.ints(2, 6, 4, 4)))
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def gram(self, net, x, channels):
+        flat = net.op("Reshape", x, net.ints(2, channels, 16))
+        gram = net.op("Tanh", net.op("MatMul", flat, net.op("Transpose", flat, perm=[0, 2, 1])))
+        self.pool.append(net.op("Reshape", net.op("MatMul", gram, flat), net.ints(2, channels, 4, 4)))
+
+    def upconv(self, net, x, channels):
+        weight = net.weight(channels, 6, 3, 3)
+        self.pool.append(net.op("ConvTranspose", x, weight, net.weight(6), pads=[1, 1, 1, 1]))
+
+    def prelu(self, net, x, channels):
+        self.pool.append(net.op("PRelu", x, net.weight(channels, 1, 1)))
+
+    def instance(self, net, x, channels):
+        self.pool.append(net.op("InstanceNormalization", x, net.weight(channels), net.weight(channels)))
+
+    def total(self, net, x, channels):
+        total = net.op("ReduceL2", x, net.ints(1), keepdims=self.draw(st.sampled_from([0, 1])))
+        if len(total.shape) == 3:
+            total = net.op("Unsqueeze", total, net.ints(1))
+        self.pool.append(net.op("Mul", x, net.op("Sigmoid", total)))
+
+    def where(self, net, x, channels):
+        chosen = net.op("Greater", x, net.weight(channels, 1, 1))
+        self.pool.append(net.op("Where", chosen, x, net.weight(1, channels, 1, 1)))
+
+    def tile(self, net, x, channels):
+        if channels < 16:
+            self.pool.append(net.op("Tile", x, net.ints(1, 2, 1, 1)))
+
+    def einsum(self, net, x, channels):
+        self.pool.append(net.op("Einsum", x, net.weight(channels, 5), equation="nchw,cd->ndhw"))
+
+    def shared(self, net, x, channels):
+        weight = net.weight(channels, channels, 3, 3)
+        once = net.op("Conv", x, weight, pads=[1, 1, 1, 1])
+        self.pool.append(net.op("Conv", net.op("Tanh", once), weight, pads=[1, 1, 1, 1]))
+
+    def pick(self, net, x, channels):
+        index = net.constant(np.array(self.draw(st.integers(0, channels - 1)), np.int64))
+        one = net.op("Unsqueeze", net.op("Gather", x, index, axis=1), net.ints(1))
+        self.pool.append(net.op("Concat", net.op("Expand", one, net.ints(2, 3, 4, 4)), x, axis=1))
+
+    def resize(self, net, x, channels):
+        y = net.op("Resize", x, None, None, net.ints(2, channels, 8, 8), mode="linear")
+        self.pool.append(net.op("MaxPool", y, kernel_shape=[2, 2], strides=[2, 2]))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_random_networks_pruned_at_random_are_exact(network, data):
     net = network(data.draw(st.integers(0, 100)))
