@@ -78,7 +78,7 @@ class ComposeTransposes(Rule):
             rewriter.replace(node, [source])
         else:
             rewriter.replace(node, rewriter.insert_before(node, "Transpose", [source], {"perm": composed}))
-        _erase_unread(inner, rewriter)
+        rewriter.erase_unread(inner)
         return True
 
 
@@ -144,7 +144,7 @@ class SinkThroughElementwise(Rule):
         inner.shape = _permuted_shape(node.outputs[0].shape, _inverse(perm))
         rewriter.replace(node, rewriter.insert_before(node, "Transpose", [inner], {"perm": perm}))
         for transpose in dict.fromkeys(transposes):
-            _erase_unread(transpose, rewriter)
+            rewriter.erase_unread(transpose)
         return True
 
 
@@ -171,7 +171,7 @@ class SinkThroughReduction(Rule):
             kept = [perm[place] for place in range(len(perm)) if place not in axes]
             remaining = [sorted(kept).index(axis) for axis in kept]
         rewriter.replace(node, [_transposed(reduced, remaining, node, rewriter)])
-        _erase_unread(transpose, rewriter)
+        rewriter.erase_unread(transpose)
         return True
 
 
@@ -191,7 +191,7 @@ class SinkThroughSoftmax(Rule):
         axis = perm[node.attributes.get_int("axis", -1) % len(perm)]
         (inner,) = rewriter.insert_before(node, node.op_type, [transpose.inputs[0]], {"axis": axis})
         rewriter.replace(node, [_transposed(inner, perm, node, rewriter)])
-        _erase_unread(transpose, rewriter)
+        rewriter.erase_unread(transpose)
         return True
 
 
@@ -215,7 +215,7 @@ class SinkThroughConcat(Rule):
         (inner,) = rewriter.insert_before(node, "Concat", [t.inputs[0] for t in known], {"axis": axis})
         rewriter.replace(node, [_transposed(inner, perm, node, rewriter)])
         for transpose in dict.fromkeys(known):
-            _erase_unread(transpose, rewriter)
+            rewriter.erase_unread(transpose)
         return True
 
 
@@ -251,8 +251,3 @@ def _permuted_shape(shape: ir.Shape | None, perm: Sequence[int]) -> ir.Shape | N
 def _is_scalar(value: ir.Value) -> bool:
     shape = static_shape(value)
     return shape is not None and all(dim == 1 for dim in shape) and len(shape) <= 1
-
-
-def _erase_unread(node: ir.Node, rewriter: Rewriter) -> None:
-    if node.graph is not None and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
-        rewriter.erase(node)

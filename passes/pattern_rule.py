@@ -42,17 +42,6 @@ class PatternRule(Rule):
         result = self.rewrite(match, rewriter)
         values = [result] if isinstance(result, ir.Value) else list(result)
         rewriter.replace(node, [*values, *[None] * (len(node.outputs) - len(values))])
-        _erase_dead(match.covered[1:], rewriter)
+        for covered in match.covered[1:]:
+            rewriter.erase_unread(covered)
         return True
-
-
-def _erase_dead(nodes: list[ir.Node], rewriter: Rewriter) -> None:
-    """Erase matched nodes that nothing reads any more, consumers before producers."""
-    pending = [node for node in nodes if node.graph is not None]
-    while True:
-        dead = [n for n in pending if not any(o.uses() or o.is_graph_output() for o in n.outputs)]
-        if not dead:
-            return
-        for node in dead:
-            rewriter.erase(node)
-            pending.remove(node)

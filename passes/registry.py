@@ -22,6 +22,8 @@ _BUILT_IN = {
     "eliminate-identity": ".eliminate_identity",
     "fold-batch-norm": ".fold_batch_norm",
     "fold-constants": ".fold_constants",
+    "merge-reshapes": ".merge_reshapes",
+    "merge-slices": ".merge_slices",
     "merge-transposes": ".merge_transposes",
     "insert-qdq": ".insert_qdq",
     "prune-channels": ".prune_channels",

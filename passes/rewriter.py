@@ -197,6 +197,24 @@ class Rewriter:
             for user in value.consumers() if len(value.uses()) == 1 else ():
                 self._touch(user)
 
+    def erase_unread(self, node: ir.Node | None) -> None:
+        """Erase `node` where nothing reads it and, going up, what only it had read; constants included."""
+        pending = [node]
+        while pending:
+            candidate = pending.pop()
+            if candidate is None or candidate.graph is None:
+                continue
+            if any(output.uses() or output.is_graph_output() for output in candidate.outputs):
+                continue
+            operands = [value for value in dict.fromkeys(candidate.inputs) if value is not None]
+            self.erase(candidate)
+            for value in operands:
+                if value.is_initializer() and not (
+                    value.uses() or value.is_graph_output() or value.is_graph_input()
+                ):
+                    self.remove_initializer(value)
+                pending.append(value.producer())
+
     def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
         """Let input `index` of `node` read `value`; optional inputs up to `index` are added as needed."""
         self._changed()

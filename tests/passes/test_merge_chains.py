@@ -1,0 +1,179 @@
+"""merge-reshapes and merge-slices: text in, text out, same numbers."""
+
+import onnx_ir as ir
+import pytest
+from graphwright.passes.optimize import optimize
+
+
+def model_of(text: str) -> ir.Model:
+    model = ir.from_onnx_text('<ir_version: 10, opset_import: ["" : 23]>\n' + text)
+    for i, node in enumerate(model.graph):
+        node.name = f"{node.op_type}_{i}"
+    return model
+
+
+def run(text: str, pipeline: str):
+    result = optimize(model_of(text), pipeline, check_each=True)
+    return [node.op_type for node in result.model.graph], result.report.records[0], result.model
+
+
+def test_a_chain_of_reshapes_becomes_one():
+    ops, _, model = run(
+        """
+        g (float[2,3,4] x) => (float[1,24] y) <int64[3] s = {4, 3, 2}, int64[1] axis = {0}, int64[1] flat = {-1}> {
+            a = Reshape(x, s)
+            b = Reshape(a, flat)
+            y = Unsqueeze(b, axis)
+        }""",
+        "merge-reshapes",
+    )
+    assert ops == ["Reshape"]
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == [1, 24]
+
+
+def test_a_chain_back_to_the_start_vanishes():
+    ops, _, _ = run(
+        """
+        g (float[2,3,4] x) => (float[2,3,4] y) <int64[3] s = {2, 3, 4}> {
+            r = Relu(x)
+            a = Flatten <axis = 2> (r)
+            b = Reshape(a, s)
+            y = Neg(b)
+        }""",
+        "merge-reshapes",
+    )
+    assert ops == ["Relu", "Neg"]
+
+
+def test_one_dynamic_dimension_is_written_as_minus_one():
+    ops, _, model = run(
+        """
+        g (float[N,3,4] x) => (float[N,12] y) <int64 zero = {0}, int64[1] ax = {0}, int64[1] twelve = {12}> {
+            s = Shape(x)
+            n = Gather(s, zero)
+            m = Unsqueeze(n, ax)
+            t = Concat <axis = 0> (m, twelve)
+            y = Reshape(x, t)
+        }""",
+        "merge-reshapes",
+    )
+    assert ops == ["Reshape"]
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == [-1, 12]
+
+
+def test_two_dynamic_dimensions_stay():
+    ops, record, _ = run(
+        """
+        g (float[N,M,4] x) => (float[N,K] y) <int64[2] s = {0, -1}, int64[3] t = {0, -1, 4}> {
+            a = Reshape(x, t)
+            y = Reshape(a, s)
+        }""",
+        "merge-reshapes",
+    )
+    assert not record.changed
+    assert record.left_alone[0].reason == "more than one dimension of its output is unknown"
+
+
+def test_an_inner_reshape_with_other_readers_is_kept_for_them():
+    ops, _, _ = run(
+        """
+        g (float[2,6] x) => (float[12] y, float[3,4] z) <int64[2] s = {3, 4}, int64[1] t = {12}> {
+            a = Reshape(x, s)
+            y = Reshape(a, t)
+            z = Neg(a)
+        }""",
+        "merge-reshapes",
+    )
+    assert sorted(ops) == ["Neg", "Reshape", "Reshape"]
+
+
+SLICES = """
+g (float[2,8] x) => (float[2,{n}] y) <int64[1] one = {{1}}, int64[1] s0 = {{0}}, int64[1] s3 = {{3}}, int64[1] s5 = {{5}}, int64[1] s8 = {{8}}> {{
+    r = Relu(x)
+    a = Slice(r, s0, s3, one)
+    b = Slice(r, s3, s5, one)
+    c = Slice(r, s5, s8, one)
+    k = Concat <axis = 1> ({parts})
+    y = Neg(k)
+}}"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "n", "expected"),
+    [
+        ("a, b, c", 8, ["Relu", "Neg"]),
+        ("b, c", 5, ["Relu", "Slice", "Neg"]),
+        ("c, a, b", 8, ["Relu", "Slice", "Slice", "Concat", "Neg"]),
+        ("b, a", 5, ["Relu", "Slice", "Slice", "Concat", "Neg"]),
+        ("a, a", 6, ["Relu", "Slice", "Concat", "Neg"]),
+    ],
+)
+def test_neighbouring_slices_are_joined_in_order_only(parts, n, expected):
+    ops, _, _ = run(SLICES.format(parts=parts, n=n), "merge-slices,eliminate-dead")
+    assert ops == expected
+
+
+def test_a_split_put_together_again_vanishes():
+    ops, _, _ = run(
+        """
+        g (float[2,6] x) => (float[2,6] y) {
+            r = Relu(x)
+            a, b, c = Split <axis = 1, num_outputs = 3> (r)
+            k = Concat <axis = -1> (a, b, c)
+            y = Neg(k)
+        }""",
+        "merge-slices",
+    )
+    assert ops == ["Relu", "Neg"]
+
+
+def test_a_split_along_another_axis_stays():
+    ops, record, _ = run(
+        """
+        g (float[2,6] x) => (float[1,12] y) {
+            a, b = Split <axis = 0, num_outputs = 2> (x)
+            y = Concat <axis = 1> (a, b)
+        }""",
+        "merge-slices",
+    )
+    assert not record.changed
+
+
+def test_slices_of_slices_and_of_concats():
+    ops, _, _ = run(
+        """
+        g (float[2,4] x, float[2,4] z) => (float[2,2] y) <int64[1] ax = {1}, int64[1] s = {4}, int64[1] e = {8}, int64[1] m = {-3}, int64[1] big = {99}, int64[1] n1 = {1}, int64[1] n3 = {3}> {
+            k = Concat <axis = 1> (x, z)
+            a = Slice(k, s, e, ax)
+            b = Slice(a, m, big, ax)
+            c = Slice(b, n1, n3, ax)
+            y = Neg(c)
+        }""",
+        "merge-slices",
+    )
+    assert ops == ["Slice", "Neg"]
+
+
+def test_nested_concats_become_one():
+    ops, _, model = run(
+        """
+        g (float[2,1] a, float[2,2] b, float[2,3] c) => (float[2,7] y) {
+            k = Concat <axis = 1> (b, c)
+            y = Concat <axis = -1> (a, k, a)
+        }""",
+        "merge-slices",
+    )
+    assert ops == ["Concat"]
+    assert [value.name for value in model.graph[0].inputs] == ["a", "b", "c", "a"]
+
+
+def test_a_range_that_spans_operands_is_left_alone():
+    _, record, _ = run(
+        """
+        g (float[2,4] x, float[2,4] z) => (float[2,4] y) <int64[1] ax = {1}, int64[1] s = {2}, int64[1] e = {6}> {
+            k = Concat <axis = 1> (x, z)
+            y = Slice(k, s, e, ax)
+        }""",
+        "merge-slices",
+    )
+    assert [left.reason for left in record.left_alone] == ["the range spans several operands of the Concat"]
