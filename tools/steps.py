@@ -131,10 +131,8 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, lef
 
 
 def measured_step(name: str, model: ir.Model, **facts: Any) -> Step:
-    """A row whose size and work are those of `model`; `facts` are further fields of `Step`."""
-    shaped = clone(model)
-    infer_shapes(shaped)
-    counted = account(shaped)
+    """A row whose size and work are those of `model`, shapes known; `facts` are further fields of `Step`."""
+    counted = account(model)
     return Step(name, counted.nodes, counted.parameters, counted.macs, serialized_size(model), **facts)
 
 
@@ -153,7 +151,9 @@ class StepRecorder(Observer):
             from ..ir.reference import run_reference
 
             self.expected = run_reference(original, dict(feeds))
-        self.table = StepTable([measured_step("original", original)])
+        shaped = clone(original)
+        infer_shapes(shaped)
+        self.table = StepTable([measured_step("original", shaped)])
 
     def after_pass(self, instance: Pass, model: ir.Model, record: PassRecord) -> None:
         """Add the row of this pass."""

@@ -53,6 +53,9 @@ def compile_model(
     check_each: Annotated[
         bool, typer.Option("--check-each", help="Prove every lossless pass on several inputs.")
     ] = False,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="Check libraries for 64-bit ARM under qemu.")
+    ] = False,
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Time the result and the original if it runs here.")
     ] = True,
@@ -86,7 +89,7 @@ def compile_model(
             trials=trials,
             calibration=calibration_feeds(loaded.model, calibration, calibrate_random, seed),
             backend=backend,
-            check=check,
+            check="qemu" if check and emulate else check,
             check_feeds=feeds,
             check_each=check_each,
             observers=[recorder],
