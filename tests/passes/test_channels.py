@@ -140,7 +140,7 @@ def test_deep_graph_is_linear(network):
         return time.process_time() - start
 
     seconds(50)
-    small, large = seconds(250), seconds(2000)
+    small, large = seconds(100), seconds(800)
     assert large < 8 * small * 3
     assert large < 10
 

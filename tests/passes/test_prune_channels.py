@@ -595,13 +595,18 @@ def test_resnet18_at_half_has_the_published_size(network):
     assert [entry.op_type for entry in record.left_alone] == ["Gemm"]
 
 
+_slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("name", "share"),
     [
-        ("resnet18_small", 0.35),
         ("mobilenet_v2_small", 0.5),
         ("vit_s16_small", 0.65),
-        ("bert_base_small", 0.75),
+        pytest.param("resnet18_small", 0.4, marks=_slow),
+        pytest.param("bert_base_small", 0.75, marks=_slow),
+        pytest.param("resnet50", 0.26, marks=_slow),
+        pytest.param("bert_base", 0.51, marks=_slow),
     ],
 )
 def test_networks_traced_from_torch(name, share):
