@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from graphwright.backends.runner.build import build_runner
 from graphwright.backends.runner.run import run_artifact
-from graphwright.backends.runner.runtime import fetch_runtime
+from graphwright.backends.runner.runtime import runtime_libraries
 from graphwright.backends.target import resolve_target
 from graphwright.backends.weights import write_weights
 from graphwright.ir.compare import compare
@@ -21,7 +21,7 @@ def tools():
     for name in ("aarch64-linux-gnu-g++", "qemu-aarch64-static"):
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed; `make arm-tools` does it")
-    fetch_runtime("aarch64")
+    runtime_libraries("aarch64")  # says how to get them where they are not here
 
 
 @pytest.mark.parametrize("target", ["arm", "armv8.2-a-dotprod", "cortex-a76"])
