@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from .clone import clone
 from .macs import Size, node_macs, total
 from .weights import weigh
 
@@ -94,7 +95,7 @@ def _inlined(model: ir.Model) -> ir.Model:
 
     from .shapes import infer_shapes
 
-    copy = model.clone()
+    copy = clone(model)
     InlinePass()(copy)
     infer_shapes(copy)
     return copy

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
+
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def bodies_of(node: ir.Node) -> list[ir.Graph]:
@@ -16,3 +20,14 @@ def bodies_of(node: ir.Node) -> list[ir.Graph]:
         elif attribute.type == ir.AttributeType.GRAPHS:
             bodies.extend(attribute.as_graphs())
     return bodies
+
+
+def nodes_of(graph: ir.Graph) -> Iterator[ir.Node]:
+    """Yield the nodes of a graph, each followed by those of its bodies (`Graph.all_nodes`, only faster)."""
+    for node in graph:
+        yield node
+        for attribute in node.attributes.data.values():
+            if attribute.type in _GRAPHS and not attribute.is_ref():
+                for body in bodies_of(node):
+                    yield from nodes_of(body)
+                break

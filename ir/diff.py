@@ -14,12 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from .account import Account, account
+from .clone import clone
 from .errors import GraphwrightError, ToolError
 from .matching import Matching, attribute_key, same_content
 from .provenance import module_path
 from .text import attribute_text, name_text, node_text, tensor_text, type_text
 
 _INVENTED = re.compile(r"\b_d\d+\b")
+_CHUNK = 1 << 22
 _ORIGIN_KEYS = ("graphwright.pass", "graphwright.from")
 
 
@@ -171,8 +173,8 @@ def _with_shapes(model: ir.Model) -> ir.Model:
         return model
     from .shapes import infer_shapes
 
-    copy = model.clone()
     try:
+        copy = clone(model)
         infer_shapes(copy)
     except GraphwrightError:
         return model
@@ -185,7 +187,7 @@ def _totals(old: Account, new: Account, before: ir.Model, after: ir.Model) -> tu
         Total("parameters", old.parameters, new.parameters),
         Total("parameter bytes", old.parameter_bytes, new.parameter_bytes),
         Total("constant bytes", _constant_bytes(before), _constant_bytes(after)),
-        Total("MACs", old.macs or old.formula, new.macs or new.formula),
+        Total("MACs", *(a.formula if a.macs is None else a.macs for a in (old, new))),
     )
 
 
@@ -349,5 +351,10 @@ def _weight_change(
 def _distance(old: ir.TensorProtocol, new: ir.TensorProtocol) -> str:
     if not old.dtype.is_floating_point():
         return ""
-    delta = np.abs(np.asarray(old.numpy(), np.float64) - np.asarray(new.numpy(), np.float64))
-    return f", largest difference {float(np.nanmax(delta, initial=0.0)):.3g}"
+    a, b = (np.asarray(tensor.numpy()).reshape(-1) for tensor in (old, new))
+    largest = 0.0
+    for start in range(0, len(a), _CHUNK):
+        parts = (np.asarray(array[start : start + _CHUNK], np.float64) for array in (a, b))
+        delta = np.abs(np.subtract(*parts))
+        largest = max(largest, float(np.max(delta, initial=0.0, where=~np.isnan(delta))))
+    return f", largest difference {largest:.3g}"

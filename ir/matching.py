@@ -206,7 +206,7 @@ def _hashable(value: Any) -> Hashable:
 def content_key(tensor: ir.TensorProtocol) -> Hashable:
     """Element type, shape and a digest of the elements."""
     if tensor.dtype == ir.DataType.STRING:
-        return ("string", tuple(tensor.shape), np.asarray(tensor.numpy()).tobytes())
+        return ("string", tuple(tensor.shape), tuple(np.asarray(tensor.numpy()).reshape(-1).tolist()))
     digest = hashlib.blake2b(digest_size=16)
     data = raw_bytes(tensor)
     for start in range(0, len(data), _CHUNK):

@@ -12,8 +12,10 @@ from typing import Any
 
 import onnx_ir as ir
 
+from .bodies import bodies_of, nodes_of
 from .errors import ShapeError
 from .shape_checks import contradiction
+from .symbols import free_symbols, input_symbols, name_input_dims, symbol_name, symbols_of, values_of
 from .verify_nodes import describe
 
 _MODERN_BROADCASTING = 7
@@ -38,15 +40,13 @@ def infer_shapes(model: ir.Model) -> list[str]:
     """
     engine = _engine()
     context = engine.Context(model.opset_imports)
-    _name_input_dims(model)
+    name_input_dims(model)
     declared = [(value, value.shape) for value in model.graph.outputs]
     try:
         engine.run(context, model)
     finally:
         _clear_scratch(model, context.constants)
-    if model.opset_imports.get("", 0) >= _MODERN_BROADCASTING:
-        _check(model.graph.all_nodes())
-    return _corrections(declared) + _without_rule(model, engine)
+    return _corrections(declared) + _checked(model, engine)
 
 
 def infer_node(node: ir.Node, opset_imports: Mapping[str, int]) -> bool:
@@ -63,7 +63,7 @@ def infer_node(node: ir.Node, opset_imports: Mapping[str, int]) -> bool:
     if rule is None or any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
         return False
     context = engine.Context(opset_imports)
-    context.reserve_symbol_names(_symbols(v for v in (*node.inputs, *node.outputs) if v is not None))
+    context.reserve_symbol_names(symbols_of(v for v in (*node.inputs, *node.outputs) if v is not None))
     try:
         for value in node.inputs:
             if value is not None:
@@ -73,7 +73,7 @@ def infer_node(node: ir.Node, opset_imports: Mapping[str, int]) -> bool:
         raise ShapeError(f"{describe(node)}: {_reason(error)}") from error
     finally:
         _clear_values([*node.inputs, *node.outputs], context.constants)
-    _check([node])
+    _check(node)
     return all(value.shape is not None for value in node.outputs)
 
 
@@ -90,11 +90,12 @@ def bind_dims(model: ir.Model, dims: Mapping[str, int]) -> list[str]:
     Raises:
         ShapeError: no such symbol, input or axis, a size below 1, or a size that contradicts the model.
     """
+    name_input_dims(model)
     bindings: dict[str, int] = {}
     for key, size in dims.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ShapeError(f"dimension '{key}' must be a positive integer, not {size!r}")
-        symbol = _bind_axis(model, key, size) if ":" in key else key
+        symbol = _bind_axis(model, key, size) if ":" in key else symbol_name(key)
         if symbol is None:
             continue
         if bindings.setdefault(symbol, size) != size:
@@ -104,21 +105,10 @@ def bind_dims(model: ir.Model, dims: Mapping[str, int]) -> list[str]:
         if symbol not in known:
             names = ", ".join(f"'{name}'" for name in known) or "none"
             raise ShapeError(f"no input has a dimension '{symbol}'; the symbolic ones are: {names}")
-    for graph in model.graphs():
-        for value in _values(graph):
-            if value.shape is not None and not value.shape.is_static():
-                value.shape = _substituted(value.shape, bindings)
+    for value in values_of(model):
+        if value.shape is not None and not value.shape.is_static():
+            value.shape = _substituted(value.shape, bindings)
     return infer_shapes(model)
-
-
-def input_symbols(model: ir.Model) -> dict[str, str]:
-    """Symbolic dimensions of the graph inputs: symbol name -> where it occurs first (`x:0`)."""
-    found: dict[str, str] = {}
-    for value in model.graph.inputs:
-        for axis, dim in enumerate(value.shape or ()):
-            for name in [] if isinstance(dim, int) else _free(dim):
-                found.setdefault(name, f"{value.name}:{axis}")
-    return found
 
 
 def require_static(model: ir.Model) -> None:
@@ -143,7 +133,7 @@ def _require_static(value: ir.Value, origin: str, symbols: Mapping[str, str]) ->
     for axis, dim in enumerate(shape):
         if isinstance(dim, int):
             continue
-        used = {name: where for name, where in symbols.items() if name in _free(dim)}
+        used = {name: where for name, where in symbols.items() if name in free_symbols(dim)}
         what = f"dimension {axis} of value '{value.name}' {shape}, {origin}, is "
         if dim.value is None:
             fix = f"; give it a size with --dim {value.name}:{axis}=1" if value.is_graph_input() else ""
@@ -176,7 +166,7 @@ def _bind_axis(model: ir.Model, key: str, size: int) -> str | None:
         if dim != size:
             raise ShapeError(f"axis {axis} of input '{name}' is {dim}, it cannot become {size}")
         return None
-    if dim.value is not None and _free(dim) == {dim.value}:
+    if free_symbols(dim) == {dim.value}:
         return dim.value
     dims: list[Any] = list(value.shape)
     dims[axis] = size
@@ -192,54 +182,8 @@ def _substituted(shape: ir.Shape, bindings: Mapping[str, int]) -> ir.Shape:
         elif dim.value in bindings:
             dims.append(bindings[dim.value])
         else:
-            dims.append(dim.evaluate(bindings) if _free(dim) & bindings.keys() else dim)
+            dims.append(dim.evaluate(bindings) if free_symbols(dim) & bindings.keys() else dim)
     return ir.Shape(dims)
-
-
-def _free(dim: ir.SymbolicDim) -> set[str]:
-    """Symbols in a dimension; a name that is no expression (`batch size`) is a symbol of its own."""
-    if dim.value is None:
-        return set()
-    if dim.value.isidentifier():
-        return {dim.value}
-    try:
-        return set(dim.free_symbols())
-    except ValueError:
-        return {dim.value}
-
-
-def _symbols(values: Iterable[ir.Value]) -> set[str]:
-    return {
-        name
-        for value in values
-        if value.shape is not None
-        for dim in value.shape
-        if not isinstance(dim, int)
-        for name in _free(dim)
-    }
-
-
-def _values(graph: ir.Graph) -> Iterable[ir.Value]:
-    yield from graph.inputs
-    for node in graph:
-        yield from node.outputs
-
-
-def _name_input_dims(model: ir.Model) -> None:
-    """Call a nameless dimension of a graph input after the input, rather than `_d0`."""
-    taken: set[str] | None = None
-    for value in model.graph.inputs:
-        if value.shape is None or not value.shape.has_unknown_dim():
-            continue
-        if taken is None:
-            taken = _symbols(v for graph in model.graphs() for v in _values(graph))
-        stem = "".join(c if c.isalnum() else "_" for c in value.name or "input")
-        dims: list[Any] = list(value.shape)
-        for axis, dim in enumerate(dims):
-            name = f"{stem}_dim{axis}"
-            if dim == ir.SymbolicDim(None) and name.isidentifier() and name not in taken:
-                dims[axis] = name
-        value.shape = ir.Shape(dims)
 
 
 def _corrections(declared: list[tuple[ir.Value, ir.Shape | None]]) -> list[str]:
@@ -257,29 +201,33 @@ def _corrections(declared: list[tuple[ir.Value, ir.Shape | None]]) -> list[str]:
     return notes
 
 
-def _check(nodes: Iterable[ir.Node]) -> None:
-    for node in nodes:
-        problem = contradiction(node)
-        if problem is not None:
-            raise ShapeError(f"{describe(node)}: {problem}")
-
-
-def _without_rule(model: ir.Model, engine: Any) -> list[str]:
+def _checked(model: ir.Model, engine: Any) -> list[str]:
+    """Look for contradictions at every node; returns a note for each operator without a rule."""
+    modern = model.opset_imports.get("", 0) >= _MODERN_BROADCASTING
     missing: dict[tuple[str, str], ir.Node] = {}
-    for node in model.graph.all_nodes():
+    for node in nodes_of(model.graph):
+        if modern:
+            _check(node)
         if all(value.shape is not None or not value.name for value in node.outputs):
             continue
-        known = engine.rule(node, model.opset_imports) or node.op_identifier() in model.functions
-        if not known:
+        if engine.rule(node, model.opset_imports) is None and node.op_identifier() not in model.functions:
             missing.setdefault((node.domain, node.op_type), node)
     return [f"{describe(node)}: no shape rule for this operator" for node in missing.values()]
 
 
+def _check(node: ir.Node) -> None:
+    problem = contradiction(node)
+    if problem is not None:
+        raise ShapeError(f"{describe(node)}: {problem}")
+
+
 def _clear_scratch(model: ir.Model, constants: list[ir.Value]) -> None:
-    for graph in model.graphs():
-        _clear_values(_values(graph), ())
-    for function in model.functions.values():
-        _clear_values(_values(function.graph), ())
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        _clear_values(graph.inputs, ())
+        for node in nodes_of(graph):
+            _clear_values(node.outputs, ())
+            for body in bodies_of(node):
+                _clear_values(body.inputs, ())
     _clear_values((), constants)
 
 

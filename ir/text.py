@@ -79,8 +79,8 @@ def tensor_text(tensor: ir.TensorProtocol | None, *, elements: bool = True) -> s
     text = _dtype(tensor.dtype) + _shape(tensor.shape)
     if not elements or tensor.size > _INLINE_ELEMENTS:
         return text
-    if isinstance(tensor, ir.StringTensor):
-        return f"{text} {_value(list(tensor.string_data()))}"
+    if tensor.dtype == ir.DataType.STRING:
+        return f"{text} {_value(np.asarray(tensor.numpy()).reshape(-1).tolist())}"
     numbers = np.asarray(tensor.numpy()).reshape(-1)
     return f"{text} [{','.join(_number(number) for number in numbers)}]"
 

@@ -14,6 +14,8 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from .bodies import nodes_of
+
 Role = Literal["parameter", "encoding", "none"]
 """What a constant is to the operand that reads it: a weight, a statistic or scale of one, or neither."""
 
@@ -109,7 +111,7 @@ def weigh(graph: ir.Graph) -> Weights:
         if value.const_value is not None:
             tensors[value] = _stored(value.const_value)
             carried[value] = (tensors[value],)
-    for node in graph.all_nodes():
+    for node in nodes_of(graph):
         made = _made_by(node)
         if made is not None:
             tensors[node.outputs[0]] = made

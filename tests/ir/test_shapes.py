@@ -322,11 +322,39 @@ def test_dimensions_without_a_name_are_called_after_their_input():
     assert shape(model, "a") == "[3,4,5,5]"
 
 
-def test_names_that_are_no_expressions():
+@pytest.mark.parametrize("name", ["batch size!", "batch-size", "batch size"])
+def test_names_that_only_look_like_expressions(name):
     model = parse(HEADS)
-    model.graph.inputs[0].shape = ir.Shape(["batch size!", 5, 64])
-    bind_dims(model, {"batch size!": 3})
-    assert str(model.graph.inputs[0].shape) == "[3,5,64]"
+    model.graph.inputs[0].shape = ir.Shape([name, "seq", 64])
+    infer_shapes(model)
+    assert shape(model, "a") == "[batch_size,4,seq,seq]"
+    bind_dims(model, {name: 3})
+    assert str(model.graph.inputs[0].shape) == "[3,seq,64]"
+
+
+def test_expressions_in_other_inputs_stay_expressions():
+    model = parse("""
+    <ir_version: 10, opset_import: ["" : 23]>
+    pair (float[n,4] a, float[m,4] b) => (float[] y)
+    { y = Concat<axis=0>(a, b) }
+    """)
+    model.graph.inputs[1].shape = ir.Shape(["2*n", 4])
+    infer_shapes(model)
+    assert shape(model, "y") == "[3*n,4]"
+    bind_dims(model, {"n": 2})
+    assert shape(model, "y") == "[6,4]"
+
+
+def test_question_marks_are_no_common_name():
+    model = parse("""
+    <ir_version: 10, opset_import: ["" : 23]>
+    pair (float[n,4] a, float[m,4] b) => (float[] y)
+    { y = Concat<axis=0>(a, b) }
+    """)
+    for value_ in model.graph.inputs:
+        value_.shape = ir.Shape(["?", 4])
+    infer_shapes(model)
+    assert shape(model, "y") == "[a_dim0 + b_dim0,4]"
 
 
 @pytest.mark.parametrize(
