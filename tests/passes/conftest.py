@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphwright.ir.clone import clone
+from graphwright.ir.compare import compare
+from graphwright.ir.inputs import random_inputs
 from graphwright.ir.opset import CANONICAL_OPSET
+from graphwright.ir.reference import run_reference
 from graphwright.ir.shapes import infer_node, infer_shapes
 from graphwright.ir.verify import verify
+from graphwright.passes.channels import analyse, apply_removal, find_groups, masked_model, plan_removal
+from graphwright.passes.rewriter import Rewriter
 
 
 class Network:
@@ -97,3 +103,32 @@ class Network:
 def network():
     """The builder class: `net = network()`."""
     return Network
+
+
+def assert_exact(model, ratio=0.5, dims=None, seed=0):
+    """Remove the first classes of every group; the pruned model must equal the masked one. Returns both counts."""
+    model = clone(model)
+    infer_shapes(model)
+    found = analyse(model)
+    groups = find_groups(found)
+    removed = [int(c) for g in groups for c in g.classes[: int(len(g.classes) * ratio)]]
+    removal = plan_removal(found, removed)
+    pruned = clone(model)
+    apply_removal(pruned, removal, Rewriter(pruned))
+    verify(pruned)
+    declared = {v.name: v.shape for node in pruned.graph for v in node.outputs}
+    infer_shapes(pruned)
+    assert {v.name: v.shape for node in pruned.graph for v in node.outputs} == declared
+    feeds = random_inputs(model, seed=seed, dims=dims)
+    masked = run_reference(masked_model(model, removal), feeds)
+    found_far = compare(masked, run_reference(pruned, feeds))
+    assert found_far.max_rel <= 1e-5, found_far
+    if removed:
+        assert not compare(run_reference(model, feeds), masked).equal
+    return pruned, len(removed)
+
+
+@pytest.fixture(scope="session", name="assert_exact")
+def assert_exact_fixture():
+    """`pruned, number of removed classes = assert_exact(model)`."""
+    return assert_exact
