@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,13 @@ def test_python_shown_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), scope)
+
+
+def test_the_page_on_writing_a_pass_holds(cli, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "writing-a-pass.md").read_text(encoding="utf-8")
+    rule, test = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "fold_neg.py").write_text(rule)
+    assert cli("passes", "fold-neg", "--plugin", tmp_path / "fold_neg.py").code == 0
+    scope: dict[str, Callable[[], None]] = {}
+    exec(compile(test, "writing-a-pass.md", "exec"), scope)
+    scope["test_fold_neg"]()

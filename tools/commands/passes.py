@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ...passes.options import Option
 
 
+SELECTORS = ("only", "skip")
+"""Options that every pass has."""
+
+
 def passes(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="One pass to describe in full.", show_default=False)
@@ -41,6 +45,9 @@ def passes(
         return
     rows = [(cls.name, _lossless(cls), _purpose(cls), _option_names(cls)) for cls in classes]
     print_table(None, ["pass", "lossless", "purpose", "options"], rows, left=4)
+    print_line(
+        "Every pass also takes only= and skip=: a regular expression on node name, module path or op type."
+    )
     for preset, pipeline in PRESETS.items():
         print_line(f"{preset} = {pipeline}")
     for problem in broken.values():
@@ -106,7 +113,7 @@ def _lossless(cls: type[Pass]) -> str:
 def _option_names(cls: type[Pass]) -> str:
     from ...passes.options import options_of
 
-    return ", ".join(option.name for option in options_of(cls))
+    return ", ".join(option.name for option in options_of(cls) if option.name not in SELECTORS)
 
 
 def _default(option: Option) -> str:
