@@ -104,6 +104,8 @@ class PassContext:
         notes: Free lines for the report.
         details: JSON-able facts for the report.
         firings: Every rewrite of the driver, in order.
+        explain: Name of a node of which every attempt of a rule is to be recorded; None for none.
+        attempts: What the rules said to the node named by `explain`: (rule, outcome).
         rewrite_limit: The driver stops after this many rewrites; None for no limit. Bisection uses it.
     """
 
@@ -118,6 +120,8 @@ class PassContext:
     details: dict[str, Any] = field(default_factory=dict)
     firings: list[Firing] = field(default_factory=list)
     rewrite_limit: int | None = None
+    explain: str | None = None
+    attempts: list[tuple[str, str]] = field(default_factory=list)
     _rewriters: dict[int, Rewriter] = field(default_factory=dict, repr=False)
 
     def for_pass(self, active: Pass) -> PassContext:
@@ -129,6 +133,7 @@ class PassContext:
             self.progress,
             active,
             rewrite_limit=self.rewrite_limit,
+            explain=self.explain,
         )
 
     def count(self, statistic: str, n: int = 1) -> None:

@@ -13,10 +13,10 @@ import onnx_ir as ir
 
 from ..ir.errors import GraphwrightError, PassError
 from .base import Firing, PassContext
+from .rules import NoMatch, Rule
 
 if TYPE_CHECKING:
     from .rewriter import Rewriter
-    from .rules import Rule
 
 # A rule set that terminates needs a few rewrites per node; this is far beyond any of them.
 _REWRITES_PER_NODE = 8
@@ -38,7 +38,7 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
         nodes.extend(function.all_nodes())
     worklist = dict.fromkeys(reversed([n for n in nodes if everywhere or n.op_type in by_op]))
     budget = _REWRITES_PER_NODE * len(nodes) + 1000
-    refusals: dict[ir.Node, str] = {}
+    refusals: dict[ir.Node, dict[str, None]] = {}
     fired = 0
     while worklist:
         node, _ = worklist.popitem()
@@ -53,8 +53,12 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
                 return fired > 0
             name, op_type = node.name or "", node.op_type
             outcome = _attempt(rule, node, rewriter)
+            if context.explain == name:
+                context.attempts.append((rule.label, _said(outcome)))
+            if isinstance(outcome, NoMatch):
+                continue
             if isinstance(outcome, str):
-                refusals[node] = outcome
+                refusals.setdefault(node, {})[outcome] = None
                 continue
             if not outcome:
                 continue
@@ -72,10 +76,17 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
                     worklist.pop(touched, None)
                     worklist[touched] = None
             break
-    for node, reason in refusals.items():
+    rewriter.drop_orphans()
+    for node, reasons in refusals.items():
         if node.graph is not None:
-            context.leave(node, reason)
+            context.leave(node, "; ".join(reasons))
     return fired > 0
+
+
+def _said(outcome: bool | str) -> str:
+    if isinstance(outcome, str):
+        return str(outcome)
+    return "fired" if outcome else "not meant for this node"
 
 
 def _attempt(rule: Rule, node: ir.Node, rewriter: Rewriter) -> bool | str:

@@ -21,8 +21,8 @@ class MergeSlices(Pass):
     """Merge operators that cut a tensor up and put it together again.
 
     1. Concat(.., Concat(a, b), ..) on one axis is one Concat, if the inner one has no other reader.
-    2. Concat of all outputs of a Split in order, or of Slices that follow each other without a gap, on one axis
-       is the input, or one Slice of it.
+    2. Concat of all outputs of a Split in order, or of Slices that follow each other without a gap, on one
+       axis is the input, or one Slice of it.
     3. Slice(Slice(x)) on one axis with step 1 is one Slice.
     4. A Slice of a Concat that falls into one operand is a Slice of that operand, or the operand itself.
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from .matcher import Match, match_pattern
 from .patterns import Pattern, root_types
 from .rewriter import Rewriter
-from .rules import Rule
+from .rules import NoMatch, Rule
 
 
 class PatternRule(Rule):
@@ -35,7 +35,7 @@ class PatternRule(Rule):
         """Match at `node`, check, rewrite, and erase what the match leaves dead."""
         match, reason = match_pattern(self.pattern, node)
         if match is None:
-            return reason
+            return NoMatch(reason)
         refusal = self.check(match)
         if refusal is not None:
             return refusal

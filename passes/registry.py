@@ -25,6 +25,9 @@ _BUILT_IN = {
     "merge-reshapes": ".merge_reshapes",
     "merge-slices": ".merge_slices",
     "merge-transposes": ".merge_transposes",
+    "fuse-activation": ".fuse_activation",
+    "fuse-gemm": ".fuse_gemm",
+    "fuse-normalization": ".fuse_normalization",
     "insert-qdq": ".insert_qdq",
     "prune-channels": ".prune_channels",
 }

@@ -36,6 +36,7 @@ class Rewriter:
         self.rule = ""
         self._origin = origin
         self._created: list[str] = []
+        self._orphans: dict[ir.Value, None] = {}
         self._touched: dict[ir.Node, None] = {}
         self._names: set[str] = set()
         self._next_suffix: dict[str, int] = {}
@@ -193,12 +194,13 @@ class Rewriter:
         self._touched.pop(node, None)
         graph.remove(node, safe=True)
         for value in sources:
+            self._orphans.update({value: None} if value.is_initializer() else {})
             self._touch(value.producer())
             for user in value.consumers() if len(value.uses()) == 1 else ():
                 self._touch(user)
 
     def erase_unread(self, node: ir.Node | None) -> None:
-        """Erase `node` where nothing reads it and, going up, what only it had read; constants included."""
+        """Erase `node` where nothing reads it and, going up, what only it had read, constants included."""
         pending = [node]
         while pending:
             candidate = pending.pop()
@@ -206,14 +208,20 @@ class Rewriter:
                 continue
             if any(output.uses() or output.is_graph_output() for output in candidate.outputs):
                 continue
-            operands = [value for value in dict.fromkeys(candidate.inputs) if value is not None]
+            operands = [value for value in candidate.inputs if value is not None]
             self.erase(candidate)
-            for value in operands:
-                if value.is_initializer() and not (
-                    value.uses() or value.is_graph_output() or value.is_graph_input()
-                ):
-                    self.remove_initializer(value)
-                pending.append(value.producer())
+            pending.extend(value.producer() for value in operands)
+        self.drop_orphans()
+
+    def drop_orphans(self) -> None:
+        """Remove the initializers whose last reader was erased or read something else since the last call."""
+        orphans, self._orphans = self._orphans, {}
+        for value in orphans:
+            if (
+                not (value.uses() or value.is_graph_output() or value.is_graph_input())
+                and value.is_initializer()
+            ):
+                self.remove_initializer(value)
 
     def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
         """Let input `index` of `node` read `value`; optional inputs up to `index` are added as needed."""
@@ -224,6 +232,7 @@ class Rewriter:
         node.replace_input_with(index, value)
         self._touch(node)
         if old is not None:
+            self._orphans.update({old: None} if old.is_initializer() else {})
             self._touch(old.producer())
 
     def set_attribute(self, node: ir.Node, name: str, value: Any) -> None:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from .rewriter import Rewriter
 
 
+class NoMatch(str):
+    """Why a rule is not meant for a node at all; shown by `--explain` only, not among what was left alone."""
+
+
 class Rule:
     """One local rewrite, rooted at a node of one of `op_types`.
 
