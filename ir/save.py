@@ -9,8 +9,9 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -18,6 +19,9 @@ from .clone import clone
 from .errors import ModelError
 from .provenance import STACK_TRACE_KEY
 from .quiet import collected_warnings
+
+if TYPE_CHECKING:
+    import onnx
 
 # Protobuf messages end at 2 GB; the margin leaves room for the graph itself.
 _INLINE_LIMIT = 1_500_000_000
@@ -71,11 +75,35 @@ def save(
 def serialized_size(model: ir.Model) -> int:
     """Bytes that `save` writes for a model by default, external data included."""
     copy = _to_write(model, keep_paths=False)
-    if _tensor_bytes(copy) <= _INLINE_LIMIT:
-        return ir.to_proto(copy).ByteSize()
-    tensors = _externalize(copy, "weights.data")
-    last_end = max((offset + tensor.nbytes for tensor, offset in tensors), default=0)
-    return ir.to_proto(copy).ByteSize() + last_end
+    inline = _tensor_bytes(copy) <= _INLINE_LIMIT
+    tensors = _externalize(copy, "model.onnx.data")
+    with collected_warnings("onnx_ir"):
+        proto = ir.to_proto(copy)
+    if inline:
+        return _inline_size(proto, {str(tensor.name): tensor.nbytes for tensor, _ in tensors})
+    return proto.ByteSize() + max((offset + tensor.nbytes for tensor, offset in tensors), default=0)
+
+
+def _inline_size(proto: onnx.ModelProto, lengths: Mapping[str, int]) -> int:
+    """The size of a message after its external tensors were put into it, without copying them."""
+    external = [tensor for tensor in proto.graph.initializer if tensor.data_location == tensor.EXTERNAL]
+    for tensor in external:
+        tensor.ClearField("external_data")
+        tensor.ClearField("data_location")
+    graph_before = proto.graph.ByteSize()
+    graph_after = graph_before
+    for tensor in external:
+        empty, length = tensor.ByteSize(), lengths[tensor.name]
+        full = empty + 1 + _varint_size(length) + length
+        graph_after += full - empty + _varint_size(full) - _varint_size(empty)
+    return (
+        proto.ByteSize() + graph_after - graph_before + _varint_size(graph_after) - _varint_size(graph_before)
+    )
+
+
+def _varint_size(number: int) -> int:
+    """Bytes that protobuf spends on a length."""
+    return max(1, -(-number.bit_length() // 7))
 
 
 def _to_write(model: ir.Model, keep_paths: bool) -> ir.Model:
@@ -125,8 +153,7 @@ def _own_folders() -> list[str]:
 def _tensor_bytes(model: ir.Model) -> int:
     return sum(
         value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
+        for value in model.graph.initializers.values()
         if value.const_value is not None
     )
 
@@ -159,22 +186,21 @@ def _externalize(model: ir.Model, location: str) -> list[tuple[ir.TensorProtocol
     """Points large initializers at an external file; returns what it must hold at which offset."""
     tensors: list[tuple[ir.TensorProtocol, int]] = []
     offset = 0
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes <= _EXTERNAL_ABOVE:
-                continue
-            offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
-            tensors.append((tensor, offset))
-            value.const_value = ir.ExternalTensor(
-                location,
-                offset,
-                tensor.nbytes,
-                tensor.dtype,
-                shape=ir.Shape(tensor.shape.numpy()),
-                name=str(value.name),
-            )
-            offset += tensor.nbytes
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes <= _EXTERNAL_ABOVE:
+            continue
+        offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
+        tensors.append((tensor, offset))
+        value.const_value = ir.ExternalTensor(
+            location,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=str(value.name),
+        )
+        offset += tensor.nbytes
     return tensors
 
 

@@ -51,8 +51,11 @@ def test_round_trip(tmp_path, external, dtype):
     assert sorted(os.listdir(tmp_path)) == ["m.onnx"] + ["m.onnx.data"] * external
 
 
-def test_size_is_what_is_written(tmp_path):
-    model = small_model()
+@pytest.mark.parametrize("size", [10, 100, 300, 4000, 5000, 70000])
+def test_size_is_what_is_written(tmp_path, size):
+    model = small_model(size=size)
+    extra = ir.Value(name="extra", const_value=ir.tensor(np.ones((2, 256), np.float16), name="other name"))
+    model.graph.register_initializer(extra)
     save(model, tmp_path / "m.onnx")
     assert serialized_size(model) == (tmp_path / "m.onnx").stat().st_size
 
