@@ -39,6 +39,8 @@ class PassRecord:
         notes: Lines for the report.
         details: JSON-able facts for the report.
         check: Numbers of `--check-each`, or None where it was off.
+        firings: Every rewrite of the pass's rules, in order.
+        attempts: What each rule said to the node that was to be explained: (rule, outcome).
     """
 
     name: str
@@ -53,6 +55,8 @@ class PassRecord:
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     check: Equivalence | None = None
+    firings: list[Firing] = field(default_factory=list)
+    attempts: list[tuple[str, str]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON-able data; repeated reasons are grouped."""
@@ -106,6 +110,7 @@ class PassManager:
         seed: Seed handed to the passes.
         progress: Callback for long passes.
         rewrite_limit: Each pass stops after this many rewrites of its rules; for bisection.
+        explain: Name of a node of which every attempt of a rule is recorded.
 
     Attributes:
         firings: Every rewrite of the last run, also of one that failed.
@@ -124,6 +129,7 @@ class PassManager:
         seed: int = 0,
         progress: Any = None,
         rewrite_limit: int | None = None,
+        explain: str | None = None,
     ):
         self.pipeline = as_pipeline(pipeline)
         self.verify_each = verify_each
@@ -131,7 +137,9 @@ class PassManager:
         self.check_inputs = check_inputs
         self.observers = list(observers)
         self.firings: list[Firing] = []
-        self._context = PassContext(target, calibration, seed, progress, rewrite_limit=rewrite_limit)
+        self._context = PassContext(
+            target, calibration, seed, progress, rewrite_limit=rewrite_limit, explain=explain
+        )
 
     def run(self, model: ir.Model) -> tuple[ir.Model, list[PassRecord]]:
         """Run the pipeline on a copy of `model` (tensors are shared, the graph is not).
@@ -186,6 +194,8 @@ class PassManager:
             left_alone=context.left_alone,
             notes=context.notes,
             details=context.details,
+            firings=context.firings,
+            attempts=context.attempts,
         )
         if before is not None and context.changed:
             record.check = check_equivalent(before, model, inputs=self.check_inputs, seed=self._context.seed)

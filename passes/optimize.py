@@ -62,6 +62,7 @@ def optimize(
     observers: Sequence[Observer] = (),
     seed: int = 0,
     progress: Any = None,
+    explain: str | None = None,
 ) -> Result:
     """Apply a pipeline to a copy of `model`; `model` itself is not changed.
 
@@ -76,6 +77,7 @@ def optimize(
         observers: Watchers of the run.
         seed: Seed for everything random.
         progress: Called with (done, total, text) by long passes.
+        explain: Name of a node of which every attempt of a rule is recorded (see `passes.explain`).
 
     Raises:
         PipelineError: The pipeline text is wrong.
@@ -92,6 +94,7 @@ def optimize(
         calibration=calibration,
         seed=seed,
         progress=progress,
+        explain=explain,
     )
     optimized, records = manager.run(model)
     return Result(optimized, OptimizeReport(str(manager.pipeline), tuple(records)))

@@ -63,6 +63,15 @@ def opt(
     ] = False,
     timing: Annotated[bool, typer.Option("--timing", help="Print the time of every pass.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Print what every pass did and left alone.")] = False,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="NODE",
+            help="Say where a node came from, or which rules were tried on it and why each did not fire.",
+            show_default=False,
+        ),
+    ] = None,
     dump_dir: Annotated[
         Path | None,
         typer.Option(
@@ -87,6 +96,7 @@ def opt(
     _refuse_bad_output(output)
     from ...backends.target import resolve_target
     from ...ir.save import save
+    from ...passes.explain import explain as story_of
     from ...passes.optimize import optimize
     from ..observers import ChangePrinter, Dumper, Printer
     from ..steps import StepRecorder
@@ -116,14 +126,19 @@ def opt(
             check_inputs=[feeds] if feeds is not None else None,
             observers=observers,
             seed=seed,
+            explain=explain,
         )
+        story = story_of(graph, result.model, result.report.records, explain) if explain else []
         if output is not None:
             save(result.model, output)
     if as_json:
         written = str(output) if output else None
-        print_json({**result.report.to_json(), "table": recorder.table.to_json(), "output": written})
+        report = {**result.report.to_json(), "table": recorder.table.to_json(), "output": written}
+        print_json({**report, "explanation": story} if explain else report)
         return
     _print(result, recorder, timing=timing, stats=stats or check_each)
+    for line in story:
+        print_line(line)
     if output is not None:
         print_line(f"wrote {output}")
 
