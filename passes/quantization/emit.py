@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.constants import constant_array
+from ...ir.provenance import NAME_SCOPES_KEY
 from ..base import PassContext
 from ..leftovers import drop_unread
-from ..rewriter import Rewriter
+from ..rewriter import FROM_KEY, PASS_KEY, Rewriter
 from .arithmetic import Grid, fit_scales, quantize, quantize_bias, weight_scales
 from .operators import WeightedNode
 from .placement import Plan
@@ -90,12 +91,14 @@ class _ActivationStore:
             )
         node = quantized.producer()
         assert node is not None
+        _keep_only_the_module(node)
         quantized.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(self._dtype)))
         quantized.shape = value.shape
         (restored,) = rewriter.insert_after(
             node, "DequantizeLinear", [quantized, *operands], name=f"{value.name}_dequantized"
         )
         restored.type, restored.shape = value.type, value.shape
+        _keep_only_the_module(restored.producer())
         if everywhere:
             rewriter.replace_uses(value, restored)
             rewriter.set_input(node, 0, value)
@@ -187,7 +190,19 @@ class _WeightStore:
             before, "DequantizeLinear", operands, attributes, name=f"{hint}_dequantized"
         )
         restored.type, restored.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(list(stored.shape))
+        _keep_only_the_module(restored.producer())
         return restored
+
+
+def _keep_only_the_module(node: ir.Node | None) -> None:
+    """Drops what torch says about the neighbour that a pair was inserted at, all but its module path.
+
+    A pair is no torch operator, and in small models the texts would outweigh the int8 weights.
+    """
+    assert node is not None
+    ours = {PASS_KEY, FROM_KEY, NAME_SCOPES_KEY}
+    for key in [key for key in node.metadata_props if key not in ours]:
+        del node.metadata_props[key]
 
 
 def _key(matched: WeightedNode) -> _Key:

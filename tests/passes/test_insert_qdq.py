@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from graphwright.ir.compare import compare
 from graphwright.ir.errors import PassError
+from graphwright.ir.provenance import module_path
 from graphwright.ir.reference import Reference, run_reference
 from graphwright.ir.save import serialized_size
 from graphwright.passes.optimize import optimize
@@ -597,3 +598,17 @@ def test_random_networks_never_break(data):
     assert all(np.isfinite(array).all() for array in found.values())
     if magnitude == 1.0 and record.changed:
         assert compare(expected, found).cosine > 0.97
+
+
+def test_pairs_know_their_module_and_pass_and_nothing_else():
+    model = model_of("g (float[N,4] x, float[4,4] w, float[4] b) => (float[N,4] y) { y = Gemm(x, w, b) }")
+    model.graph[0].metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'head', 'linear']"
+    model.graph[0].metadata_props["pkg.torch.onnx.fx_node"] = "%linear : [num_users=1] = call_function"
+    quantized, _ = quantize(model)
+    inserted = [
+        node.inputs[i].producer() for node in quantized.graph if node.op_type == "Gemm" for i in (1, 2)
+    ]
+    assert [module_path(node) for node in inserted] == ["head", "head"]
+    assert all(node.metadata_props["graphwright.pass"] == "insert-qdq" for node in inserted)
+    assert not any("fx_node" in key for node in inserted for key in node.metadata_props)
+    assert "fx_node" in "".join(node_named(quantized, "Gemm_0").metadata_props)
