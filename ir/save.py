@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,25 +80,26 @@ def serialized_size(model: ir.Model) -> int:
     with collected_warnings("onnx_ir"):
         proto = ir.to_proto(copy)
     if inline:
-        return _inline_size(proto, {str(tensor.name): tensor.nbytes for tensor, _ in tensors})
+        return _inline_size(proto)
     return proto.ByteSize() + max((offset + tensor.nbytes for tensor, offset in tensors), default=0)
 
 
-def _inline_size(proto: onnx.ModelProto, lengths: Mapping[str, int]) -> int:
+def _inline_size(proto: onnx.ModelProto) -> int:
     """The size of a message after its external tensors were put into it, without copying them."""
-    external = [tensor for tensor in proto.graph.initializer if tensor.data_location == tensor.EXTERNAL]
-    for tensor in external:
+    growth = 0
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != tensor.EXTERNAL:
+            continue
+        length = next(int(entry.value) for entry in tensor.external_data if entry.key == "length")
         tensor.ClearField("external_data")
         tensor.ClearField("data_location")
-    graph_before = proto.graph.ByteSize()
-    graph_after = graph_before
-    for tensor in external:
-        empty, length = tensor.ByteSize(), lengths[tensor.name]
-        full = empty + 1 + _varint_size(length) + length
-        graph_after += full - empty + _varint_size(full) - _varint_size(empty)
-    return (
-        proto.ByteSize() + graph_after - graph_before + _varint_size(graph_after) - _varint_size(graph_before)
-    )
+        growth += _growth(tensor.ByteSize(), 1 + _varint_size(length) + length)
+    return proto.ByteSize() + _growth(proto.graph.ByteSize(), growth)
+
+
+def _growth(size: int, added: int) -> int:
+    """How much longer a nested message of `size` bytes makes its parent, its length prefix included."""
+    return added + _varint_size(size + added) - _varint_size(size)
 
 
 def _varint_size(number: int) -> int:
