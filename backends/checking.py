@@ -2,7 +2,9 @@
 
 Floating-point graphs only differ by the order of additions, so the bound is on the largest error relative to
 the largest output. In a graph with quantizers a difference in the last bit can move a value by a whole step,
-which then travels on; there the bound is on the signal-to-noise ratio, and both figures are reported.
+which travels on and makes others flip. So where the first bound is missed there, the signal-to-noise ratio is
+judged instead: it must be 30 dB, or be near what the reference itself shows when its inputs move in the fifth
+digit or its additions are reordered.
 """
 
 from __future__ import annotations
@@ -25,11 +27,20 @@ _HALF_RELATIVE_ERROR = {ir.DataType.FLOAT16: 1e-2, ir.DataType.BFLOAT16: 5e-2}
 """About ten units in the last place, since intermediate rounding differs."""
 
 MIN_QUANTIZED_SQNR_DB = 30.0
-"""Bound for graphs with quantizers. A step of int8 on every output value is about 38 dB below full scale, a
-wrong scale or zero point leaves less than 20."""
+"""Good enough for any graph with quantizers: a step of int8 on every output value is about 38 dB below full
+scale, a wrong scale or zero point leaves less than 20."""
 
+ROUNDING_MARGIN_DB = 6.0
+"""How much noisier than the reference's own rounding noise a compiled graph with quantizers may be."""
+
+LOWEST_SQNR_DB = 10.0
+"""Below this nothing is recognized any more, however much the graph amplifies rounding."""
+
+_MOVE = 1e-5
+"""Relative movement of the inputs, about what rounding adds up to in a deep network."""
+
+_MOVES = 3
 _QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
-
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -48,29 +59,70 @@ def check_against_reference(
     Raises:
         CompileError: an output is off; the line names it with its figures.
     """
-    expected = Reference(model).run(feeds)
-    actual = dict(run(feeds))
-    quantized = any(node.op_type in _QUANTIZERS for node in model.graph.all_nodes())
-    relative = _relative_bound(model)
+    reference = Reference(model)
+    expected = reference.run(feeds)
     try:
-        found = compare(expected, actual)
+        found = compare(expected, dict(run(feeds)))
     except ModelError as error:
         raise CompileError(f"the compiled model disagrees with the reference: {error}") from None
-    for name, figures in found.outputs.items():
-        exact = expected[name].dtype.kind in "biu" and not quantized
-        if exact and not figures.equal:
-            raise CompileError(_off(name, figures, "equality, since it holds integers"))
-        if quantized and not figures.sqnr_db >= MIN_QUANTIZED_SQNR_DB:
-            raise CompileError(_off(name, figures, f"SQNR >= {MIN_QUANTIZED_SQNR_DB:g} dB"))
-        if not quantized and not figures.max_rel <= relative:
-            raise CompileError(_off(name, figures, f"relative error <= {relative:g}"))
-    bound = f"SQNR >= {MIN_QUANTIZED_SQNR_DB:g} dB" if quantized else f"relative error <= {relative:g}"
-    notes = [
+    quantized = any(node.op_type in _QUANTIZERS for node in model.graph.all_nodes())
+    strict = _relative_bound(model)
+    bound = f"relative error <= {strict:g}"
+    missed = [name for name, figures in found.outputs.items() if not _within(figures, expected[name], strict)]
+    notes = _proves_little(expected)
+    if missed and not quantized:
+        exact = expected[missed[0]].dtype.kind in "biu"
+        required = "equality, since it holds integers" if exact else bound
+        raise CompileError(_off(missed[0], found.outputs[missed[0]], required))
+    if missed:
+        required_db = MIN_QUANTIZED_SQNR_DB
+        if min(found.outputs[name].sqnr_db for name in missed) < required_db:
+            noise = rounding_noise(model, reference, feeds, expected)
+            required_db = min(required_db, max(noise - ROUNDING_MARGIN_DB, LOWEST_SQNR_DB))
+            notes.append(f"rounding alone leaves {noise:.1f} dB in the reference of this quantized graph")
+        bound = f"SQNR >= {required_db:.1f} dB"
+        for name in missed:
+            if not found.outputs[name].sqnr_db >= required_db:
+                raise CompileError(_off(name, found.outputs[name], bound))
+    return Check(True, where, "", bound, found, tuple(notes))
+
+
+def rounding_noise(
+    model: ir.Model,
+    reference: Reference,
+    feeds: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+) -> float:
+    """The lowest SQNR (dB) that rounding differences alone cause in the reference of a quantized graph.
+
+    Inputs are moved by a hundred-thousandth, and the same graph is run with additions in another order (by
+    ONNX Runtime's optimizer).
+    """
+    from .onnxruntime import OnnxRuntimeExecutable
+
+    noise = [compare(expected, OnnxRuntimeExecutable(model).run(feeds)).sqnr_db]
+    for seed in range(_MOVES):
+        generator = np.random.default_rng(seed)
+        moved = {
+            name: (array * (1 + _MOVE * generator.standard_normal(array.shape))).astype(array.dtype)
+            if array.dtype.kind == "f"
+            else array
+            for name, array in feeds.items()
+        }
+        noise.append(compare(expected, reference.run(moved)).sqnr_db)
+    return min(noise)
+
+
+def _within(figures: Comparison, expected: np.ndarray, bound: float) -> bool:
+    return figures.equal if expected.dtype.kind in "biu" else figures.max_rel <= bound
+
+
+def _proves_little(expected: Mapping[str, np.ndarray]) -> list[str]:
+    return [
         f"output '{name}' is all {'zeros' if not np.any(array) else 'one value'} here, which proves little"
         for name, array in expected.items()
         if array.size > 1 and np.all(array == array.flat[0])
     ]
-    return Check(True, where, "", bound, found, tuple(notes))
 
 
 def _relative_bound(model: ir.Model) -> float:

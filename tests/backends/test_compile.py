@@ -4,13 +4,13 @@ import graphwright as gw
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphwright.backends import checking, library
 from graphwright.backends import compile as compiling
-from graphwright.backends import library
 from graphwright.backends.compiled import TvmExecutable
 from graphwright.backends.host import logical_cores
 from graphwright.ir.errors import CompileError, ShapeError, TargetError
 from graphwright.ir.inputs import random_inputs
-from graphwright.ir.reference import run_reference
+from graphwright.ir.reference import Reference, run_reference
 
 QUANTIZED = """quantized (float[1,16] x, float[16,8] w) => (float[1,8] y)
 <float sx = {0.02}, int8 zx = {3}, float sw = {0.05}, int8 zw = {0}, float sy = {0.05}, int8 zy = {-4}>
@@ -111,13 +111,34 @@ def test_a_library_that_computes_something_else_is_refused(mlp, monkeypatch):
 def test_quantized_graphs_are_judged_by_their_noise(build_model, monkeypatch):
     model = build_model(QUANTIZED, w=(16, 8))
     exe = gw.compile(model, "x86", pipeline="")
-    assert "SQNR" in exe.report.check.bound
+    assert exe.report.check.bound == "relative error <= 0.0001"
     monkeypatch.setattr(TvmExecutable, "_run", _off_by([0.05] + [0] * 7))
     flipped = gw.compile(model, "x86", pipeline="").report.check
     assert 30 <= flipped.comparison.sqnr_db < 60
+    assert flipped.bound == "SQNR >= 30.0 dB"
     monkeypatch.setattr(TvmExecutable, "_run", _off_by(0.5))
-    with pytest.raises(CompileError, match="required is SQNR >= 30 dB"):
+    with pytest.raises(CompileError, match=r"required is SQNR >= \d"):
         gw.compile(model, "x86", pipeline="")
+
+
+def test_a_graph_that_amplifies_rounding_is_judged_by_its_own_noise(build_model, monkeypatch):
+    model = build_model(QUANTIZED, w=(16, 8))
+    monkeypatch.setattr(checking, "rounding_noise", lambda *_: 20.0)
+    monkeypatch.setattr(TvmExecutable, "_run", _off_by([0.15] * 8))
+    check = gw.compile(model, "x86", pipeline="").report.check
+    assert 14 <= check.comparison.sqnr_db < 30
+    assert check.bound == "SQNR >= 14.0 dB"
+    assert check.notes == ("rounding alone leaves 20.0 dB in the reference of this quantized graph",)
+
+
+def test_rounding_noise_is_that_of_flipped_steps(build_model):
+    model = build_model(QUANTIZED, w=(16, 8))
+    reference = Reference(model)
+    halfway = {"x": np.full((1, 16), 0.03, np.float32)}  # 1.5 steps
+    noise = checking.rounding_noise(model, reference, halfway, reference.run(halfway))
+    assert noise < 60
+    settled = {"x": np.full((1, 16), 0.04, np.float32)}
+    assert checking.rounding_noise(model, reference, settled, reference.run(settled)) > 100
 
 
 def test_integer_outputs_must_be_equal(build_model, monkeypatch):
