@@ -36,6 +36,16 @@ class PassError(GraphwrightError):
     """A pass cannot do what it was asked to do, or broke the graph."""
 
 
+class PassCrash(PassError):
+    """A pass raised, left an invalid graph, or changed the outputs although it is lossless: a bug in the pass.
+
+    Attributes:
+        index: Position of the pass in its pipeline, from 0; -1 where it is not known.
+    """
+
+    index: int = -1
+
+
 class PipelineError(PassError):
     """A pipeline text names an unknown pass or option, or does not parse."""
 

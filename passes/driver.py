@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from ..ir.errors import GraphwrightError, PassError
+from ..ir.errors import GraphwrightError, PassCrash
 from .base import Firing, PassContext
 from .rules import NoMatch, Rule
 
@@ -29,7 +29,7 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
         Whether anything changed.
 
     Raises:
-        PassError: A rule raised, or the rules do not come to an end; the message names the rule and the node.
+        PassCrash: A rule raised, or the rules do not come to an end; the message names the rule and the node.
     """
     rewriter = context.rewriter(model)
     by_op, everywhere = _index(rules)
@@ -67,7 +67,7 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
             context.count(rule.label)
             context.firings.append(Firing(rule.label, name, op_type, rewriter.take_created()))
             if fired > budget:
-                raise PassError(
+                raise PassCrash(
                     f"rule '{rule.label}' keeps firing at node '{node.name}' ({node.op_type}): "
                     f"no fixpoint after {fired} rewrites of {len(nodes)} nodes"
                 )
@@ -97,7 +97,7 @@ def _attempt(rule: Rule, node: ir.Node, rewriter: Rewriter) -> bool | str:
     except GraphwrightError:
         raise
     except Exception as error:
-        raise PassError(f"{where} raised {type(error).__name__}: {error}") from error
+        raise PassCrash(f"{where} raised {type(error).__name__}: {error}") from error
     finally:
         rewriter.rule = ""
 

@@ -14,7 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..ir.clone import clone
-from ..ir.errors import GraphwrightError, PassError, VerifyError
+from ..ir.errors import GraphwrightError, PassCrash, PassError, VerifyError
 from ..ir.shapes import infer_shapes
 from ..ir.verify import verify
 from .base import Firing, LeftAlone, Pass, PassContext
@@ -146,7 +146,8 @@ class PassManager:
 
         Raises:
             VerifyError: The model is invalid before any pass ran.
-            PassError: A pass failed, left an invalid graph, or changed the outputs though it is lossless.
+            PassError: A pass cannot do what it was asked to do.
+            PassCrash: A pass raised, left an invalid graph, or changed the outputs though it is lossless.
         """
         self.firings = []
         verify(model)
@@ -156,7 +157,11 @@ class PassManager:
         for index, instance in enumerate(self.pipeline):
             for observer in self.observers:
                 observer.before_pass(instance, working, index, len(self.pipeline))
-            record = self._run_one(instance, working)
+            try:
+                record = self._run_one(instance, working)
+            except PassCrash as error:
+                error.index = index
+                raise
             records.append(record)
             for observer in self.observers:
                 observer.after_pass(instance, working, record)
@@ -174,9 +179,10 @@ class PassManager:
         except GraphwrightError as error:
             if str(error).startswith(f"pass '{instance.name}'"):
                 raise
-            raise PassError(f"pass '{instance.name}': {error}") from error
+            kind = type(error) if isinstance(error, PassCrash) else PassError
+            raise kind(f"pass '{instance.name}': {error}") from error
         except Exception as error:
-            raise PassError(f"pass '{instance.name}' failed: {type(error).__name__}: {error}") from error
+            raise PassCrash(f"pass '{instance.name}' failed: {type(error).__name__}: {error}") from error
         finally:
             self.firings.extend(context.firings)
         seconds = time.perf_counter() - start
@@ -200,7 +206,7 @@ class PassManager:
         if before is not None and context.changed:
             record.check = check_equivalent(before, model, inputs=self.check_inputs, seed=self._context.seed)
             if instance.lossless and not record.check.passed:
-                raise PassError(f"pass '{instance.name}' is lossless but changed the outputs: {record.check}")
+                raise PassCrash(f"pass '{instance.name}' is lossless but changed the outputs: {record.check}")
         return record
 
     @staticmethod
@@ -208,7 +214,7 @@ class PassManager:
         try:
             verify(model)
         except VerifyError as error:
-            raise PassError(f"pass '{instance.name}' left an {error}") from error
+            raise PassCrash(f"pass '{instance.name}' left an {error}") from error
 
 
 def count_nodes(model: ir.Model) -> int:

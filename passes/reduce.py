@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import onnx_ir as ir
 
 from ..ir.clone import clone
-from ..ir.errors import GraphwrightError, ToolError
+from ..ir.errors import GraphwrightError, PassCrash, ToolError
 from ..ir.load import load
 from ..ir.save import save
 from .base import Pass
@@ -149,6 +149,33 @@ def reduce(
     final = smallest if smallest is not None else clone(model)
     failure = failure_of(final, passes) or first
     return Reproducer(final, str(Pipeline(tuple(passes))), kept_bound, seed, failure)
+
+
+def save_crash(
+    model: ir.Model,
+    pipeline: str | Pass | Pipeline | list[Pass],
+    crash: PassCrash,
+    path: str | Path,
+    seed: int = 0,
+) -> Path:
+    """Write the model as it was right before a pass crashed, with that pass as pipeline, so that it replays.
+
+    Args:
+        model: The model that went into the whole pipeline.
+        pipeline: The whole pipeline.
+        crash: The error that running it raised.
+        path: Where to write.
+        seed: The seed of the run.
+
+    Returns:
+        The path written.
+    """
+    passes = list(as_pipeline(pipeline))
+    index = max(crash.index, 0)
+    before, _ = PassManager(passes[:index], seed=seed).run(model)
+    found = Failure("crash", str(crash))
+    Reproducer(before, str(Pipeline((passes[index],))), Bound(), seed, found).save(path)
+    return Path(path)
 
 
 def replay(path: str | Path, *, calibration: Any = None, target: Any = None) -> Failure | None:

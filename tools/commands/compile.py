@@ -72,9 +72,11 @@ def compile_model(
     text = pipeline_text(pipeline, preset)
     thread_count = parse_threads(threads)[0]
     _refuse_in_the_way(output)
+    from ...backends.compile import DEFAULT_PIPELINE
     from ...backends.compile import compile as compile_graph
     from ...backends.target import resolve_target
     from ..compile_table import complete_table, report_files
+    from ..reproducer import reproducer_on_crash
     from ..steps import StepRecorder
 
     resolved = resolve_target(target)
@@ -82,21 +84,22 @@ def compile_model(
         loaded = load_model(model, dim)
         feeds = check_feeds(loaded.model, loaded.example_inputs, seed) if check or measure else None
         recorder = StepRecorder(loaded.model, feeds if check else None)
-        executable = compile_graph(
-            loaded.model,
-            resolved,
-            pipeline=text,
-            trials=trials,
-            calibration=calibration_feeds(loaded.model, calibration, calibrate_random, seed),
-            backend=backend,
-            check="qemu" if check and emulate else check,
-            check_feeds=feeds,
-            check_each=check_each,
-            observers=[recorder],
-            source=model,
-            seed=seed,
-            progress=lambda step: say(f"{model} for {resolved.name}: {step}"),
-        )
+        with reproducer_on_crash(loaded.model, DEFAULT_PIPELINE if text is None else text, seed):
+            executable = compile_graph(
+                loaded.model,
+                resolved,
+                pipeline=text,
+                trials=trials,
+                calibration=calibration_feeds(loaded.model, calibration, calibrate_random, seed),
+                backend=backend,
+                check="qemu" if check and emulate else check,
+                check_feeds=feeds,
+                check_each=check_each,
+                observers=[recorder],
+                source=model,
+                seed=seed,
+                progress=lambda step: say(f"{model} for {resolved.name}: {step}"),
+            )
         if measure and feeds is not None and resolved.runs_here:
             say(f"{model} for {resolved.name}: measure")
             complete_table(recorder, loaded.model, executable, feeds, threads=thread_count)

@@ -99,6 +99,7 @@ def opt(
     from ...passes.explain import explain as story_of
     from ...passes.optimize import optimize
     from ..observers import ChangePrinter, Dumper, Printer
+    from ..reproducer import reproducer_on_crash
     from ..steps import StepRecorder
 
     resolved = resolve_target(target) if target is not None else None
@@ -116,18 +117,19 @@ def opt(
     if dump_dir is not None:
         observers.append(Dumper(dump_dir))
     with progress(f"running {text}", quiet=as_json):
-        result = optimize(
-            graph,
-            text,
-            calibration=calibration_feeds(graph, calibration, calibrate_random, seed),
-            target=resolved,
-            verify_each=verify_each,
-            check_each=check_each,
-            check_inputs=[feeds] if feeds is not None else None,
-            observers=observers,
-            seed=seed,
-            explain=explain,
-        )
+        with reproducer_on_crash(graph, text, seed):
+            result = optimize(
+                graph,
+                text,
+                calibration=calibration_feeds(graph, calibration, calibrate_random, seed),
+                target=resolved,
+                verify_each=verify_each,
+                check_each=check_each,
+                check_inputs=[feeds] if feeds is not None else None,
+                observers=observers,
+                seed=seed,
+                explain=explain,
+            )
         story = story_of(graph, result.model, result.report.records, explain) if explain else []
         if output is not None:
             save(result.model, output)
