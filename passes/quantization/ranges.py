@@ -99,14 +99,16 @@ class _Probe:
         self._model = clone(model)
         self._nodes = 0
         graph = self._model.graph
-        values = {str(value.name): value for node in graph for value in node.outputs}
-        values.update((str(value.name), value) for value in graph.inputs)
+        values = {str(value.name): value for value in graph.inputs}
+        values.update((str(value.name), value) for node in graph for value in node.outputs)
         self._outputs: dict[str, list[str]] = {}
         outputs = []
-        for name, calibrator in calibrators.items():
+        # ONNX Runtime works its way back from the last leaf: with the probes of the earliest values there, a
+        # value is reduced and freed as soon as it is computed, instead of all being kept to the end.
+        for name in [name for name in reversed(values) if name in calibrators]:
             # Minimum and maximum may drop a NaN (comparisons with it are false); a sum of magnitudes cannot.
             alarm = self.op("ReduceL1", [values[name]], {"keepdims": 0})
-            probes = [alarm, *calibrator.probe(self, values[name], round_index)]
+            probes = [alarm, *calibrators[name].probe(self, values[name], round_index)]
             self._outputs[name] = [str(value.name) for value in probes]
             outputs.extend(probes)
         graph.outputs[:] = outputs

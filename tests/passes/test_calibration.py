@@ -1,5 +1,8 @@
 """Calibration data, calibrators and measured ranges."""
 
+import subprocess
+import sys
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -237,6 +240,36 @@ def test_data_streams(model, samples):
     seen.clear()
     measure_ranges(model, ["y"], as_calibration([samples] * 2), Percentile, lambda *args: seen.append(args))
     assert [entry[:2] for entry in seen] == [(i, 4) for i in range(1, 5)]
+
+
+DEEP = """
+import resource, sys
+import numpy as np
+import onnx_ir as ir
+from graphwright.passes.quantization.calibration import Calibration
+from graphwright.passes.quantization.calibrators import MinMax
+from graphwright.passes.quantization.ranges import measure_ranges
+
+body = " ".join(f"v{i} = Tanh(v{i - 1})" for i in range(1, 101))
+model = ir.from_onnx_text(
+    f'<ir_version: 10, opset_import: ["" : 23]> g (float[N,1024] v0) => (float[N,1024] v100) {{ {body} }}'
+)
+names = [f"v{i}" for i in range(101)]
+
+def peak(rows):
+    data = Calibration.from_arrays({"v0": np.ones((rows, 1024), np.float32)}, batch=rows)
+    measure_ranges(model, names, data, MinMax)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+small = peak(1)
+print((peak(1024) - small) / (1024 * 1024 * 4))
+"""
+
+
+def test_activations_are_reduced_and_freed_one_by_one():
+    """The peak for 101 activations is a few of them, not all."""
+    result = subprocess.run([sys.executable, "-c", DEEP], capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 12
 
 
 def test_the_model_is_not_touched(model, samples):
