@@ -43,4 +43,4 @@ class Check:
         if not self.checked:
             return f"not checked: {self.reason}"
         emulated = " (under qemu)" if self.where == "qemu" else ""
-        return f"equals the reference{emulated}: {self.comparison}; bound: {self.bound}"
+        return f"agrees with the reference{emulated}: {self.comparison}; bound: {self.bound}"
