@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.errors import ToolError
+from ..ir.errors import PassError, ToolError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from ..passes.quantization.calibration import Calibration
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -105,55 +107,25 @@ def _fitting(array: np.ndarray, name: str, shape: Sequence[int | str], dtype: An
 
 def calibration_feeds(
     model: ir.Model, path: Path | None, random_count: int = 0, seed: int = 0
-) -> list[dict[str, np.ndarray]] | None:
-    """Calibration data as a list of feeds, or None where the user gave none.
+) -> Calibration | None:
+    """Calibration data for passes that look at activations, or None where the user gave none.
 
-    A file's arrays may be longer along the first axis than the model's batch; they are then cut into batches
-    (a remainder is left out). A folder contributes every `.npz` in it, in the order of their names.
+    The data is read batch by batch when a pass wants it; only the first batch is checked right away.
 
     Raises:
         ToolError: a file or folder is missing, empty or does not fit the model's inputs.
     """
     if path is not None and random_count:
         raise ToolError("give either --calibration or --calibrate-random, not both")
-    if random_count:
-        from ..ir.inputs import random_inputs
+    from ..passes.quantization.calibration import Calibration
 
-        return [random_inputs(model, seed=seed + index) for index in range(random_count)]
+    if random_count:
+        return Calibration.random_data(random_count, seed)
     if path is None:
         return None
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-    if not files:
-        raise ToolError(f"calibration folder '{path}' holds no .npz file")
-    signature = input_signature(model)
-    feeds = [batch for file in files for batch in _batches(read_npz(file), signature, f"'{file}'")]
-    if not feeds:
-        raise ToolError(f"'{path}' holds fewer samples than one batch of the model")
-    return feeds
-
-
-def _batches(
-    arrays: Mapping[str, np.ndarray], signature: Sequence[tuple[str, Sequence[int | str], Any]], source: str
-) -> list[dict[str, np.ndarray]]:
-    named = _by_name(arrays, signature, source)
-    sizes = {
-        (len(named[name]), shape[0])
-        for name, shape, _ in signature
-        if shape and isinstance(shape[0], int) and named[name].ndim == len(shape)
-    }
-    counts = {length // batch for length, batch in sizes if batch}
-    if len(counts) != 1 or counts == {1}:
-        return [match_feeds(named, signature, source)]
-    count = counts.pop()
-    return [
-        match_feeds(
-            {name: _slice(named[name], shape, index) for name, shape, _ in signature}, signature, source
-        )
-        for index in range(count)
-    ]
-
-
-def _slice(array: np.ndarray, shape: Sequence[int | str], index: int) -> np.ndarray:
-    if not shape or not isinstance(shape[0], int):
-        return array
-    return array[index * shape[0] : (index + 1) * shape[0]]
+    try:
+        calibration = Calibration.load(path)
+        next(calibration.batches(model))
+    except PassError as error:
+        raise ToolError(str(error)) from None
+    return calibration
