@@ -150,7 +150,7 @@ def _rolled(spec: ConvTransposeSpec, writer: Writer, target: TargetNumbers) -> K
                 "c",
                 depth,
                 lambda c: accumulators.multiply_add(
-                    (0,),
+                    range(1),
                     lambda _: emit.load(data, [n, row, column, group * depth + c]),
                     lambda v: emit.load(weights, [block, kh, kw, c, v * lanes], lanes),
                 ),

@@ -40,6 +40,11 @@ def loop(
     return tirx.For(variable, start, extent, kind, flatten([statement]))
 
 
+def unrolled(name: str, extent: int, body: Callable[[Any], Any], start: int = 0) -> Any:
+    """A loop that is written out before code generation; until then it keeps the statements few."""
+    return loop(name, extent, body, ForKind.UNROLLED, start)
+
+
 def parallel(name: str, extent: int, body: Callable[[Any], Any], enabled: bool = True) -> Any:
     """A loop whose iterations are divided between the worker threads."""
     return loop(name, extent, body, ForKind.PARALLEL if enabled and extent > 1 else ForKind.SERIAL)

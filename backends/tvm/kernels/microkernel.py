@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -20,6 +20,7 @@ from .emit import (
     loop,
     splat,
     store,
+    unrolled,
     when,
 )
 from .interface import Epilogue, Index
@@ -32,50 +33,66 @@ _UNROLLED_OPERATIONS = 12
 class Accumulators:
     """`tile.pixels x tile.vectors` vector registers.
 
-    Every index is a constant, which lets LLVM keep the buffer in registers.
+    Once loops are unrolled every index is a constant, which lets LLVM keep the buffer in registers.
     """
 
     def __init__(self, tile: Tile):
         self.tile = tile
         self.buffer, self._allocation = allocate("acc", (tile.pixels * tile.block,))
+        self._columns, self._columns_allocation = allocate("columns", (tile.block,))
 
-    def position(self, pixel: int, vector: int) -> int:
+    def position(self, pixel: Any, vector: Any) -> Any:
         """Where the register of a pixel and a vector begins."""
         return (pixel * self.tile.vectors + vector) * self.tile.lanes
 
     def clear(self, value: float = 0.0) -> Statements:
         """Allocate and set to `value`."""
-        lanes = self.tile.lanes
-        cells = range(0, self.tile.pixels * self.tile.block, lanes)
+        lanes, cells = self.tile.lanes, self.tile.pixels * self.tile.vectors
+        fill = constant(value, lanes)
         return [
             self._allocation,
-            *(store(self.buffer, constant(value, lanes), [cell], lanes) for cell in cells),
+            self._columns_allocation,
+            unrolled("cell", cells, lambda cell: store(self.buffer, fill, [cell * lanes], lanes)),
         ]
 
     def multiply_add(
-        self, pixels: Iterable[int], row: Callable[[int], Any], column: Callable[[int], Any]
+        self, pixels: range, row: Callable[[Any], Any], column: Callable[[Any], Any]
     ) -> Statements:
         """acc[p, v] += row(p) * column(v), with a scalar per pixel and a vector per column."""
         lanes = self.tile.lanes
-        statements: Statements = []
-        columns = []
-        for vector in range(self.tile.vectors):
-            name, bound = hold(f"w{vector}", column(vector), lanes)
-            statements.append(bound)
-            columns.append(name)
-        for pixel in pixels:
-            name, bound = hold(f"x{pixel}", row(pixel))
-            statements.append(bound)
-            for vector in range(self.tile.vectors):
-                statements.append(self.update(pixel, vector, splat(name, lanes) * columns[vector]))
-        return statements
+
+        def own(vector: Any) -> list[Any]:
+            return [vector * lanes]
+
+        def pixel_row(pixel: Any) -> Statements:
+            name, bound = hold("x", row(pixel))
+
+            def cell(vector: Any) -> Any:
+                product = splat(name, lanes) * load(self._columns, own(vector), lanes)
+                return self.update(pixel, vector, product)
+
+            return [bound, unrolled("vector", self.tile.vectors, cell)]
+
+        return [
+            unrolled("vector", self.tile.vectors, lambda v: store(self._columns, column(v), own(v), lanes)),
+            unrolled("pixel", len(pixels), pixel_row, start=pixels.start),
+        ]
 
     def update(
-        self, pixel: int, vector: int, value: Any, combine: Callable[[Any, Any], Any] = operator.add
+        self, pixel: Any, vector: Any, value: Any, combine: Callable[[Any, Any], Any] = operator.add
     ) -> Any:
         """acc[pixel, vector] = combine(acc[pixel, vector], value)."""
         at = [self.position(pixel, vector)]
         return store(self.buffer, combine(load(self.buffer, at, self.tile.lanes), value), at, self.tile.lanes)
+
+    def copy_to(self, target: Any) -> Statements:
+        """Copy all registers to a buffer of the same length."""
+        lanes, cells = self.tile.lanes, self.tile.pixels * self.tile.vectors
+
+        def copy(cell: Any) -> Any:
+            return store(target, load(self.buffer, [cell * lanes], lanes), [cell * lanes], lanes)
+
+        return [unrolled("cell", cells, copy)]
 
 
 class Writer:
@@ -153,32 +170,21 @@ class Writer:
             )
 
         whole, rest = divmod(channels, tile.lanes)
-        if not self.is_heavy:
-            widths = [tile.lanes] * whole + ([rest] if rest else [])
+        source, position, prepare, repeat = accumulators.buffer, accumulators.position, [], unrolled
+        if self.is_heavy:
+            source, allocation = allocate("staged", (tile.pixels * tile.block,))
+            prepare = [allocation, *accumulators.copy_to(source)]
+            repeat = loop
+
+        def pixel_row(pixel: Any) -> Statements:
+            tail = vector(source, position(pixel, whole), pixel, whole * tile.lanes, rest)
             return [
-                vector(accumulators.buffer, accumulators.position(p, v), p, v * tile.lanes, width)
-                for p in range(tile.pixels)
-                for v, width in enumerate(widths)
+                repeat(
+                    "vector",
+                    whole,
+                    lambda v: vector(source, position(pixel, v), pixel, v * tile.lanes, tile.lanes),
+                ),
+                tail if rest else [],
             ]
-        staged, allocation = allocate("staged", (tile.pixels * tile.block,))
-        copies = [
-            store(staged, load(accumulators.buffer, [cell], tile.lanes), [cell], tile.lanes)
-            for cell in range(0, tile.pixels * tile.block, tile.lanes)
-        ]
 
-        def pixel_row(pixel: Any) -> Any:
-            row = pixel * tile.block
-            parts: Statements = []
-            if whole:
-                parts.append(
-                    loop(
-                        "vector",
-                        whole,
-                        lambda v: vector(staged, row + v * tile.lanes, pixel, v * tile.lanes, tile.lanes),
-                    )
-                )
-            if rest:
-                parts.append(vector(staged, row + whole * tile.lanes, pixel, whole * tile.lanes, rest))
-            return parts
-
-        return [allocation, *copies, loop("pixel", tile.pixels, pixel_row)]
+        return [*prepare, repeat("pixel", tile.pixels, pixel_row)]

@@ -32,7 +32,7 @@ class Product:
     tile: Tile
     row: Callable[[Index, Any, Any], Any]
     """(batch index, row, k) -> one value of the left operand."""
-    column: Callable[[Index, Any, Any, int], Any]
+    column: Callable[[Index, Any, Any, Any], Any]
     """(batch index, block, k, vector of the block) -> one vector of the right operand."""
     index: Callable[[Index, Any, Any], Index]
     """(batch index, row, column) -> logical output index."""

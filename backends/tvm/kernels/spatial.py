@@ -136,7 +136,7 @@ class SpatialConvolution:
         weights: Any,
         first: int,
         taps: int,
-        valid: tuple[int, ...],
+        valid: range,
     ) -> Any:
         """Multiply-adds of a run of kernel columns, given where the kernel row's data and weights begin."""
         spec, tile = self.spec, self.tile
@@ -165,11 +165,12 @@ class SpatialConvolution:
         )
 
 
-def tap_runs(spec: Conv2dSpec, ow: Any, pixels: int) -> list[tuple[int, int, tuple[int, ...]]]:
+def tap_runs(spec: Conv2dSpec, ow: Any, pixels: int) -> list[tuple[int, int, range]]:
     """Runs of kernel columns that read inside the image for the same pixels: (first, count, pixels)."""
-    runs: list[tuple[int, int, tuple[int, ...]]] = []
+    runs: list[tuple[int, int, range]] = []
     for kw in range(spec.kernel[1]):
-        valid = tuple(p for p in range(pixels) if column_inside(spec, ow, p, kw))
+        inside = [p for p in range(pixels) if column_inside(spec, ow, p, kw)]
+        valid = range(inside[0], inside[-1] + 1) if inside else range(0)
         if runs and runs[-1][2] == valid:
             runs[-1] = (runs[-1][0], runs[-1][1] + 1, valid)
         else:
