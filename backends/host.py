@@ -54,6 +54,9 @@ _ARM_FEATURES = ("neon", "dotprod", "fullfp16", "i8mm")
 
 _X86_FEATURES = tuple(dict.fromkeys(feature for listed in reversed(X86_CPUS.values()) for feature in listed))
 
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+"""The driver's numbers of these device attributes."""
+
 _DEFAULT_CACHES = {1: 32 << 10, 2: 512 << 10, 3: 0}
 
 
@@ -195,17 +198,35 @@ def _cgroup_quota() -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
+def cuda_problem(arch: str) -> str | None:
+    """Why code for a compute capability ("sm_90") cannot run here, or None if it can.
+
+    Machine code runs on devices of the same major version and the same or a later minor one.
+    """
+    found = cuda_capability()
+    if isinstance(found, str):
+        return found
+    digits = re.sub(r"\D", "", arch)
+    major, minor = int(digits[:-1]), int(digits[-1])
+    if found[0] != major or found[1] < minor:
+        return f"this machine's GPU is sm_{found[0]}{found[1]}, the code is for {arch}"
+    return None
+
+
 @functools.lru_cache(maxsize=1)
-def cuda_problem() -> str | None:
-    """Why no CUDA device can be used here, or None if one can."""
+def cuda_capability() -> tuple[int, int] | str:
+    """Compute capability of the first GPU, or why there is none."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-        count = ctypes.c_int(0)
-        if driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value:
-            return None
+        count, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+        if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+            return "this machine has no CUDA device"
+        for attribute, value in ((_CAPABILITY_MAJOR, major), (_CAPABILITY_MINOR, minor)):
+            if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0):
+                return "this machine's CUDA device does not answer"
     except (OSError, AttributeError):
         return "this machine has no NVIDIA driver"
-    return "this machine has no CUDA device"
+    return major.value, minor.value
 
 
 def _read(path: str | Path) -> str:

@@ -81,7 +81,7 @@ class Target:
         missing = sorted(set(self.features) - host_features()) if self.kind == "llvm" else []
         if missing:
             return f"this CPU lacks {', '.join(missing)}"
-        return cuda_problem() if self.device == "cuda" else None
+        return cuda_problem(self.cpu) if self.device == "cuda" else None
 
     def to_tvm(self) -> dict[str, Any]:
         """The dictionary that `tvm.target.Target` takes, the host part of a GPU target included."""

@@ -57,7 +57,14 @@ def import_runtime(*, cuda: bool = False) -> ModuleType:
         ffi = importlib.import_module("tvm_ffi")
     _load("libtvm_runtime.so")
     if cuda:
+        from .cross import cuda_home, cudart, find_nvcc
+
+        nvcc = find_nvcc()
+        home = cuda_home(nvcc) if nvcc else None
+        runtime = cudart(home) if home else None
         try:
+            if runtime:  # found by its name from here on, whether it is on the search path or not
+                ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
             _load("libtvm_runtime_cuda.so")
         except OSError as error:
             raise TargetError(f"TVM's runtime for NVIDIA GPUs does not load: {error}") from None

@@ -203,3 +203,20 @@ def test_families_and_features():
     assert arm.has("neon", "dotprod")
     assert not arm.has("neon", "i8mm")
     assert dataclasses.replace(arm, cores=2).to_tvm()["num-cores"] == 2
+
+
+@pytest.mark.parametrize(
+    ("found", "arch", "said"),
+    [
+        ((9, 0), "sm_90", None),
+        ((9, 0), "sm_90a", None),
+        ((8, 6), "sm_80", None),
+        ((8, 0), "sm_86", "this machine's GPU is sm_80, the code is for sm_86"),
+        ((10, 0), "sm_90", "this machine's GPU is sm_100, the code is for sm_90"),
+        ((10, 0), "sm_100", None),
+        ("this machine has no NVIDIA driver", "sm_90", "this machine has no NVIDIA driver"),
+    ],
+)
+def test_a_gpu_must_be_of_the_right_generation(monkeypatch, found, arch, said):
+    monkeypatch.setattr(host, "cuda_capability", lambda: found)
+    assert host.cuda_problem(arch) == said
