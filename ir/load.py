@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import re
 import sys
@@ -26,7 +27,7 @@ from .verify import verify
 if TYPE_CHECKING:
     import onnx
 
-_CALLABLE = re.compile(r"^(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)$")
+_CALLABLE = re.compile(r"^(?P<module>[A-Za-z_][\w.]*|.+\.py):(?P<name>[A-Za-z_][\w.]*)$")
 _MAX_MESSAGE = 2**31 - 1
 
 
@@ -72,9 +73,10 @@ def load_any(spec: str | os.PathLike[str]) -> LoadedModel:
 
     Args:
         spec: an `.onnx` file, a `.pt2` file, or `package.module:callable`, importable from the current
-            folder. The callable takes no arguments and returns one of: a torch module and its example inputs
-            (a tensor, a tuple of positional inputs or a dict of keyword inputs), optionally followed by the
-            dynamic shapes as for `trace`; a `torch.export.ExportedProgram`; an `onnx_ir.Model`.
+            folder, or `folder/file.py:callable`. The callable takes no arguments and returns one of: a torch
+            module and its example inputs (a tensor, a tuple of positional inputs or a dict of keyword
+            inputs), optionally followed by the dynamic shapes as for `trace`; a
+            `torch.export.ExportedProgram`; an `onnx_ir.Model`.
 
     Raises:
         ModelError: there is no such file, module or callable, or what it gives is not a model.
@@ -179,9 +181,11 @@ def _from_callable(spec: str, module_name: str, attribute: str) -> LoadedModel:
     from .trace import is_exported_program, is_torch_module, trace_with_inputs
 
     try:
-        found: Any = importlib.import_module(module_name)
+        found: Any = _import(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
+    except GraphwrightError:
+        raise
     except ModuleNotFoundError as error:
         raise ModelError(f"'{spec}': no module named '{error.name}' can be imported from here") from error
     except AttributeError as error:
@@ -211,6 +215,21 @@ def _from_callable(spec: str, module_name: str, attribute: str) -> LoadedModel:
         f"'{spec}' returned {_describe(made)}; it must return (torch module, example inputs), "
         "an ExportedProgram or an onnx_ir.Model"
     )
+
+
+def _import(name: str) -> Any:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    if not os.path.isfile(name):
+        raise ModelError(f"there is no file '{name}'")
+    spec = importlib.util.spec_from_file_location(f"graphwright_model_{Path(name).stem}", name)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"'{name}' cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    # Registered under its name, as dataclasses and pickling inside the file expect.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _arguments(spec: str, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -85,6 +85,7 @@ def trace_with_inputs(
     else:
         raise ModelError(f"cannot trace a {type(module).__name__}; give a torch module or an ExportedProgram")
     inputs = example_inputs(program)
+    _refuse_plain_outputs(program)
     model = _to_model(program)
     rename_dims(model, names)
     _name_outputs(model, program)
@@ -139,6 +140,13 @@ def _export(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_
             return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         raise ModelError(f"torch cannot export {type(module).__name__}: {_cause(error)}") from error
+
+
+def _refuse_plain_outputs(program: Any) -> None:
+    for index, spec in enumerate(program.graph_signature.output_specs):
+        value = getattr(spec.arg, "value", None)
+        if type(spec.arg).__name__ == "ConstantArgument" and value is not None:
+            raise ModelError(f"output {index} of the module is the constant {value!r}; return tensors only")
 
 
 def _to_model(program: Any) -> ir.Model:

@@ -466,6 +466,7 @@ def test_callables_give_models_and_inputs(plugin):
     assert str(named.model.graph.inputs[0].shape) == "[N,3]"
     assert run_reference(named.model, named.example_inputs)["output"].tolist() == [[4, 4, 4]] * 2
     assert load_any(f"{plugin}:graph").example_inputs is None
+    assert load_any(f"./{plugin}.py:graph").model.graph.name == "g"
     assert load_any(f"{plugin}:graph").source == f"{plugin}:graph"
 
 
@@ -487,8 +488,9 @@ def test_callables_that_give_no_model(plugin, name, message):
 def test_modules_that_are_not_there():
     with pytest.raises(ModelError, match="no module named 'no_such_house'"):
         load_any("no_such_house.models:net")
-    with pytest.raises(ModelError, match="there is no file"):
-        load_any("no/such.onnx")
+    for name in ("no/such.onnx", "no/such.py:net"):
+        with pytest.raises(ModelError, match="there is no file"):
+            load_any(name)
 
 
 def test_files_come_without_example_inputs(tmp_path):

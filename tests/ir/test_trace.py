@@ -230,6 +230,19 @@ def test_exported_programs_and_graph_modules(tmp_path):
     np.testing.assert_array_equal(next(iter(loaded.example_inputs.values())), x.numpy())
 
 
+class Clashing(nn.Module):
+    def forward(self, output):
+        return {"output": output + 1, "node": output}
+
+
+def test_outputs_never_take_the_name_of_an_input():
+    model = trace(Clashing(), torch.ones(2))
+    verify(model)
+    assert [value.name for value in model.graph.outputs] == ["output_out", "node"]
+    result = run_reference(model, {"output": np.ones(2, np.float32)})
+    assert (result["output_out"].tolist(), result["node"].tolist()) == ([2, 2], [1, 1])
+
+
 def test_half_precision_weights():
     module = nn.Linear(3, 4).to(torch.bfloat16)
     model = trace(module, torch.ones(2, 3, dtype=torch.bfloat16))
@@ -248,6 +261,11 @@ class Untranslatable(nn.Module):
         return torch.special.zeta(x, x)
 
 
+class WithNumber(nn.Module):
+    def forward(self, x):
+        return -x, 3
+
+
 class Fixed(nn.Module):
     def forward(self, x):
         return x.reshape(2, 8)
@@ -260,6 +278,7 @@ class Fixed(nn.Module):
         (Untranslatable(), torch.ones(3), None, "cannot translate the program: .*zeta"),
         (Fixed(), torch.ones(4, 4), {"x": {0: "rows"}}, "cannot export Fixed: "),
         (nn.Linear(2, 2), torch.ones(3), None, "cannot export Linear: "),
+        (WithNumber(), torch.ones(3), None, "output 1 of the module is the constant 3"),
         (7, torch.ones(3), None, "cannot trace a int"),
     ],
 )
