@@ -90,7 +90,13 @@ def _conv(spec: GroupSpec) -> AnchorKernel | None:
 
     op = spec.anchor_op
     data, weight = _external(spec, 0), _external(spec, 1)
-    if data is None or weight is None or not weight[1].constant or op.rank not in (3, 4) or not spec.layout.channels_last:
+    if (
+        data is None
+        or weight is None
+        or not weight[1].constant
+        or op.rank not in (3, 4)
+        or not spec.layout.channels_last
+    ):
         return None
     window = _pairs(conv_window(op))
     if any(pad < 0 for pad in window.pads):
@@ -141,7 +147,13 @@ def _conv_transpose(spec: GroupSpec) -> AnchorKernel | None:
 
     op = spec.anchor_op
     data, weight = _external(spec, 0), _external(spec, 1)
-    if data is None or weight is None or not weight[1].constant or op.rank not in (3, 4) or not spec.layout.channels_last:
+    if (
+        data is None
+        or weight is None
+        or not weight[1].constant
+        or op.rank not in (3, 4)
+        or not spec.layout.channels_last
+    ):
         return None
     window = _pairs(transpose_window(op))
     batch, channels, height, width = _spatial(op.input(0).shape)

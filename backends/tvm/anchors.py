@@ -82,7 +82,9 @@ def transpose_window(op: Op) -> Window:
     before, after = [], []
     for axis in range(rank):
         size, out = op.input(0).shape[2 + axis], op.outputs[0].shape[2 + axis]
-        reach = (size - 1) * window.strides[axis] + extra[axis] + (kernel[axis] - 1) * window.dilations[axis] + 1
+        reach = (
+            (size - 1) * window.strides[axis] + extra[axis] + (kernel[axis] - 1) * window.dilations[axis] + 1
+        )
         total = reach - out
         first = total // 2 if mode == "SAME_UPPER" else total - total // 2
         before.append(first)
@@ -93,7 +95,9 @@ def transpose_window(op: Op) -> Window:
 def _without_auto_pad(op: Op) -> Op:
     from dataclasses import replace
 
-    return replace(op, attributes={name: value for name, value in op.attributes.items() if name != "auto_pad"})
+    return replace(
+        op, attributes={name: value for name, value in op.attributes.items() if name != "auto_pad"}
+    )
 
 
 def gemm_is_plain(op: Op) -> bool:

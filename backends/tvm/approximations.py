@@ -28,11 +28,19 @@ def exact() -> Iterator[None]:
 def _is_exact(x: Any) -> bool:
     return _exact.get() or _dtype(x) != "float32"
 
+
 _EXP_LOW, _EXP_HIGH = -104.0, 89.0
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 # Cephes expf: exp(r) = 1 + r + r^2 P(r) on |r| <= ln(2)/2.
-_EXP_TERMS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_EXP_TERMS = (
+    1.9875691500e-4,
+    1.3981999507e-3,
+    8.3334519073e-3,
+    4.1665795894e-2,
+    1.6666665459e-1,
+    5.0000001201e-1,
+)
 # Rational forms in odd over even powers, as used by Eigen for packets of floats.
 _TANH_ODD = (
     -2.76076847742355e-16,
@@ -112,7 +120,9 @@ def tanh(x: Any) -> Any:
 
     if _is_exact(x):
         return tirx.tanh(x)
-    rational = _let(_clamp(x, -7.90531110763549805, 7.90531110763549805), lambda c: _rational(c, _TANH_ODD, _TANH_EVEN))
+    rational = _let(
+        _clamp(x, -7.90531110763549805, 7.90531110763549805), lambda c: _rational(c, _TANH_ODD, _TANH_EVEN)
+    )
     return tirx.Select(tirx.abs(x) < _f(0.0004), x, rational)
 
 
@@ -121,7 +131,9 @@ def erf(x: Any) -> Any:
     from tvm import tirx
 
     if _is_exact(x):
-        return tirx.Cast(_dtype(x), tirx.erf(tirx.Cast("float64" if _dtype(x) == "float64" else "float32", x)))
+        return tirx.Cast(
+            _dtype(x), tirx.erf(tirx.Cast("float64" if _dtype(x) == "float64" else "float32", x))
+        )
     return _let(_clamp(x, -4.0, 4.0), lambda c: _rational(c, _ERF_ODD, _ERF_EVEN))
 
 

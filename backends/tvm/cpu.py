@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import loops
 from .anchor_kernels import AnchorKernel, anchor_kernel
 from .emission import Argument, Emitted, Packed, Parameters, tir_parameters
 from .layout import CANONICAL, Layout
-from .lazy import Index, Lazy, broadcast, element, from_buffer, immediate
+from .expressions import cast
+from .lazy import Index, Lazy, element, from_buffer, shared
 from .loops import Machine
 from .op import Derived
 from .plain_groups import emit_plain
@@ -42,17 +43,13 @@ def emit_rows(spec: GroupSpec, machine: Machine) -> Emitted:
     x, *rest = evaluate(spec, parameters.bind, parameters.derive, wanted=anchor_inputs)
     layout = _layout_of(spec, anchor_inputs[0])
     current: list[Any] = [None]
-    value = Lazy(op.outputs[0].shape, op.outputs[0].dtype, lambda index: current[0])
+    value = shared(Lazy(op.outputs[0].shape, op.outputs[0].dtype, lambda index: current[0]))
     (finished,) = evaluate(spec, parameters.bind, parameters.derive, given={spec.anchor: [value]})
     target = loops.buffer(spec.layout.stored_shape(finished.shape), spec.out_type.dtype, "out")
 
     def emit(index: Index, result: Any) -> Any:
-        from tvm import tirx
-
-        name = tirx.Var("y", op.outputs[0].dtype)
-        current[0] = name
-        stored = tirx.Let(name, _typed(result, op.outputs[0].dtype), element(finished, index))
-        return loops.store(target, stored, spec.layout.to_stored(index))
+        current[0] = cast(result, op.outputs[0].dtype)
+        return loops.store(target, element(finished, index), spec.layout.to_stored(index))
 
     direct = anchor_inputs[0].is_external
     if op.type in REDUCTIONS:
@@ -68,15 +65,11 @@ def emit_rows(spec: GroupSpec, machine: Machine) -> Emitted:
         else:
             if direct:
                 scratch = Scratch(x, layout)
-            body = norm_rows(op, x, rest[0], rest[1] if len(rest) > 1 else None, layout, emit, scratch, machine)
+            body = norm_rows(
+                op, x, rest[0], rest[1] if len(rest) > 1 else None, layout, emit, scratch, machine
+            )
     func = loops.function([*parameters.buffers, target], body)
     return Emitted(func, tuple(parameters.arguments), op.type.lower())
-
-
-def _typed(value: Any, dtype: str) -> Any:
-    from .expressions import cast
-
-    return cast(value, dtype)
 
 
 def _layout_of(spec: GroupSpec, ref: Ref) -> Layout:
@@ -108,7 +101,9 @@ def emit_anchor(spec: GroupSpec, target: Target) -> Emitted | None:
     arguments: list[Argument] = [*plan.data]
     arguments += [Packed(external, next(packs)) for external in plan.weights]
     func = kernel.func
-    return Emitted(func, (*arguments, *epilogue.arguments), spec.anchor_op.type.lower(), kernel.flops, kernel.note)
+    return Emitted(
+        func, (*arguments, *epilogue.arguments), spec.anchor_op.type.lower(), kernel.flops, kernel.note
+    )
 
 
 class _EpilogueBuilder:
@@ -128,7 +123,9 @@ class _EpilogueBuilder:
         index = tuple(_variable(f"i{axis}") for axis in range(len(shape)))
         self._write(_variable("value", "float32"), index, probe)
         self.arguments = probe.arguments
-        extras = tuple(ExtraInput(tuple(int(s) for s in each.shape), str(each.dtype)) for each in probe.buffers)
+        extras = tuple(
+            ExtraInput(tuple(int(s) for s in each.shape), str(each.dtype)) for each in probe.buffers
+        )
 
         def apply(value: Any, at: Index, buffers: Sequence[Any]) -> Any:
             return self._write(value, at, _Replayed(self.spec, probe, list(buffers)))
@@ -147,7 +144,9 @@ class _EpilogueBuilder:
         name = _variable("a", "float32")
         own = self.plan.finish(name, parameters)
         anchor = Lazy(op.outputs[0].shape, op.outputs[0].dtype, own)
-        (finished,) = evaluate(self.spec, parameters.bind, parameters.derive, given={self.spec.anchor: [anchor]})
+        (finished,) = evaluate(
+            self.spec, parameters.bind, parameters.derive, given={self.spec.anchor: [anchor]}
+        )
         from tvm import tirx
 
         return tirx.Let(name, value, element(finished, self.plan.logical(index)))

@@ -12,7 +12,9 @@ from .lazy import Index, Lazy, broadcast, floordiv, merge_cuts
 from .op import Op, Type
 
 # Read their operand more than once in one expression: it is bound to a variable first.
-_READS_ONCE = frozenset({"Add", "Sub", "Mul", "Div", "Cast", "Identity", "Neg", "Where", "Dropout", "Clip", "Relu"})
+_READS_ONCE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Cast", "Identity", "Neg", "Where", "Dropout", "Clip", "Relu"}
+)
 
 
 def reads_operand_often(op_type: str) -> bool:
@@ -84,7 +86,9 @@ def _quantize(op: Op, x: Lazy | None, scale: Lazy | None, zero_point: Lazy | Non
 
 def _limits(op: Op, dtype: str) -> tuple[float, float]:
     if dtype not in {"int8", "uint8", "int16", "uint16"}:
-        raise op.error(f"quantization to {dtype} is not supported by the TVM backend; use int8, uint8 or int16")
+        raise op.error(
+            f"quantization to {dtype} is not supported by the TVM backend; use int8, uint8 or int16"
+        )
     info = np.iinfo(dtype)
     return float(info.min), float(info.max)
 
@@ -111,7 +115,9 @@ def _batch_norm(op: Op, x: Lazy | None, *params: Lazy | None) -> Lazy:
 
     assert x is not None
     if op.attr("training_mode", 0):
-        raise op.error("training_mode=1 is not supported by the TVM backend; export the model in evaluation mode")
+        raise op.error(
+            "training_mode=1 is not supported by the TVM backend; export the model in evaluation mode"
+        )
     epsilon = op.attr("epsilon", 1e-5)
     if {1, 2, 3, 4} <= op.constant and op.derive is not None:
 

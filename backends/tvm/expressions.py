@@ -296,8 +296,8 @@ def _is_nan(x: Any) -> Any:
 def _xor(op: Op, a: Any, b: Any) -> Any:
     from tvm import tirx
 
-    # LLVM code for a comparison of two truth values is not valid in TVM 0.27.
-    return tirx.Or(tirx.And(a, tirx.Not(b)), tirx.And(tirx.Not(a), b))
+    # Code for a comparison of two truth values is not valid in TVM 0.27: compare bytes.
+    return tirx.NE(tirx.Cast("uint8", a), tirx.Cast("uint8", b))
 
 
 def _equal(op: Op, a: Any, b: Any) -> Any:
@@ -382,12 +382,40 @@ ELEMENTWISE: dict[str, Expression] = {
 
 # Worth a pass over memory of their own rather than being computed again by every reader.
 EXPENSIVE = frozenset(
-    {"Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cos", "Cosh", "Elu", "Erf", "Exp", "Gelu", "Log", "Mish"}
-    | {"Pow", "Selu", "Celu", "Sigmoid", "Sin", "Sinh", "Softplus", "Swish", "Tan", "Tanh", "Div", "Mod", "Sqrt"}
+    {
+        "Acos",
+        "Acosh",
+        "Asin",
+        "Asinh",
+        "Atan",
+        "Atanh",
+        "Cos",
+        "Cosh",
+        "Elu",
+        "Erf",
+        "Exp",
+        "Gelu",
+        "Log",
+        "Mish",
+    }
+    | {
+        "Pow",
+        "Selu",
+        "Celu",
+        "Sigmoid",
+        "Sin",
+        "Sinh",
+        "Softplus",
+        "Swish",
+        "Tan",
+        "Tanh",
+        "Div",
+        "Mod",
+        "Sqrt",
+    }
 )
 
 
 def is_identity_training(op: Op) -> bool:
     """Whether a Dropout only passes its input on."""
-    training = op.static.get(2)
-    return training is None or not np.any(training)
+    return not op.has(2) or (2 in op.static and not np.any(op.static[2]))

@@ -65,7 +65,9 @@ class _Builder:
         layouts: Mapping[ir.Value, Layout],
     ):
         self._ops, self._constants, self._layouts = ops, constants, layouts
-        self._inside = {output: (i, j) for i, node in enumerate(group.nodes) for j, output in enumerate(node.outputs)}
+        self._inside = {
+            output: (i, j) for i, node in enumerate(group.nodes) for j, output in enumerate(node.outputs)
+        }
         self._known: dict[tuple[ir.Value, bool], int] = {}
         self.externals: list[External] = []
         self.values: list[ir.Value] = []

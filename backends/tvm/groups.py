@@ -97,13 +97,17 @@ class _Former:
             if following is None:
                 return best
             taken = sorted([*taken, following], key=self.order.__getitem__)
-            leaving = [value for value in [*made, following.outputs[0]] if self._leaves(value, {anchor, *taken})]
+            leaving = [
+                value for value in [*made, following.outputs[0]] if self._leaves(value, {anchor, *taken})
+            ]
             if len(leaving) == 1:
                 best = (list(taken), leaving[0])
         return best
 
     def _next(self, made: list[ir.Value], inside: set[ir.Node]) -> ir.Node | None:
-        readers = {user for value in made for user in value.consumers() if user not in inside and user in self.order}
+        readers = {
+            user for value in made for user in value.consumers() if user not in inside and user in self.order
+        }
         for node in sorted(readers, key=self.order.__getitem__):
             if self._fits_behind(node, made) and not self._depends(node, inside):
                 return node
@@ -122,7 +126,9 @@ class _Former:
         return all(op.input(i).shape == op.outputs[0].shape for i in at)
 
     def _leaves(self, value: ir.Value, inside: set[ir.Node]) -> bool:
-        return value in self.outputs or any(user not in inside and user in self.order for user in value.consumers())
+        return value in self.outputs or any(
+            user not in inside and user in self.order for user in value.consumers()
+        )
 
     def _depends(self, node: ir.Node, inside: set[ir.Node]) -> bool:
         """Whether an input of `node` from outside the group is computed from something inside it."""
@@ -189,7 +195,9 @@ class _Former:
             return position == 0 and self.ops[node].type in _CHEAP_MOVES
         if op.type in _PER_CHANNEL and position > 0:
             return False
-        if any(group.anchor is not None and self.roles[group.anchor] is Role.ANCHOR for group in self.homes[user]):
+        if any(
+            group.anchor is not None and self.roles[group.anchor] is Role.ANCHOR for group in self.homes[user]
+        ):
             return self.roles[node] is Role.ELEMENTWISE or self.ops[node].type in VIEWS | {"Expand"}
         grows = self._size(user.outputs[0]) > self._size(value)
         return not (grows and self.ops[node].type in EXPENSIVE)
@@ -222,7 +230,11 @@ def _sorted(groups: list[Group], order: dict[ir.Node, int]) -> list[Group]:
         stack = [group]
         while stack:
             top = stack[-1]
-            missing = [makers[v] for v in top.inputs if v in makers and makers[v] not in done and makers[v] is not top]
+            missing = [
+                makers[v]
+                for v in top.inputs
+                if v in makers and makers[v] not in done and makers[v] is not top
+            ]
             if missing and top not in done:
                 stack.extend(missing)
                 continue

@@ -49,7 +49,11 @@ class Layout:
 
     def is_plain_view(self, shape: Sequence[int]) -> bool:
         """Whether a value of this shape lies in memory exactly as ONNX orders it."""
-        order = [axis for axis in self.to_stored(tuple(range(len(shape))), one=-1) if axis >= 0 and shape[axis] != 1]
+        order = [
+            axis
+            for axis in self.to_stored(tuple(range(len(shape))), one=-1)
+            if axis >= 0 and shape[axis] != 1
+        ]
         return order == sorted(order)
 
     def __str__(self) -> str:

@@ -81,7 +81,9 @@ def broadcast(lazy: Lazy, shape: Sequence[int]) -> Lazy:
 
 def merge_cuts(lazies: Sequence[Lazy], rank: int) -> tuple[tuple[int, ...], ...]:
     """Cuts of an element-wise result of operands that have its rank."""
-    return tuple(tuple(sorted({cut for lazy in lazies for cut in lazy.cuts_of(axis)})) for axis in range(rank))
+    return tuple(
+        tuple(sorted({cut for lazy in lazies for cut in lazy.cuts_of(axis)})) for axis in range(rank)
+    )
 
 
 def zero() -> Any:
@@ -103,6 +105,15 @@ def floormod(a: Any, b: int) -> Any:
     return a % b if isinstance(a, int) else tirx.floormod(a, b)
 
 
+def equal(a: Any, b: Any) -> Any:
+    """Whether two indices are the same, whatever their integer types."""
+    from tvm import tirx
+
+    if isinstance(a, int) and isinstance(b, int):
+        return tirx.const(a == b, "bool")
+    return tirx.And(a >= b, a <= b)
+
+
 class _Scope:
     """Expressions bound to a variable while one element is written down."""
 
@@ -121,7 +132,8 @@ def shared(lazy: Lazy) -> Lazy:
     def read(index: Index) -> Any:
         from tvm import tirx
 
-        if not _scopes:
+        # TVM 0.27 cannot generate code for a variable that holds a vector of truth values.
+        if not _scopes or lazy.dtype == "bool":
             return lazy.read(index)
         key = (id(lazy), *(id(each) for each in index))
         for scope in reversed(_scopes):

@@ -93,7 +93,9 @@ def chunks(extent: int, lanes: int) -> list[tuple[int, int, int]]:
     return pieces
 
 
-def over_vectors(extent: int, lanes: int, body: Callable[[Any, int], Any], *, start: int = 0, kind: str = "serial") -> Any:
+def over_vectors(
+    extent: int, lanes: int, body: Callable[[Any, int], Any], *, start: int = 0, kind: str = "serial"
+) -> Any:
     """`body(base, width)` for consecutive pieces of a range; each piece is at most `lanes` wide."""
     statements = []
     for offset, repeats, width in chunks(extent, lanes):
@@ -199,7 +201,9 @@ def unflatten(flat: Any, extents: Sequence[int]) -> Index:
     return tuple(result)
 
 
-def fill(lazy: Lazy, layout: Layout, target: Any, machine: Machine, runs: Sequence[Sequence[int]] | None = None) -> Any:
+def fill(
+    lazy: Lazy, layout: Layout, target: Any, machine: Machine, runs: Sequence[Sequence[int]] | None = None
+) -> Any:
     """Write every element of `lazy` to a buffer that stores it in `layout`.
 
     Args:

@@ -65,15 +65,20 @@ def lower(model: ir.Model, target: Target) -> Lowered:
     from .prepare import prepare
     from .strategy import strategy_for
 
-    import_tvm()
+    tvm = import_tvm()
     own = clone(model)
     decompose(own)
     prepared = prepare(own)
     groups = form_groups(prepared.graph, prepared.ops)
     builder = ModuleBuilder(prepared, strategy_for(target), own.opset_imports.get("", 23))
-    module = builder.build(groups)
+    with tvm.target.Target(target.to_tvm()):
+        module = builder.build(groups)
     return Lowered(
-        module, builder.weights.arrays, _infos(model.graph.inputs), _infos(model.graph.outputs), builder.kernels()
+        module,
+        builder.weights.arrays,
+        _infos(model.graph.inputs),
+        _infos(model.graph.outputs),
+        builder.kernels(),
     )
 
 

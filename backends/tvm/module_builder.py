@@ -86,7 +86,12 @@ class ModuleBuilder:
         """What the functions are, for reports."""
         return [
             KernelInfo(
-                each.name, each.emitted.kind, each.calls, each.emitted.flops, each.emitted.note, tuple(each.nodes)
+                each.name,
+                each.emitted.kind,
+                each.calls,
+                each.emitted.flops,
+                each.emitted.note,
+                tuple(each.nodes),
             )
             for each in self._functions.values()
         ]
@@ -173,7 +178,9 @@ class ModuleBuilder:
         parameters = []
         for position, value in enumerate(graph.inputs):
             kind = type_of(value)
-            variable = relax.Var(_identifier(value.name or "x", position), relax.TensorType(kind.shape, kind.dtype))
+            variable = relax.Var(
+                _identifier(value.name or "x", position), relax.TensorType(kind.shape, kind.dtype)
+            )
             self._values[value, CANONICAL] = variable
             parameters.append(variable)
         fields = [relax.TensorType(array.shape, str(array.dtype)) for array in self.weights.arrays]
@@ -282,7 +289,9 @@ class ModuleBuilder:
 def _copy(value: ir.Value, kind: Type, own: Layout, layout: Layout) -> PlacedGroup:
     """A group that only changes how a value is stored."""
     op = Op("Identity", f"store {value.name}", {}, (kind,), (kind,), used_outputs=(True,))
-    spec = GroupSpec([Member(op, (Ref(external=0),))], [External(kind, own)], Ref(member=0), layout, samples=[None])
+    spec = GroupSpec(
+        [Member(op, (Ref(external=0),))], [External(kind, own)], Ref(member=0), layout, samples=[None]
+    )
     spec.key = repr(("copy", kind, own, layout))
     return PlacedGroup(spec, (value,))
 

@@ -6,7 +6,20 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from .lazy import Index, Lazy, broadcast, choose, floordiv, floormod, immediate, merge_cuts, scalar, simplify, zero
+from .lazy import (
+    Index,
+    Lazy,
+    broadcast,
+    choose,
+    equal,
+    floordiv,
+    floormod,
+    immediate,
+    merge_cuts,
+    scalar,
+    simplify,
+    zero,
+)
 from .op import Op
 
 Movement = Callable[..., list[Lazy]]
@@ -61,7 +74,9 @@ def _reindex(
             inner = prod(old[each] for each in old_axes if each > axis)
             part = floordiv(flat, inner) if inner != 1 else flat
             first = all(old[each] == 1 for each in old_axes if each < axis)
-            result.append(zero() if old[axis] == 1 else simplify(part if first else floormod(part, old[axis])))
+            result.append(
+                zero() if old[axis] == 1 else simplify(part if first else floormod(part, old[axis]))
+            )
     return tuple(result)
 
 
@@ -106,7 +121,9 @@ def sliced(x: Lazy, starts: Sequence[int], steps: Sequence[int], shape: Sequence
 
     def read(index: Index) -> Any:
         pairs = zip(index, starts, steps, strict=True)
-        return x.read(tuple(each * step + start if step != 1 else each + start for each, start, step in pairs))
+        return x.read(
+            tuple(each * step + start if step != 1 else each + start for each, start, step in pairs)
+        )
 
     cuts = tuple(
         tuple(cut - starts[axis] for cut in x.cuts_of(axis) if 0 < cut - starts[axis] < shape[axis])
@@ -349,7 +366,7 @@ def _one_hot(op: Op, indices: Lazy, depth: Lazy, values: Lazy) -> list[Lazy]:
         variable = tirx.Var("h", "int64")
         # An index outside -size .. size-1 sets nothing.
         position = tirx.Select(variable < 0, variable + size, variable)
-        hit = tirx.Let(variable, chosen, tirx.EQ(position, index[axis]))
+        hit = tirx.Let(variable, chosen, equal(position, index[axis]))
         return tirx.Select(hit, values.read((_at(1),)), values.read((_at(0),)))
 
     return [Lazy(shape, values.dtype, read)]
@@ -361,7 +378,7 @@ def _eye_like(op: Op, x: Lazy) -> list[Lazy]:
     dtype, offset = op.outputs[0].dtype, op.attr("k", 0)
 
     def read(index: Index) -> Any:
-        return tirx.Select(tirx.EQ(index[1] - index[0], offset), immediate(1, dtype), immediate(0, dtype))
+        return tirx.Select(equal(index[1] - index[0], offset), immediate(1, dtype), immediate(0, dtype))
 
     return [Lazy(op.outputs[0].shape, dtype, read)]
 

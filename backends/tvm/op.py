@@ -138,7 +138,9 @@ def type_of(value: ir.Value) -> Type:
     dims = []
     for axis, dim in enumerate(value.shape):
         if not isinstance(dim, int):
-            raise ShapeError(f"dimension {axis} of '{value.name}' is {dim}; bind it to a number before compiling")
+            raise ShapeError(
+                f"dimension {axis} of '{value.name}' is {dim}; bind it to a number before compiling"
+            )
         dims.append(dim)
     return Type(tuple(dims), dtype_name(value.dtype, str(value.name)))
 

@@ -15,7 +15,9 @@ from .strategy import Strategy
 
 _SPATIAL = CONVOLUTIONS | POOLS
 # Moving data through these mixes axes: what comes out is a new beginning.
-_FORGETS = frozenset({"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather", "GatherND", "OneHot"})
+_FORGETS = frozenset(
+    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Gather", "GatherND", "OneHot"}
+)
 
 
 def data_layout(group: Group, strategy: Strategy) -> Layout | None:
@@ -73,13 +75,19 @@ def _inherited(group: Group, layouts: Mapping[ir.Value, Layout], rank: int) -> L
     if types & _FORGETS and types & (set(MOVEMENT) & _FORGETS):
         return CANONICAL
     sizes = [
-        (value, _size(value)) for value in group.inputs if len(value.shape or ()) == rank and value.shape is not None
+        (value, _size(value))
+        for value in group.inputs
+        if len(value.shape or ()) == rank and value.shape is not None
     ]
     if not sizes:
         return CANONICAL
     largest = max(size for _, size in sizes)
     main = [value for value, size in sizes if size == largest]
-    return CANONICAL if any(not layouts.get(value, CANONICAL).channels_last for value in main) else layouts[main[0]]
+    return (
+        CANONICAL
+        if any(not layouts.get(value, CANONICAL).channels_last for value in main)
+        else layouts[main[0]]
+    )
 
 
 def _size(value: ir.Value) -> int:

@@ -60,7 +60,9 @@ def convolution(op: Op, x: Lazy, w: Lazy, bias: Lazy | None = None) -> Lazy:
             )
         ]
         channel = index[1] // per_group * depth + taps[0] if groups > 1 else taps[0]
-        product = cast(wide.read((index[0], channel, *places)), dtype) * cast(w.read((index[1], *taps)), dtype)
+        product = cast(wide.read((index[0], channel, *places)), dtype) * cast(
+            w.read((index[1], *taps)), dtype
+        )
         return te.sum(product, axis=taps)
 
     total = _stage(op.outputs[0].shape, value, "conv", dtype)
@@ -175,7 +177,9 @@ def pooling(op: Op, x: Lazy) -> Lazy:
         places, within = [], tirx.const(True, "bool")
         for axis in range(window.rank):
             place = (
-                index[2 + axis] * window.strides[axis] + taps[axis] * window.dilations[axis] - window.before(axis)
+                index[2 + axis] * window.strides[axis]
+                + taps[axis] * window.dilations[axis]
+                - window.before(axis)
             )
             within = tirx.all(within, place >= 0, place < x.shape[2 + axis])
             places.append(place)
@@ -183,9 +187,7 @@ def pooling(op: Op, x: Lazy) -> Lazy:
 
     def value(index: Index) -> Any:
         places, within = inside(index)
-        read = tirx.if_then_else(
-            within, cast(x.read((*index[:2], *places)), dtype), immediate(lowest, dtype)
-        )
+        read = tirx.if_then_else(within, cast(x.read((*index[:2], *places)), dtype), immediate(lowest, dtype))
         return te.max(read, axis=taps) if largest else te.sum(read, axis=taps)
 
     shape = op.outputs[0].shape
@@ -229,7 +231,9 @@ def reduction(op: Op, x: Lazy) -> Lazy:
     dtype = accumulator_dtype(x.dtype)
     taps = _axes(tuple(x.shape[axis] for axis in axes))
     keeps = len(op.outputs[0].shape) == op.rank
-    reducer = te.comm_reducer(how.combine, lambda kind: immediate(how.start(str(kind)), str(kind)), name="reducer")
+    reducer = te.comm_reducer(
+        how.combine, lambda kind: immediate(how.start(str(kind)), str(kind)), name="reducer"
+    )
 
     def value(index: Index) -> Any:
         rest = iter(index)
@@ -246,7 +250,9 @@ def reduction(op: Op, x: Lazy) -> Lazy:
     count = prod(x.shape[axis] for axis in axes)
     shape = op.outputs[0].shape
     if not axes:
-        return Lazy(shape, x.dtype, lambda index: cast(how.finish(how.term(cast(x.read(index), dtype)), 1), x.dtype))
+        return Lazy(
+            shape, x.dtype, lambda index: cast(how.finish(how.term(cast(x.read(index), dtype)), 1), x.dtype)
+        )
     total = _stage(shape, value, "reduce", dtype)
     return Lazy(shape, x.dtype, lambda index: cast(how.finish(total.read(index), count), x.dtype))
 
@@ -265,9 +271,14 @@ def softmax(op: Op, x: Lazy) -> Lazy:
         return (*index[:axis], *index[axis + 1 :])
 
     k = te.reduce_axis((0, x.shape[axis]), name="k")
-    top = _stage(kept, lambda index: te.max(cast(x.read(along(index, k)), dtype), axis=[k]), "softmax_top", dtype)
+    top = _stage(
+        kept, lambda index: te.max(cast(x.read(along(index, k)), dtype), axis=[k]), "softmax_top", dtype
+    )
     power = _stage(
-        x.shape, lambda index: approx.exp(cast(x.read(index), dtype) - top.read(outer(index))), "softmax_exp", dtype
+        x.shape,
+        lambda index: approx.exp(cast(x.read(index), dtype) - top.read(outer(index))),
+        "softmax_exp",
+        dtype,
     )
     j = te.reduce_axis((0, x.shape[axis]), name="j")
     total = _stage(kept, lambda index: te.sum(power.read(along(index, j)), axis=[j]), "softmax_sum", dtype)
@@ -309,8 +320,12 @@ def normalization(op: Op, x: Lazy, scale: Lazy, bias: Lazy | None = None) -> Laz
     epsilon = immediate(op.attr("epsilon", 1e-5), dtype)
 
     def read(index: Index) -> Any:
-        value = distance(index) / tirx.sqrt(square.read(index[:outer]) + epsilon) * cast(gain.read(index), dtype)
-        return cast(value + cast(shift.read(index), dtype) if shift is not None else value, op.outputs[0].dtype)
+        value = (
+            distance(index) / tirx.sqrt(square.read(index[:outer]) + epsilon) * cast(gain.read(index), dtype)
+        )
+        return cast(
+            value + cast(shift.read(index), dtype) if shift is not None else value, op.outputs[0].dtype
+        )
 
     return Lazy(x.shape, op.outputs[0].dtype, read)
 

@@ -27,9 +27,7 @@ def emit_plain(spec: GroupSpec) -> Emitted:
     (lazy,) = evaluate(spec, parameters.bind, parameters.derive, given=given)
     rank, layout = len(lazy.shape), spec.layout
     shape = layout.stored_shape(lazy.shape)
-    output = te.compute(
-        shape, lambda *index: element(lazy, layout.to_logical(index, rank)), name="out"
-    )
+    output = te.compute(shape, lambda *index: element(lazy, layout.to_logical(index, rank)), name="out")
     func = te.create_prim_func([*parameters.buffers, output])
     kind = spec.anchor_op.type.lower() if spec.anchor >= 0 else "injective"
     return Emitted(func, tuple(parameters.arguments), kind)

@@ -9,9 +9,12 @@ import onnx_ir as ir
 
 from ...ir.constants import constant_array, evaluate_values, is_deterministic
 from ...ir.errors import CompileError
+from ...ir.shapes import infer_shapes
+from ...passes.rewriter import Rewriter
 from .elementwise import ELEMENTWISE_TYPES
 from .op import Op, Type, attributes_of, static_positions, type_of
 
+_MAX_ROUNDS = 8
 _NOTHING = Type((), "float32")
 
 
@@ -38,6 +41,7 @@ def prepare(model: ir.Model) -> Prepared:
         ShapeError: a shape is not static.
     """
     graph = model.graph
+    _resolve_shape_queries(model)
     known = _constant_values(graph)
     live = _live_nodes(graph, known)
     constants = _contents(model, graph, known, live)
@@ -50,17 +54,11 @@ def _constant_values(graph: ir.Graph) -> set[ir.Value]:
     inputs = set(graph.inputs)
     known = {value for value in graph.initializers.values() if value not in inputs}
     for node in graph:
-        if _is_shape_query(node) or (
-            is_deterministic(node)
-            and not _has_graphs(node)
-            and all(value is None or value in known for value in node.inputs)
-        ):
+        if not is_deterministic(node) or _has_graphs(node):
+            continue
+        if all(value is None or value in known for value in node.inputs):
             known.update(node.outputs)
     return known
-
-
-def _is_shape_query(node: ir.Node) -> bool:
-    return node.op_type in {"Shape", "Size"} and node.domain in ("", "ai.onnx")
 
 
 def _has_graphs(node: ir.Node) -> bool:
@@ -94,54 +92,59 @@ def _contents(
     constants: dict[ir.Value, np.ndarray] = {}
     computed = []
     for value in wanted:
-        array = _shape_value(value)
-        array = constant_array(value) if array is None else array
+        array = constant_array(value)
         if array is None:
             computed.append(value)
         else:
             constants[value] = array
     if computed:
-        constants.update(zip(computed, _evaluated(model, computed), strict=True))
+        constants.update(zip(computed, evaluate_values(model, computed), strict=True))
     return constants
 
 
-def _evaluated(model: ir.Model, values: list[ir.Value]) -> list[np.ndarray]:
-    """Values computed by the reference, shape queries on the way replaced by their results."""
-    from ...passes.rewriter import Rewriter
+def _resolve_shape_queries(model: ir.Model) -> None:
+    """Put constants in the place of Shape and Size, then find the shapes that depended on them.
 
-    queries = _shape_queries_behind(values)
-    if queries:
+    Every round may make further shapes known that queries wait for.
+    """
+    for _ in range(_MAX_ROUNDS):
         rewriter = Rewriter(model, origin="lowering")
-        for node in queries:
-            array = _shape_value(node.outputs[0])
-            assert array is not None
-            rewriter.replace(node, [rewriter.initializer(f"{node.outputs[0].name}_known", array)])
-    return evaluate_values(model, values)
+        for node in list(model.graph):
+            array = _answer(node)
+            if array is not None:
+                rewriter.replace(node, [rewriter.initializer(f"{node.outputs[0].name}_known", array)])
+        unknown = [value for node in model.graph for value in node.outputs if not _has_static_shape(value)]
+        if not rewriter.changes or not unknown:
+            return
+        _fold_static_inputs(model, rewriter)
+        infer_shapes(model)
 
 
-def _shape_queries_behind(values: list[ir.Value]) -> list[ir.Node]:
-    found: dict[ir.Node, None] = {}
-    seen: set[ir.Node] = set()
-    stack = [value.producer() for value in values]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if _is_shape_query(node):
-            found[node] = None
-            continue
-        stack.extend(value.producer() for value in node.inputs if value is not None)
-    return list(found)
+def _fold_static_inputs(model: ir.Model, rewriter: Rewriter) -> None:
+    """Store constants that decide shapes, so that shape inference sees them."""
+    known = _constant_values(model.graph)
+    wanted = {
+        value: None
+        for node in model.graph
+        for position in static_positions(node.op_type)
+        if position < len(node.inputs) and (value := node.inputs[position]) is not None
+        if value in known and constant_array(value) is None
+    }
+    for value, array in zip(wanted, evaluate_values(model, list(wanted)), strict=True):
+        rewriter.replace_uses(value, rewriter.initializer(f"{value.name}_known", array))
 
 
-def _shape_value(value: ir.Value) -> np.ndarray | None:
+def _has_static_shape(value: ir.Value) -> bool:
+    return value.shape is not None and all(isinstance(dim, int) for dim in value.shape)
+
+
+def _answer(node: ir.Node) -> np.ndarray | None:
     """The result of Shape or Size on a value of static shape."""
-    node = value.producer()
-    if node is None or not _is_shape_query(node):
+    if node.op_type not in {"Shape", "Size"} or node.domain not in ("", "ai.onnx"):
         return None
     source = node.inputs[0]
-    assert source is not None
+    if source is None or not _has_static_shape(source):
+        return None
     shape = np.array(type_of(source).shape, np.int64)
     if node.op_type == "Size":
         return np.array(shape.prod(), np.int64)
@@ -164,7 +167,9 @@ def describe(node: ir.Node, constants: dict[ir.Value, np.ndarray]) -> Op:
         node.name or node.op_type,
         attributes_of(node),
         tuple(type_of(value) if value is not None else None for value in node.inputs),
-        tuple(type_of(value) if value.uses() or value.is_graph_output() else _NOTHING for value in node.outputs),
+        tuple(
+            type_of(value) if value.uses() or value.is_graph_output() else _NOTHING for value in node.outputs
+        ),
         static,
         frozenset(i for i, value in enumerate(node.inputs) if value is not None and value in constants),
         used_outputs=tuple(bool(value.uses()) or value.is_graph_output() for value in node.outputs),

@@ -129,7 +129,14 @@ def softmax_rows(op: Op, x: Lazy, layout: Layout, emit: Emit, scratch: "Scratch"
 
 
 def norm_rows(
-    op: Op, x: Lazy, scale: Lazy, bias: Lazy | None, layout: Layout, emit: Emit, scratch: "Scratch", machine: Machine
+    op: Op,
+    x: Lazy,
+    scale: Lazy,
+    bias: Lazy | None,
+    layout: Layout,
+    emit: Emit,
+    scratch: "Scratch",
+    machine: Machine,
 ) -> Any:
     """LayerNormalization and RMSNormalization: mean, mean square around it, then the normalized values."""
     from tvm import tirx
@@ -174,7 +181,10 @@ def norm_rows(
             value = scratch.load(index)
             value = (value - row.value(mean, lane) if centred else value) * row.value(factor, lane)
             value = value * parameter(scale, index)
-            return emit(index, cast(value + parameter(bias, index) if bias is not None else value, op.outputs[0].dtype))
+            return emit(
+                index,
+                cast(value + parameter(bias, index) if bias is not None else value, op.outputs[0].dtype),
+            )
 
         return [*statements, *square, row.assign(factor, inverse), row.sweep_over(third)]
 
@@ -242,7 +252,11 @@ def _mean(total: Any, count: int) -> Any:
     from tvm import tirx
 
     dtype = str(total.ty.dtype)
-    return total * immediate(1.0 / count, dtype) if is_float(dtype) else tirx.truncdiv(total, immediate(count, dtype))
+    return (
+        total * immediate(1.0 / count, dtype)
+        if is_float(dtype)
+        else tirx.truncdiv(total, immediate(count, dtype))
+    )
 
 
 def _same(value: Any, count: int = 0) -> Any:
@@ -267,7 +281,12 @@ _REDUCTIONS = {
     "ReduceSumSquare": Reduction(_zero, lambda x: x * x, _add, _same),
     "ReduceL1": Reduction(_zero, _tir("abs"), _add, _same),
     "ReduceL2": Reduction(
-        _zero, lambda x: x * x, _add, lambda x, count: cast(_tir("sqrt")(x if is_float(str(x.ty.dtype)) else cast(x, "float64")), str(x.ty.dtype))
+        _zero,
+        lambda x: x * x,
+        _add,
+        lambda x, count: cast(
+            _tir("sqrt")(x if is_float(str(x.ty.dtype)) else cast(x, "float64")), str(x.ty.dtype)
+        ),
     ),
     "ReduceLogSum": Reduction(_zero, _same, _add, lambda x, count: _tir("log")(x)),
 }

@@ -58,7 +58,11 @@ class Row:
         return loops.index(0) if self.along else lane
 
     def reduce(
-        self, dtype: str, start: Any, combine: Combine, term: Callable[[Index, Any], tuple[Any, Sequence[Any]]]
+        self,
+        dtype: str,
+        start: Any,
+        combine: Combine,
+        term: Callable[[Index, Any], tuple[Any, Sequence[Any]]],
     ) -> tuple[list[Any], Any]:
         """Combine a term over the row.
 

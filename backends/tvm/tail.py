@@ -12,7 +12,10 @@ from ...ir.errors import CompileError
 from .op import Op
 
 # Converters that were seen to compute something else than ONNX says (silently), or that only build on some inputs.
-_WRONG = frozenset({"SpaceToDepth", "Resize", "ConvTranspose", "IsInf", "Attention", "PRelu"})
+_WRONG = frozenset(
+    {"SpaceToDepth", "Resize", "ConvTranspose", "IsInf", "Attention", "PRelu"}
+    | {"Dropout", "BatchNormalization"}
+)
 
 
 def converts(op_type: str) -> bool:

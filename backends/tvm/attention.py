@@ -1,0 +1,110 @@
+"""ONNX Attention as products, a softmax and what is added to the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .op import type_of
+
+if TYPE_CHECKING:
+    from .decompose import Assembler
+
+
+def attention(new: Assembler) -> Sequence[ir.Value | None]:
+    """Scaled dot-product attention with ONNX semantics: masks, causality, cached keys, grouped heads.
+
+    Raises:
+        CompileError: the lengths of padded keys are given (input 6), or a softmax in another type.
+    """
+    if new.input(6) is not None:
+        raise new.error("nonpad_kv_seqlen is not supported by the TVM backend")
+    if new.attr("left_window_size", -1) != -1 or new.attr("right_window_size", -1) != -1:
+        raise new.error("sliding windows are not supported by the TVM backend")
+    flat = len(new.shape(0)) == 3
+    q = _heads(new, 0, new.attr("q_num_heads")) if flat else new.input(0)
+    k = _heads(new, 1, new.attr("kv_num_heads")) if flat else new.input(1)
+    v = _heads(new, 2, new.attr("kv_num_heads")) if flat else new.input(2)
+    k = new("Concat", new.input(4), k, axis=2) if new.input(4) is not None else k
+    v = new("Concat", new.input(5), v, axis=2) if new.input(5) is not None else v
+    present = [k, v]
+    batch, q_heads, rows, size, kv_heads, columns, value_size = _dims(new, flat)
+    repeats = q_heads // kv_heads
+    if repeats > 1:
+        k = _repeated(new, k, (batch, kv_heads, repeats, columns, size))
+        v = _repeated(new, v, (batch, kv_heads, repeats, columns, value_size))
+    scale = new.attr("scale") or 1.0 / sqrt(size)
+    raw = new("Mul", new("MatMul", q, new("Transpose", k, perm=[0, 1, 3, 2])), new.number(scale))
+    bias = _bias(new, rows, columns)
+    softcap = new.attr("softcap", 0.0)
+    steps = {0: raw}
+    scores = raw
+    if softcap:
+        scores = new("Mul", new("Tanh", new("Div", scores, new.number(softcap))), new.number(softcap))
+    steps[1] = scores
+    scores = new("Add", scores, bias) if bias is not None else scores
+    steps[2] = scores
+    weights = new("Softmax", scores, axis=-1)
+    if new.input(3) is not None:
+        # A row in which every key is masked is zero, not NaN.
+        masked = new("Equal", bias, new.number(float("-inf")))
+        weights = new("Where", masked, new.number(0), weights)
+    steps[3] = weights
+    y = new("MatMul", weights, v)
+    if flat:
+        turned = new("Transpose", y, perm=[0, 2, 1, 3])
+        y = new("Reshape", turned, np.array([batch, rows, q_heads * value_size], np.int64))
+    return [y, *present, steps[new.attr("qk_matmul_output_mode", 0)]][: len(new.node.outputs)]
+
+
+def _heads(new: Assembler, position: int, heads: int) -> ir.Value:
+    """(batch, sequence, heads * size) -> (batch, heads, sequence, size)."""
+    batch, length, width = new.shape(position)
+    split = np.array([batch, length, heads, width // heads], np.int64)
+    return new("Transpose", new("Reshape", new.input(position), split), perm=[0, 2, 1, 3])
+
+
+def _dims(new: Assembler, flat: bool) -> tuple[int, ...]:
+    """Batch, query heads, query length, head size, key heads, key length with the cache, value size."""
+    q, k, v = (new.shape(position) for position in range(3))
+    past = new.shape(4)[2] if new.input(4) is not None else 0
+    if flat:
+        q_heads, kv_heads = new.attr("q_num_heads"), new.attr("kv_num_heads")
+        return q[0], q_heads, q[1], q[2] // q_heads, kv_heads, k[1] + past, v[2] // kv_heads
+    return q[0], q[1], q[2], q[3], k[1], k[2] + past, v[3]
+
+
+def _repeated(new: Assembler, x: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+    """Every head of keys or values for the query heads that share it."""
+    batch, heads, repeats, length, size = shape
+    wide = new("Unsqueeze", x, np.array([2], np.int64))
+    wide = new("Expand", wide, np.array([batch, heads, repeats, length, size], np.int64))
+    return new("Reshape", wide, np.array([batch, heads * repeats, length, size], np.int64))
+
+
+def _bias(new: Assembler, rows: int, columns: int) -> Any:
+    """What is added to the scores: the mask as numbers and the causal triangle."""
+    source = new.input(0)
+    assert source is not None and source.dtype is not None
+    dtype = source.dtype.numpy()
+    lowest = float("-inf")
+    bias: Any = None
+    mask = new.input(3)
+    if mask is not None:
+        length = type_of(mask).shape[-1]
+        boolean = mask.dtype == ir.DataType.BOOL
+        bias = new("Where", mask, np.asarray(0, dtype), np.asarray(lowest, dtype)) if boolean else mask
+        if length < columns:
+            pads = np.zeros(2 * len(type_of(mask).shape), np.int64)
+            pads[-1] = columns - length
+            bias = new("Pad", bias, pads, np.asarray(lowest, dtype))
+    if new.attr("is_causal", 0):
+        offset = new.shape(4)[2] if new.input(4) is not None else 0
+        allowed = np.tril(np.ones((rows, columns), bool), offset)
+        triangle = np.where(allowed, 0.0, lowest).astype(dtype)
+        bias = new("Add", bias, triangle) if bias is not None else triangle
+    return bias
