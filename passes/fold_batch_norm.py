@@ -42,7 +42,18 @@ from .rules import Rule
 @register
 @dataclass(frozen=True)
 class FoldBatchNorm(Pass):
-    """Fold batch norm and per-channel scales and shifts into the weights of a neighbouring operator."""
+    """Fold batch norm and per-channel scales and shifts into the weights of a neighbouring operator.
+
+    y = a * x + t per channel, with a = scale / sqrt(variance + epsilon) and t = bias - a * mean, goes
+
+    1. into the Conv, ConvTranspose, Gemm or MatMul (and its bias Add) before it: W' = a * W, b' = a * b + t;
+    2. else into the Conv, Gemm or MatMul behind it, where that is exact: W' = W * a, b' = b + W t, for a Conv
+       only without padding or without shift, for a ConvTranspose only without shift.
+
+    Mul and Add of one constant per channel behind such an operator or behind a batch norm are folded alike.
+    Left alone, with the reason: training mode, parameters or weights that are not constant or are shared,
+    intermediate results that are read elsewhere or are graph outputs, weights that would overflow.
+    """
 
     name: ClassVar[str] = "fold-batch-norm"
 

@@ -28,7 +28,7 @@ from .quantization.tables import Table, find_table
 from .registry import register
 
 _NO_DATA = (
-    "insert-qdq needs calibration data to measure activation ranges: give `--calibration FILE.npz|FOLDER` "
+    "it needs calibration data to measure activation ranges: give `--calibration FILE.npz|FOLDER` "
     "(in Python: `calibration=`), or `--calibrate-random` if only speed matters"
 )
 
@@ -61,9 +61,7 @@ class InsertQdq(Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 50.0 < self.percentile <= 100.0:
-            raise PassError(
-                f"insert-qdq: option 'percentile' must be above 50 and at most 100, not {self.percentile}"
-            )
+            raise PassError(f"option 'percentile' must be above 50 and at most 100, not {self.percentile}")
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Plan, measure, drop what cannot be quantized, and insert the pairs.
