@@ -145,7 +145,10 @@ class _Walk:
             known = [macs for macs in inner if isinstance(macs, int)]
             self.notes.append(f"node '{name}' (If): the dearer branch is counted")
             return max(known) if len(known) == len(inner) else None
-        rounds = _rounds(node)
+        try:
+            rounds = _rounds(node)
+        except (TypeError, ValueError):
+            rounds = None
         if rounds is None:
             self.notes.append(f"node '{name}' ({node.op_type}): how often its body runs is not known")
         return None if rounds is None or inner[0] is None else rounds * inner[0]

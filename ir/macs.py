@@ -32,6 +32,8 @@ def node_macs(node: ir.Node) -> tuple[Size | None, str]:
         return rule(node), ""
     except _UnknownError as error:
         return None, str(error)
+    except (TypeError, ValueError) as error:
+        return None, f"MACs unknown: {error}"
 
 
 def _dims(value: ir.Value | None, least: int = 0) -> list[Size]:

@@ -103,6 +103,8 @@ def run(context: Context, model: ir.Model) -> None:
         raise ShapeError(f"node '{error.node_name}' ({error.op_type}): {error.message}{detail}") from error
     except osi.OpUsageError as error:
         raise ShapeError(f"node '{error.node.name}' ({error.node.op_type}): {error.message}") from error
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"shapes cannot be inferred: {error}; `verify` tells what is wrong") from error
 
 
 def rule(node: ir.Node, opset_imports: Mapping[str, int]) -> Callable[[Any, ir.Node], None] | None:

@@ -145,7 +145,7 @@ def _made_by(node: ir.Node) -> _Tensor | None:
     if node.domain:
         return None
     if node.op_type == "Constant":
-        tensor = ir.convenience.get_const_tensor(node.outputs[0])
+        tensor = _constant(node)
         return None if tensor is None or tensor.dtype == ir.DataType.STRING else _stored(tensor)
     if node.op_type not in _GENERATORS:
         return None
@@ -157,6 +157,13 @@ def _made_by(node: ir.Node) -> _Tensor | None:
         elements *= dim
     size = int(elements * output.dtype.itemsize)
     return _Tensor(elements, size, output.dtype, len(output.shape), stored=False)
+
+
+def _constant(node: ir.Node) -> ir.TensorProtocol | None:
+    try:
+        return ir.convenience.get_const_tensor(node.outputs[0])
+    except (TypeError, ValueError):  # no attribute, or one of another type: the verifier's business
+        return None
 
 
 def _read(node: ir.Node, carried: dict[ir.Value, tuple[_Tensor, ...]]) -> None:

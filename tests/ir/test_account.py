@@ -280,3 +280,11 @@ def test_large_tensors_are_not_read():
     model.graph.register_initializer(value)
     assert account(model).parameters == 16
     assert np.prod(value.const_value.shape.numpy()) == 16
+
+
+def test_malformed_attributes_are_noted_not_fatal():
+    model = single("[fc] y = Gemm(a, b)", "float[5,7] a, float[7,3] b")
+    model.graph[0].attributes["transA"] = ir.AttrString("transA", "yes")
+    cost = account(model)
+    assert cost.macs is None
+    assert cost.notes[0].startswith("node 'fc' (Gemm): MACs unknown: Attribute 'transA' is not of type INT")
