@@ -17,6 +17,8 @@ from ..ir.clone import clone
 from ..ir.errors import CompileError, TargetError
 from ..ir.inputs import random_inputs
 from ..ir.shapes import bind_dims, infer_shapes, require_static
+from ..ir.upgrade import upgrade
+from ..ir.verify import verify
 from ..passes.manager import Observer
 from ..passes.optimize import optimize
 from .check import Check
@@ -79,6 +81,7 @@ def compile(
         ShapeError: a shape is not static; bind it with `dims`.
         CompileError: something cannot be lowered, or computes something else.
         PassError: a pass failed.
+        VerifyError: the graph is invalid.
     """
     resolved = resolve_target(target)
     _refuse_early(resolved, trials, backend)
@@ -89,12 +92,16 @@ def compile(
         say("read")
         source = source or model
         given = load(model)
-    else:
+    elif isinstance(model, ir.Model):
         given = model
+    else:
+        raise CompileError(f"compile takes a model from load or trace, or a file; not {type(model).__name__}")
     report = CompileReport(given.graph.name or "model", resolved, backend)
     with report.step("prepare"):
         say("prepare")
+        verify(given)
         working = clone(given)
+        upgrade(working)
         bind_dims(working, dict(dims or {}))
         infer_shapes(working)
         report.source = _source(given, source)

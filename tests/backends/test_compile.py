@@ -8,7 +8,7 @@ from graphwright.backends import checking, library
 from graphwright.backends import compile as compiling
 from graphwright.backends.compiled import TvmExecutable
 from graphwright.backends.host import logical_cores
-from graphwright.ir.errors import CompileError, ShapeError, TargetError
+from graphwright.ir.errors import CompileError, ShapeError, TargetError, VerifyError
 from graphwright.ir.inputs import random_inputs
 from graphwright.ir.reference import Reference, run_reference
 
@@ -224,6 +224,26 @@ def test_a_file_is_loaded_and_recorded(mlp, tmp_path):
     report = gw.compile(tmp_path / "mlp.onnx", "x86", backend="onnxruntime").report
     assert report.source["name"] == "mlp.onnx"
     assert len(report.source["sha256"]) == 64
+
+
+def test_a_graph_of_an_older_opset_is_upgraded():
+    model = ir.from_onnx_text("""<ir_version: 8, opset_import: ["" : 11]>
+    net (float[2,3] x) => (float[2,3] y) { y = Softmax(x) }""")
+    exe = gw.compile(model, "x86", pipeline="")
+    assert exe.model.opset_imports[""] == 23
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_allclose(exe(x), np.exp(x) / np.exp(x).sum(1, keepdims=True), rtol=1e-5)
+
+
+def test_an_invalid_graph_and_things_that_are_no_graph_are_refused(build_model):
+    model = build_model("net (float[2] x) => (float[2] y) { a = Relu(x)  y = Relu(a) }")
+    first, second = model.graph
+    first.replace_input_with(0, second.outputs[0])
+    with pytest.raises(VerifyError) as caught:
+        gw.compile(model, "x86", pipeline="")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CompileError, match="not list"):
+        gw.compile([1, 2], "x86")
 
 
 def test_threads_are_limited_to_what_was_asked_for(mlp):
