@@ -145,6 +145,57 @@ def softplus(x: Any) -> Any:
     return tirx.max(x, zero) + tirx.log(_one(x) + exp(zero - tirx.abs(x)))
 
 
+def sinh(x: Any) -> Any:
+    """Hyperbolic sine; a series near zero, where the exponentials would cancel."""
+    from tvm import tirx
+
+    def build(x: Any) -> Any:
+        square = x * x
+        series = x * (_one(x) + square / _c(x, 6) * (_one(x) + square / _c(x, 20) * (_one(x) + square / _c(x, 42))))
+        far = (exp(x) - exp(_zero(x) - x)) * _c(x, 0.5)
+        return tirx.Select(tirx.abs(x) < _c(x, 0.25 if _dtype(x) == "float32" else 0.01), series, far)
+
+    return _let(x, build)
+
+
+def cosh(x: Any) -> Any:
+    """Hyperbolic cosine."""
+    return _let(x, lambda x: (exp(x) + exp(_zero(x) - x)) * _c(x, 0.5))
+
+
+def asinh(x: Any) -> Any:
+    """Inverse hyperbolic sine, odd by construction."""
+    from tvm import tirx
+
+    def build(x: Any) -> Any:
+        size = tirx.abs(x)
+        square = x * x
+        value = tirx.log1p(size + square / (_one(x) + tirx.sqrt(square + _one(x))))
+        return tirx.Select(x < _zero(x), _zero(x) - value, value)
+
+    return _let(x, build)
+
+
+def acosh(x: Any) -> Any:
+    """Inverse hyperbolic cosine for x >= 1."""
+    from tvm import tirx
+
+    return _let(x, lambda x: tirx.log(x + tirx.sqrt(x * x - _one(x))))
+
+
+def atanh(x: Any) -> Any:
+    """Inverse hyperbolic tangent for |x| < 1."""
+    from tvm import tirx
+
+    return _let(x, lambda x: _c(x, 0.5) * (tirx.log1p(x) - tirx.log1p(_zero(x) - x)))
+
+
+def _c(x: Any, value: float) -> Any:
+    from tvm import tirx
+
+    return tirx.const(value, _dtype(x))
+
+
 def _rational(x: Any, odd: Sequence[float], even: Sequence[float]) -> Any:
     return _let(x * x, lambda square: x * _horner(odd, square) / _horner(even, square))
 

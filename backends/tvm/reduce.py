@@ -53,6 +53,8 @@ def reduced_axes(op: Op) -> list[int]:
 
 def accumulator_dtype(dtype: str) -> str:
     """What to accumulate elements of a type in."""
+    if dtype == "bool":
+        return "uint8"
     return "float32" if dtype in {"float16", "bfloat16"} else dtype
 
 
