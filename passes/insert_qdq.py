@@ -61,7 +61,9 @@ class InsertQdq(Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 50.0 < self.percentile <= 100.0:
-            raise PassError(f"option 'percentile' must be above 50 and at most 100, not {self.percentile}")
+            raise PassError(
+                f"{self.name}: option 'percentile' must be above 50 and at most 100, not {self.percentile}"
+            )
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Plan, measure, drop what cannot be quantized, and insert the pairs.
