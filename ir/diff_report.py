@@ -52,7 +52,8 @@ def as_markdown(diff: GraphDiff) -> str:
     if not diff.changed:
         return f"{title}\n\nThe graphs are equal: {_NO_DIFFERENCES}.\n"
     parts = [title, "", "| | before | after | change |", "|---|--:|--:|--:|"]
-    parts += [f"| {t.label} | {_number(t.before)} | {_number(t.after)} | {_change(t)} |" for t in diff.totals]
+    for t in diff.totals:
+        parts.append(f"| {t.label} | {_cell(_number(t.before))} | {_cell(_number(t.after))} | {_change(t)} |")
     if diff.operators:
         parts += ["", "| operator | before | after |", "|---|--:|--:|"]
         parts += [f"| {_cell(op)} | {b} | {a} |" for op, (b, a) in diff.operators.items()]

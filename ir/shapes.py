@@ -29,7 +29,7 @@ def infer_shapes(model: ir.Model) -> list[str]:
 
     Symbolic dimensions are carried through arithmetic (`2*batch`), and small integer tensors are followed
     through Shape/Gather/Concat/Reshape chains. What cannot be known gets a fresh symbol (`_d0`) or stays
-    unknown.
+    unknown; there a shape that is written already is believed, so whoever makes one stale must clear it.
 
     Returns:
         What a reader should know, one line each: declared shapes of graph outputs that were wrong and have
