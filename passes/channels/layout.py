@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ...ir.constants import constant_array, constant_tensor
 from .labels import Axis, spread
+from .sizes import Size, can_follow, entries, feeds_only_shapes, shift
 from .tracer import Dim, Edit, Keep, Tracer, traces
 
 
@@ -214,24 +215,28 @@ def _expand(node: ir.Node, tracer: Tracer) -> str | None:
     if data is None:
         return "its first input is missing"
     before, after = tracer.dims(data), tracer.dims(node.outputs[0])
-    stored = constant_array(operand)
+    stored, found = constant_array(operand), entries(operand, tracer)
     offset = len(after) - len(before)
     pin = tracer.labels.new_pin(node, "Expand repeats one index along this axis as often as is computed")
     result: list[Axis] = []
     for index, dim in enumerate(after):
+        entry = found[index - len(after)] if found and len(after) - index <= len(found) else None
         if index >= offset and before[index - offset] != 1:
             result.append(tracer.axis(data, index - offset))
-        elif stored is not None and isinstance(dim, int):
+        elif isinstance(entry, int) and isinstance(dim, int):
             # Copies of one index: any of them may go.
             result.append(tracer.labels.fresh(dim))
         else:
-            result.append(pin)
-    if stored is None and any(isinstance(axis, np.ndarray) for axis in result):
-        return "its shape is computed"
+            result.append(entry.axis if isinstance(entry, Size) else pin)
+    tracer.set(node.outputs[0], result)
     if stored is not None:
         shape = stored
         tracer.on_removal(lambda keep: _new_expansion(node, keep, shape, after, result))
-    tracer.set(node.outputs[0], result)
+    elif found is not None and can_follow(found, result[-len(found) :], after[-len(found) :]):
+        followed, count = found, len(found)
+        tracer.on_removal(lambda keep: shift(node, keep, followed, after[-count:], result[-count:]))
+    elif any(isinstance(axis, np.ndarray) for axis in result):
+        return "its shape is computed"
     return None
 
 
@@ -284,7 +289,12 @@ def _shape(node: ir.Node, tracer: Tracer) -> str | None:
     if data is None:
         return "its first input is missing"
     pin = tracer.labels.new_pin(node, f"{node.op_type} reads its size")
-    for index in _axes_read(node, len(tracer.dims(data))):
+    read = (
+        ()
+        if node.op_type == "Shape" and feeds_only_shapes(output)
+        else _axes_read(node, len(tracer.dims(data)))
+    )
+    for index in read:
         tracer.tie(pin, data, index)
     tracer.set(output, [pin] * len(tracer.dims(output)))
     return None

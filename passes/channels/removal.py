@@ -24,6 +24,7 @@ from ...ir.constants import constant_array, constant_tensor
 from ..rewriter import Rewriter
 from .analysis import Dependencies
 from .labels import Axis, size_of
+from .tracer import Shift
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Removal:
     Attributes:
         slices: By constant name and axis, which indices stay (bool arrays).
         operands: (node position, input position, new integer constant).
+        shifts: (node position, input position, what is added to the computed operand).
         attributes: (node position, attribute name, new value or None to remove it).
         shapes: By value name, the new shape.
         masks: (node position, input position, axis, which indices stay): the terms that vanish.
@@ -40,6 +42,7 @@ class Removal:
 
     slices: dict[str, dict[int, np.ndarray]]
     operands: tuple[tuple[int, int, np.ndarray], ...]
+    shifts: tuple[tuple[int, int, np.ndarray], ...]
     attributes: tuple[tuple[int, str, Any], ...]
     shapes: dict[str, tuple[int | str | None, ...]]
     masks: tuple[tuple[int, int, int, np.ndarray], ...]
@@ -111,11 +114,13 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
             slices[str(value.name)] = cut
         else:
             shapes[str(value.name)] = tuple(dims)
-    operands, attributes = [], []
+    operands, shifts, attributes = [], [], []
     if slices:
         for resizer in found.tracer.resizers:
             for edit in resizer(keep):
-                if isinstance(edit.where, int):
+                if isinstance(edit.value, Shift):
+                    shifts.append((position[edit.node], int(edit.where), edit.value.amount))
+                elif isinstance(edit.where, int):
                     operands.append((position[edit.node], edit.where, np.asarray(edit.value)))
                 else:
                     attributes.append((position[edit.node], edit.where, edit.value))
@@ -127,7 +132,7 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
         mask = keep.mask(axis, size_of(axis, 1))
         if not mask.all():
             masks.append((position[contraction.node], contraction.operand, contraction.axis, mask))
-    return Removal(slices, tuple(operands), tuple(attributes), shapes, tuple(masks))
+    return Removal(slices, tuple(operands), tuple(shifts), tuple(attributes), shapes, tuple(masks))
 
 
 def apply_removal(model: ir.Model, removal: Removal, rewriter: Rewriter) -> None:
@@ -152,6 +157,12 @@ def apply_removal(model: ir.Model, removal: Removal, rewriter: Rewriter) -> None
             node, operand, rewriter.initializer(f"{node.name or node.op_type}.{operand}", array)
         )
         _drop_unused(old, rewriter)
+    for index, operand, amount in removal.shifts:
+        node = nodes[index]
+        added = rewriter.initializer(f"{node.name or node.op_type}.{operand}.added", amount)
+        (shifted,) = rewriter.insert_before(node, "Add", [node.inputs[operand], added])
+        rewriter.set_shape(shifted, list(amount.shape))
+        rewriter.set_input(node, operand, shifted)
     for index, attribute, value in removal.attributes:
         _set_attribute(nodes[index], attribute, value, rewriter)
     for name, axes in removal.slices.items():

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from ...ir.constants import constant_array
 from .contractions import choice_of
 from .labels import Axis
+from .sizes import Size, can_follow, entries, labelled_sizes, shift
 from .tracer import Dim, Edit, Keep, Tracer, traces
 
 
@@ -40,15 +41,25 @@ def _reshape(node: ir.Node, tracer: Tracer) -> str | None:
         return "its first input is missing"
     before, after = tracer.dims(data), tracer.dims(node.outputs[0])
     stored = constant_array(operand)
-    template = _template(node, before, after) if stored is None else stored.copy()
-    labelled = any(isinstance(axis, np.ndarray) for axis in tracer.all_axes(data))
-    if template is None and labelled:
-        return "its computed shape cannot be stated with the new sizes"
+    found = entries(operand, tracer)
     result = regroup(node, tracer, data, after)
     tracer.set(node.outputs[0], result)
-    if template is not None and labelled:
-        target = template
-        tracer.on_removal(lambda keep: _new_shape(node, keep, target, after, result))
+    template = _template(node, before, after) if stored is None else stored
+    if template is not None:
+        constant = template
+        read = labelled_sizes(found)
+        tracer.on_removal(lambda keep: _new_shape(node, keep, constant, after, result, read))
+        return None
+    if found is not None and can_follow(found, result, after):
+        followed = found
+        tracer.on_removal(lambda keep: shift(node, keep, followed, after, result))
+        return None
+    concerned = labelled_sizes(found)
+    pin = tracer.labels.new_pin(node, "a computed shape depends on its size")
+    for size in concerned:
+        tracer.labels.tie(pin, size.axis)
+    if concerned or any(isinstance(axis, np.ndarray) for axis in tracer.all_axes(data)):
+        return "its computed shape cannot be stated with the new sizes"
     return None
 
 
@@ -69,10 +80,15 @@ def _template(node: ir.Node, before: Sequence[Dim], after: Sequence[Dim]) -> np.
 
 
 def _new_shape(
-    node: ir.Node, keep: Keep, template: np.ndarray, after: Sequence[Dim], result: list[Axis]
+    node: ir.Node,
+    keep: Keep,
+    template: np.ndarray,
+    after: Sequence[Dim],
+    result: list[Axis],
+    read: Sequence[Size],
 ) -> Iterator[Edit]:
     shape = template.copy()
-    changed = False
+    changed = any(isinstance(size.dim, int) and keep.count(size.axis, size.dim) != size.dim for size in read)
     for index, axis in enumerate(result):
         size = after[index]
         if isinstance(axis, int) or not isinstance(size, int) or keep.count(axis, size) == size:

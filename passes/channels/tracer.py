@@ -36,8 +36,18 @@ class Keep(Protocol):
 
 
 @dataclass(frozen=True)
+class Shift:
+    """What is to be added to a computed integer operand."""
+
+    amount: np.ndarray
+
+
+@dataclass(frozen=True)
 class Edit:
-    """An integer operand (by position) or an attribute (by name) of a node that gets a new value."""
+    """An integer operand (by position) or an attribute (by name) of a node that gets a new value.
+
+    The value of an operand is an array, or a `Shift` of what is computed there.
+    """
 
     node: ir.Node
     where: int | str

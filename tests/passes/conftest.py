@@ -63,7 +63,9 @@ class Network:
         for index, output in enumerate(node.outputs):
             output.name = f"{name}_{index}"
         self.graph.append(node)
-        infer_node(node, self.imports)
+        if not infer_node(node, self.imports) or op_type in ("Reshape", "Expand"):
+            # Sizes that are computed are only seen by a walk over the whole graph.
+            infer_shapes(self.built)
         return node.outputs[0] if outputs == 1 else node.outputs
 
     def conv(self, x, channels, kernel=3, stride=1, group=1, bias=True):

@@ -333,3 +333,37 @@ def test_body_of_if_keeps_what_it_reads(network, assert_exact):
     assert removed == 4
     record = optimize(model, "prune-channels{proof=false}").report.records[0]
     assert any(entry.op_type == "If" and "body reads" in entry.reason for entry in record.left_alone)
+
+
+def test_computed_shapes_follow_the_axes_they_read(network, assert_exact):
+    net = network()
+    x = net.input("N", "T", 12)
+    k = net.op("Reshape", net.matmul(x, 12), net.ints(0, 0, 3, 4))
+    k = net.op("Transpose", k, perm=[0, 2, 1, 3])
+    sizes = net.op("Shape", k)
+    pieces = [net.op("Slice", sizes, net.ints(i), net.ints(i + 1)) for i in range(4)]
+    flat = net.op("Reshape", k, net.op("Concat", net.ints(-1), pieces[2], pieces[3], axis=0))
+    flat = net.op("Transpose", net.op("Tanh", flat), perm=[0, 2, 1])
+    back = net.op("Concat", pieces[0], pieces[1], net.ints(4), pieces[2], axis=0)
+    back = net.op("Transpose", net.op("Reshape", flat, back), perm=[0, 3, 1, 2])
+    merged = net.op("Reshape", back, net.ints(0, 0, 12))
+    pruned, removed = assert_exact(net.model(net.matmul(merged, 5)), dims={"N": 2, "T": 3})
+    assert removed == 2
+    assert [list(n.inputs[1].shape) for n in pruned.graph if n.op_type == "MatMul"] == [[12, 6], [6, 5]]
+    assert any(n.op_type == "Add" and n.outputs[0].dtype == ir.DataType.INT64 for n in pruned.graph)
+
+
+def test_a_size_used_in_arithmetic_stays(network, assert_exact):
+    net = network()
+    x = net.conv(net.input(1, 3, 4, 4), 8)
+    size = net.op("Cast", net.op("Shape", x, start=1, end=2), to=int(ir.DataType.FLOAT))
+    assert assert_exact(net.model(net.conv(net.op("Div", x, size), 2)))[1] == 0
+
+
+def test_expanded_by_a_size_that_is_read(network, assert_exact):
+    net = network()
+    x = net.conv(net.input("N", 3, 4, 4), 8)
+    shape = net.op("Concat", net.op("Shape", x, start=0, end=2), net.ints(1, 1), axis=0)
+    y = net.op("Mul", x, net.op("Expand", net.weight(1, 1, 4, 4), shape))
+    pruned, removed = assert_exact(net.model(net.conv(y, 2)), dims={"N": 2})
+    assert removed == 4
