@@ -18,6 +18,7 @@ from .channels.proof import Proof, prove
 from .channels.removal import emptied_axes
 from .fold_constants import FoldConstants
 from .registry import register
+from .split_sequences import SequenceToSplit
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 
@@ -49,8 +50,9 @@ class PruneChannels(Pass):
     3. layers that the selectors exclude, or that share channels with one that they exclude;
     4. layers whose weights depend on the inputs.
 
-    Constants are folded first, as by `fold-constants`. The pruned model is compared with the masked original
-    on the reference before anything is applied; groups that fail are not pruned.
+    Constants are folded and sequences split first, as by `fold-constants` and `split-sequences`. The
+    pruned model is compared with the masked original on the reference before anything is applied; groups
+    that fail are not pruned.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -83,6 +85,7 @@ class PruneChannels(Pass):
         """Fold constants, analyse, choose, prove, remove."""
         # Torch writes absent biases and shapes as computations, which would hide what is tied to what.
         FoldConstants().apply(model, context)
+        context.rewrite(model, SequenceToSplit())
         # What folding leaves computed is of no concern here.
         context.left_alone.clear()
         found = analyse(model)

@@ -30,10 +30,13 @@ _BUILT_IN = {
     "fuse-normalization": ".fuse_normalization",
     "insert-qdq": ".insert_qdq",
     "prune-channels": ".prune_channels",
+    "split-sequences": ".split_sequences",
 }
 
 PRESETS = {
-    "simplify": "fold-constants,eliminate-identity,eliminate-common-subexpressions,eliminate-dead",
+    "simplify": (
+        "fold-constants,split-sequences,eliminate-identity,eliminate-common-subexpressions,eliminate-dead"
+    ),
 }
 """Named pipelines: usable wherever a pass name is, expanded when the pipeline is parsed."""
 

@@ -63,7 +63,8 @@ class Network:
         for index, output in enumerate(node.outputs):
             output.name = f"{name}_{index}"
         self.graph.append(node)
-        if not infer_node(node, self.imports) or op_type in ("Reshape", "Expand"):
+        computed = op_type in ("Reshape", "Expand") and not inputs[1].is_initializer()
+        if not infer_node(node, self.imports) or computed:
             # Sizes that are computed are only seen by a walk over the whole graph.
             infer_shapes(self.built)
         return node.outputs[0] if outputs == 1 else node.outputs

@@ -93,6 +93,7 @@ def test_mistakes_are_named(text, message):
 def test_presets_expand_to_their_passes():
     assert [p.name for p in parse_pipeline("simplify")] == [
         "fold-constants",
+        "split-sequences",
         "eliminate-identity",
         "eliminate-common-subexpressions",
         "eliminate-dead",
