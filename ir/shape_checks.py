@@ -17,7 +17,10 @@ Shape = Sequence[int | ir.SymbolicDim]
 def contradiction(node: ir.Node) -> str | None:
     """What is impossible about the shapes around `node`, None if nothing is (or too little is known)."""
     check = None if node.domain else _CHECKS.get(node.op_type)
-    return None if check is None else check(node)
+    try:
+        return None if check is None else check(node)
+    except (TypeError, ValueError):  # an attribute of another type: the verifier's business
+        return None
 
 
 def _shape(node: ir.Node, index: int) -> Shape | None:
@@ -35,11 +38,14 @@ def _differ(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
 
 def _broadcast(node: ir.Node) -> str | None:
     shapes = [s for s in (_shape(node, i) for i in range(len(node.inputs))) if s is not None]
-    if len(shapes) < 2:
-        return None
-    sizes: list[int] = [1] * max(len(shape) for shape in shapes)
-    for shape in shapes:
-        for axis, dim in enumerate(reversed(shape)):
+    return _clash(shapes, shapes)
+
+
+def _clash(parts: Sequence[Shape], shapes: Sequence[Shape]) -> str | None:
+    """Whether `parts` of `shapes` do not broadcast."""
+    sizes: list[int] = [1] * max((len(part) for part in parts), default=0)
+    for part in parts:
+        for axis, dim in enumerate(reversed(part)):
             if not isinstance(dim, int) or dim in (1, sizes[axis]):
                 continue
             if sizes[axis] != 1:
@@ -121,7 +127,21 @@ def _concat(node: ir.Node) -> str | None:
     return None
 
 
+def _matmul(node: ir.Node) -> str | None:
+    a, b = _shape(node, 0), _shape(node, 1)
+    if not a or not b:
+        return None
+    if _differ(a[-1], b[-2] if len(b) > 1 else b[0]):
+        return f"shapes {_text(a)} and {_text(b)} do not multiply"
+    return _clash([a[:-2], b[:-2]], [a, b])
+
+
 def _gemm(node: ir.Node) -> str | None:
+    a, b = _shape(node, 0), _shape(node, 1)
+    if a is not None and b is not None:
+        turned = [node.attributes.get_int(name, None) not in (None, 0) for name in ("transA", "transB")]
+        if len(a) != 2 or len(b) != 2 or _differ(a[0 if turned[0] else 1], b[1 if turned[1] else 0]):
+            return f"shapes {_text(a)} and {_text(b)} do not multiply"
     bias, out = _shape(node, 2), node.outputs[0].shape
     if bias is None or out is None:
         return None
@@ -148,4 +168,5 @@ _CHECKS: dict[str, Callable[[ir.Node], str | None]] = {
     "InstanceNormalization": _per_channel(1),
     "Concat": _concat,
     "Gemm": _gemm,
+    "MatMul": _matmul,
 }

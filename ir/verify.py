@@ -16,24 +16,31 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from .bodies import nodes_of
 from .errors import VerifyError
+from .shape_checks import contradiction
 from .verify_nodes import NodeChecker, describe
 
 _GRAPH_ATTRIBUTES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def verify(model: ir.Model) -> None:
+def verify(model: ir.Model, *, shapes: bool = False) -> None:
     """Check the structure of `model`, its subgraphs and its functions.
+
+    Args:
+        model: left as it is.
+        shapes: hold the shapes around each node against each other as well. For graphs whose shapes have been
+            inferred: those that a file declares may be wrong without any harm.
 
     Raises:
         VerifyError: a rule is broken; the message is the first problem, `.problems` has all of them.
     """
-    found = problems(model)
+    found = problems(model, shapes=shapes)
     if found:
         raise VerifyError(found)
 
 
-def problems(model: ir.Model) -> list[str]:
+def problems(model: ir.Model, *, shapes: bool = False) -> list[str]:
     """Every structural problem of `model`, one line each, naming node and operator; empty if it is sound."""
     found: list[str] = []
     if not model.graph.outputs:
@@ -42,6 +49,9 @@ def problems(model: ir.Model) -> list[str]:
     for function in model.functions.values():
         _check_root(model, function.graph, function.opset_imports, function, found)
     found += _recursive_functions(model)
+    if shapes:
+        around = ((node, contradiction(node)) for node in nodes_of(model.graph))
+        found += [f"{describe(node)}: {problem}" for node, problem in around if problem is not None]
     return found
 
 

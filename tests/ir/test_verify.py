@@ -336,6 +336,33 @@ def test_element_types():
     assert "node 'act' (Sigmoid): 'a' is INT64, which 'X' does not take" in problems(model)
 
 
+@pytest.mark.parametrize(
+    ("body", "shapes", "expected"),
+    [
+        ("Add(a, b)", ([2, 3], [2, 4]), "shapes [2,3] and [2,4] do not broadcast"),
+        ("MatMul(a, b)", ([2, 3], [4, 5]), "shapes [2,3] and [4,5] do not multiply"),
+        ("MatMul(a, b)", ([2, 3, 4], [3, 4, 5]), "shapes [2,3,4] and [3,4,5] do not broadcast"),
+        ("Gemm<transB = 1>(a, b)", ([2, 3], [3, 5]), "shapes [2,3] and [3,5] do not multiply"),
+        (
+            "Conv(a, b)",
+            ([1, 32, 8, 8], [4, 64, 3, 3]),
+            "input [1,32,8,8] has 32 channels, weight [4,64,3,3] in 1 groups wants 64",
+        ),
+        ("Concat<axis = 1>(a, b)", ([2, 3], [3, 3]), "shapes [2,3] and [3,3] differ outside axis 1"),
+    ],
+)
+def test_shapes_that_contradict_each_other(body, shapes, expected):
+    a, b = (",".join(map(str, shape)) for shape in shapes)
+    model = ir.from_onnx_text(f"""
+    <ir_version: 10, opset_import: ["" : 23]>
+    clash (float[{a}] a, float[{b}] b) => (float[] y)
+    {{ [op] y = {body} }}
+    """)
+    assert problems(model) == []
+    (problem,) = problems(model, shapes=True)
+    assert problem.endswith(expected) and problem.startswith("node 'op'")
+
+
 # Bodies and functions --------------------------------------------------------------------------------------
 
 
