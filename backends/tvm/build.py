@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,17 +44,21 @@ def build(
     with tvm_target:
         executable = relax.build(lowered.ir_module, tvm_target, relax_pipeline=_pipeline())
     path = Path(path)
-    executable.export_library(str(path), **({"fcompile": fcompile} if fcompile else {}))
+    with tempfile.TemporaryDirectory(prefix="objects-", dir=path.parent) as workspace:
+        linked = {"fcompile": fcompile} if fcompile else {}
+        executable.export_library(str(path), workspace_dir=workspace, **linked)
     functions = len(lowered.ir_module.functions)
     return BuildInfo(path, time.perf_counter() - start, path.stat().st_size, functions)
 
 
 def _pipeline() -> Any:
-    """Memory planning and lowering to instructions of the virtual machine; every function is scheduled already."""
-    from tvm import relax, transform
+    """Memory planning and instructions of the virtual machine; every function is scheduled already."""
+    from tvm import relax, tirx, transform
 
     return transform.Sequential(
         [
+            # A schedule may have copied an expression together with the variables it binds.
+            tirx.transform.ConvertSSA(),
             relax.transform.ToNonDataflow(),
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),

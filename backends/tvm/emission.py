@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import loops
-from .lazy import Lazy, from_buffer
+from .lazy import Index, Lazy, from_buffer
 from .layout import CANONICAL
 from .op import Derived
 from .spec import GroupSpec, contents
@@ -55,13 +55,17 @@ class Parameters:
     _known: dict[int, Lazy] = field(default_factory=dict)
 
     def bind(self, external: int) -> Lazy:
-        """The lazy that reads an external input."""
-        if external not in self._known:
-            given = self.spec.externals[external]
-            shape = given.layout.stored_shape(given.type.shape)
-            buffer = self._add(shape, given.type.dtype, external)
-            self._known[external] = from_buffer(buffer, given.type.shape, given.type.dtype, given.layout)
-        return self._known[external]
+        """The lazy that reads an external input; what is never read does not become a parameter."""
+        given = self.spec.externals[external]
+
+        def read(index: Index) -> Any:
+            if external not in self._known:
+                shape = given.layout.stored_shape(given.type.shape)
+                buffer = self._add(shape, given.type.dtype, external)
+                self._known[external] = from_buffer(buffer, given.type.shape, given.type.dtype, given.layout)
+            return self._known[external].read(index)
+
+        return Lazy(given.type.shape, given.type.dtype, read)
 
     def derive(self, derived: Derived) -> Lazy:
         """The lazy that reads a derived constant."""
