@@ -31,3 +31,11 @@ def nodes_of(graph: ir.Graph) -> Iterator[ir.Node]:
                 for body in bodies_of(node):
                     yield from nodes_of(body)
                 break
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """Yield the main graph, those of functions (`Model.graphs` leaves them out), and every body inside."""
+    for root in (model.graph, *(function.graph for function in model.functions.values())):
+        yield root
+        for node in nodes_of(root):
+            yield from bodies_of(node)

@@ -9,6 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from .bodies import all_graphs
+
 
 def without_names(dynamic_shapes: Any) -> Any:
     """A dynamic-shapes specification with `torch.export.Dim.DYNAMIC` in the place of plain names."""
@@ -56,7 +58,7 @@ def rename_dims(model: ir.Model, names: Mapping[str, str]) -> None:
     if not names:
         return
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for value in (
             *graph.inputs,
             *graph.initializers.values(),

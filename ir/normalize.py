@@ -6,6 +6,7 @@ import functools
 
 import onnx_ir as ir
 
+from .bodies import all_graphs
 from .errors import ModelError
 from .ort import MAX_IR_VERSION
 from .schemas import STANDARD_DOMAINS
@@ -26,7 +27,7 @@ def name_nodes(model: ir.Model) -> None:
     """Gives every node a name that no other node of the model has; existing unique names stay."""
     taken: set[str] = set()
     unnamed: list[ir.Node] = []
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for node in graph:
             if not node.name or node.name in taken:
                 unnamed.append(node)
@@ -49,7 +50,7 @@ def _free_name(stem: str, taken: set[str], counters: dict[str, int]) -> str:
 
 def drop_default_inputs(model: ir.Model) -> None:
     """Makes initializers that double as graph inputs plain ones: old files list all weights as inputs."""
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         if graph.initializers:
             kept = [value for value in graph.inputs if value.name not in graph.initializers]
             if len(kept) != len(graph.inputs):
@@ -58,7 +59,7 @@ def drop_default_inputs(model: ir.Model) -> None:
 
 def sort_nodes(model: ir.Model) -> None:
     """Puts producers before consumers where a file has them otherwise; a cyclic graph stays as it is."""
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         made: set[ir.Value] = set()
         for node in graph:
             if any(
@@ -88,7 +89,7 @@ def check_operators(model: ir.Model) -> None:
     Raises:
         ModelError: an operator is neither in ONNX Runtime nor in the model; the line names the node.
     """
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for node in graph:
             if node.domain in STANDARD_DOMAINS or node.domain == "ai.onnx":
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from .bodies import all_graphs
 from .constants import constant_array, evaluate_values
 from .errors import ModelError
 
@@ -16,7 +17,7 @@ def prepare_old_operators(model: ir.Model, version: int) -> None:
     """
     if version >= 7:
         return
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for node in graph:
             if node.op_type == "PRelu" and node.domain == "":
                 _align_slope(graph, node)
@@ -30,13 +31,13 @@ def finish_old_operators(model: ir.Model, version: int) -> None:
     """
     if version >= 11:
         return
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for node in graph:
             if node.op_type == "Resize" and node.domain == "":
-                _keep_old_sampling(model, node)
+                _keep_old_sampling(model, node, version)
 
 
-def _keep_old_sampling(model: ir.Model, node: ir.Node) -> None:
+def _keep_old_sampling(model: ir.Model, node: ir.Node, version: int) -> None:
     """Before opset 11 Upsample and Resize took output pixel i from i / scale, without a half-pixel shift.
 
     The nearest pixel was the one below when enlarging and the one above when shrinking (the standard left it
@@ -46,7 +47,9 @@ def _keep_old_sampling(model: ir.Model, node: ir.Node) -> None:
         "coordinate_transformation_mode", "asymmetric"
     )
     if node.attributes.get_string("mode", "nearest") == "nearest":
-        node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", _old_nearest_mode(model, node))
+        # Before opset 10 there was only Upsample, which never shrinks.
+        mode = "floor" if version < 10 else _old_nearest_mode(model, node)
+        node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", mode)
 
 
 def _old_nearest_mode(model: ir.Model, node: ir.Node) -> str:

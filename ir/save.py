@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from .bodies import all_graphs
 from .clone import clone
 from .errors import ModelError
 from .provenance import STACK_TRACE_KEY
@@ -132,7 +133,7 @@ def drop_paths(model: ir.Model) -> None:
         clean(function.metadata_props)
         if names_a_file(function.doc_string):
             function.doc_string = None
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         clean(graph.metadata_props)
         if names_a_file(graph.doc_string):
             graph.doc_string = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from .bodies import all_graphs
 from .errors import ModelError
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class TensorReader:
 
     def read_all(self, model: ir.Model) -> None:
         """Replaces every stored tensor of a model whose message passed `check_proto`."""
-        for graph in model.graphs():
+        for graph in all_graphs(model):
             for value in graph.initializers.values():
                 if value.const_value is not None:
                     value.const_value = self._read(value.const_value)

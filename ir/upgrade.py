@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from . import ort
+from .bodies import all_graphs
 from .errors import ModelError
+from .normalize import name_nodes
 from .old_operators import finish_old_operators, prepare_old_operators
 from .opset import CANONICAL_OPSET
 from .quiet import collected_warnings
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 # Oldest opset that onnxscript converts on the IR itself; below it the converter of the onnx package goes
 # through protobuf, which loses node metadata, and so goes no further up than needed.
 _OLDEST_ON_IR = 18
+# What an operator of that opset or later may have to be rewritten for.
+_CHANGED_SINCE = frozenset({"DFT", "GridSample", "GroupNormalization"})
 
 
 def upgrade(model: ir.Model) -> None:
@@ -44,10 +48,14 @@ def upgrade(model: ir.Model) -> None:
 
 
 def _convert(model: ir.Model, version: int) -> None:
+    if _only_widened(model):
+        _relabel(model, CANONICAL_OPSET)
+        return
     grouped = _group_norms(model) if _OLDEST_ON_IR <= version < 21 else []
     if version < _OLDEST_ON_IR:
         prepare_old_operators(model, version)
         _convert_step(model, version, _OLDEST_ON_IR)
+        name_nodes(model)
         finish_old_operators(model, version)
     _convert_step(model, version, CANONICAL_OPSET)
     for node, name in grouped:
@@ -80,7 +88,7 @@ def _convert_step(model: ir.Model, original: int, target: int) -> None:
 def _downgrade(model: ir.Model, version: int) -> None:
     """Relabels a newer model if no node uses anything that came later; most newer versions only add types."""
     newer = next(
-        (node for graph in model.graphs() for node in graph if not _means_the_same(node, version)), None
+        (node for graph in all_graphs(model) for node in graph if not _means_the_same(node, version)), None
     )
     if newer is None:
         before = problems(model)
@@ -127,9 +135,19 @@ def _same_default(newer: onnx.defs.OpSchema, older: onnx.defs.OpSchema, name: st
     return newer.attributes[name].default_value == older.attributes[name].default_value
 
 
+def _only_widened(model: ir.Model) -> bool:
+    """Whether newer versions of the model's operators only accept more: then functions need no inlining."""
+    imports = [model.opset_imports, *(function.opset_imports for function in model.functions.values())]
+    if any(each.get("", CANONICAL_OPSET) < _OLDEST_ON_IR for each in imports):
+        return False
+    return not any(
+        node.domain == "" and node.op_type in _CHANGED_SINCE for graph in all_graphs(model) for node in graph
+    )
+
+
 def _same_operators(model: ir.Model, target: int) -> bool:
     """Whether every standard operator of the model has the same version in its opset and in `target`."""
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for node in graph:
             if node.domain == "" and not _same_version(node.op_type, model.opset_imports[""], target):
                 return False
@@ -154,7 +172,7 @@ def _relabel(model: ir.Model, version: int) -> None:
     model.opset_imports[""] = version
     for function in model.functions.values():
         function.opset_imports[""] = version
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for node in graph:
             if node.domain == "":
                 node.version = version
@@ -163,7 +181,7 @@ def _relabel(model: ir.Model, version: int) -> None:
 def _group_norms(model: ir.Model) -> list[tuple[ir.Node, str]]:
     return [
         (node, str(node.name))
-        for graph in model.graphs()
+        for graph in all_graphs(model)
         for node in graph
         if node.op_type == "GroupNormalization" and node.domain == ""
     ]

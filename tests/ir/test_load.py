@@ -136,6 +136,9 @@ def test_functions_bodies_and_metadata_stay(tmp_path):
     model = load(tmp_path / "m.onnx", name="renamed")
 
     assert model.graph.name == "renamed"
+    (function,) = model.functions.values()
+    assert [node.name for node in function] == ["Add_0"]
+    assert function.opset_imports[""] == CANONICAL_OPSET
     assert model.graph[0].metadata_props["note"] == "kept"
     feeds = {"c": np.array(True), "x": np.ones(2, np.float32)}
     assert run_reference(model, feeds)["y"].tolist() == [2, 2]

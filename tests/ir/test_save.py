@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from graphwright.ir import save as save_module
+from graphwright.ir.bodies import all_graphs
 from graphwright.ir.compare import compare
 from graphwright.ir.errors import ModelError
 from graphwright.ir.load import load
@@ -140,7 +141,7 @@ def test_paths_in_bodies_and_functions_are_dropped(tmp_path):
         <domain: "local", opset_import: ["" : 23]>
         twice (a) => (b) { b = Add(a, a) }"""
     )
-    for graph in model.graphs():
+    for graph in all_graphs(model):
         for node in graph:
             node.metadata_props["pkg.torch.onnx.stack_trace"] = STACK_TRACE
     save(model, tmp_path / "m.onnx")
