@@ -43,9 +43,22 @@ def test_device_code_holds_the_kernels_and_cpu_compiles_do_not_notice(cnn, tmp_p
     assert device_code(cpu.library).form == "none"
 
 
-def test_source_is_embedded_where_there_is_no_nvcc(mlp, monkeypatch):
+def test_source_is_embedded_where_there_is_no_nvcc(build_model, monkeypatch):
     monkeypatch.setattr(cuda, "find_nvcc", lambda: None)
-    exe = gw.compile(mlp, "a100")
+    model = build_model(
+        """net (int64[1,6] ids, float[20,32] t, float[32] s, float[32] b, float[32,8] w) => (float[1,6,8] y)
+        {
+          e = Gather(t, ids)
+          n = LayerNormalization<axis = -1>(e, s, b)
+          m = MatMul(n, w)
+          y = Gelu(m)
+        }""",
+        t=(20, 32),
+        s=(32,),
+        b=(32,),
+        w=(32, 8),
+    )
+    exe = gw.compile(model, "a100")
     assert any("CUDA source instead of machine code" in note for note in exe.report.notes)
     code = device_code(exe.library)
     assert code.form == "source"
