@@ -77,8 +77,8 @@ def _convolution(node: ir.Node) -> str | None:
     x, w = _shape(node, 0), _shape(node, 1)
     if x is None or w is None:
         return None
-    if len(x) != len(w):
-        return f"input {_text(x)} and weight {_text(w)} have different ranks"
+    if len(x) != len(w) or len(x) < 3:
+        return f"input {_text(x)} and weight {_text(w)} do not fit together"
     group = node.attributes.get_int("group", 1)
     transposed = node.op_type == "ConvTranspose"
     needed = w[0] if transposed else w[1] * group
