@@ -106,6 +106,7 @@ class PruneChannels(Pass):
             groups=[_row(found, cut) for cut in cuts],
             parameters=[before.parameters, after.parameters],
             macs=[before.macs, after.macs],
+            macs_formula=[before.formula, after.formula],
             proof=None if proof is None else {"error": proof.error, "output": proof.output},
         )
 
