@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -24,7 +25,7 @@ from graphwright.backends.tvm.kernels import (
 from graphwright.backends.tvm.kernels.conv_transpose import phases
 from graphwright.backends.tvm.kernels.matmul import pack_matrix
 from graphwright.backends.tvm.kernels.spatial import pack_conv_weights
-from graphwright.backends.tvm.kernels.tile import choose_chunks, choose_tile
+from graphwright.backends.tvm.kernels.tile import choose_chunks, choose_slices, choose_tile
 from graphwright.ir.errors import CompileError
 from tvm import tirx
 
@@ -225,6 +226,26 @@ def test_products_match(name, rng):
         actual = call(library[f"f{i}"], [a, right], spec.out_shape)
         assert expected.shape == spec.out_shape
         assert np.abs(actual - expected).max() < 1e-5 * np.sqrt(spec.k), case
+
+
+def test_products_larger_than_the_cache_match(rng):
+    """Rows in chunks, the reduction in slices whose sums wait in memory; the epilogue is applied once."""
+    target = dataclasses.replace(resolve_target(TARGETS[0]), l2_bytes=64 << 10)
+    relu = Epilogue(key="relu", apply=lambda value, index, extras: tirx.max(value, tirx.const(0, "float32")))
+    specs = [
+        MatmulSpec(Operand((1, 77, 900)), Operand((900, 70)), constant_b=True),
+        MatmulSpec(Operand((41, 1000)), Operand((129, 1000), perm=(1, 0)), constant_b=True),
+    ]
+    assert all(
+        choose_slices(77, spec.k, 1 << 18, choose_tile(77, 70, spec.k, target), target) for spec in specs
+    )
+    kernels = [matmul(spec, relu, target) for spec in specs]
+    library = compile_kernels(kernels, target)
+    for i, spec in enumerate(specs):
+        a, b = normal(rng, spec.a.shape), normal(rng, spec.b.shape)
+        actual = call(library[f"f{i}"], [a, kernels[i].pack[0](b)], spec.out_shape)
+        expected = np.maximum(logical(a, spec.a).astype("f8") @ logical(b, spec.b), 0)
+        np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", TARGETS)

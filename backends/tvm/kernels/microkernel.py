@@ -45,15 +45,33 @@ class Accumulators:
         """Where the register of a pixel and a vector begins."""
         return (pixel * self.tile.vectors + vector) * self.tile.lanes
 
+    def declare(self) -> Statements:
+        """Allocate the registers."""
+        return [self._allocation, self._columns_allocation]
+
+    def fill(self, value: float = 0.0) -> Statements:
+        """Set all registers to `value`."""
+        return [
+            self._each(lambda at: store(self.buffer, constant(value, self.tile.lanes), [at], self.tile.lanes))
+        ]
+
     def clear(self, value: float = 0.0) -> Statements:
         """Allocate and set to `value`."""
-        lanes, cells = self.tile.lanes, self.tile.pixels * self.tile.vectors
-        fill = constant(value, lanes)
-        return [
-            self._allocation,
-            self._columns_allocation,
-            unrolled("cell", cells, lambda cell: store(self.buffer, fill, [cell * lanes], lanes)),
-        ]
+        return [*self.declare(), *self.fill(value)]
+
+    def copy_to(self, target: Any, index: Index = ()) -> Statements:
+        """Copy all registers to the row `index` of a buffer."""
+        lanes = self.tile.lanes
+        return [self._each(lambda at: store(target, load(self.buffer, [at], lanes), [*index, at], lanes))]
+
+    def copy_from(self, source: Any, index: Index) -> Statements:
+        """Set all registers from the row `index` of a buffer."""
+        lanes = self.tile.lanes
+        return [self._each(lambda at: store(self.buffer, load(source, [*index, at], lanes), [at], lanes))]
+
+    def _each(self, statement: Callable[[Any], Any]) -> Any:
+        tile = self.tile
+        return unrolled("cell", tile.pixels * tile.vectors, lambda cell: statement(cell * tile.lanes))
 
     def multiply_add(
         self, pixels: range, row: Callable[[Any], Any], column: Callable[[Any], Any]
@@ -84,15 +102,6 @@ class Accumulators:
         """acc[pixel, vector] = combine(acc[pixel, vector], value)."""
         at = [self.position(pixel, vector)]
         return store(self.buffer, combine(load(self.buffer, at, self.tile.lanes), value), at, self.tile.lanes)
-
-    def copy_to(self, target: Any) -> Statements:
-        """Copy all registers to a buffer of the same length."""
-        lanes, cells = self.tile.lanes, self.tile.pixels * self.tile.vectors
-
-        def copy(cell: Any) -> Any:
-            return store(target, load(self.buffer, [cell * lanes], lanes), [cell * lanes], lanes)
-
-        return [unrolled("cell", cells, copy)]
 
 
 class Writer:

@@ -8,9 +8,10 @@ from math import prod
 from typing import Any
 
 from . import emit
+from .emit import Statements
 from .interface import Index
 from .microkernel import Accumulators, Writer
-from .tile import TargetNumbers, Tile, blocks, choose_chunks
+from .tile import Slices, TargetNumbers, Tile, blocks, choose_chunks, choose_slices
 
 SERIAL_FLOPS = 200_000
 """Below this, starting the worker threads costs more than they save."""
@@ -55,15 +56,13 @@ class Product:
 
     def body(self, writer: Writer, target: TargetNumbers) -> Any:
         """The loops."""
+        weight_bytes = 4 * self.k * self.blocks * self.tile.block
+        slices = choose_slices(self.m, self.k, weight_bytes, self.tile, target)
+        if slices and prod(self.batch) == 1:
+            return self._sliced(writer, slices)
         tiles = blocks(self.m, self.tile.pixels)
-        chunks = choose_chunks(
-            tiles,
-            4 * self.k * self.tile.pixels,
-            4 * self.k * self.blocks * self.tile.block,
-            prod(self.batch),
-            self.blocks,
-            target,
-        )
+        row_bytes = 4 * self.k * self.tile.pixels
+        chunks = choose_chunks(tiles, row_bytes, weight_bytes, prod(self.batch), self.blocks, target)
 
         def task(t: Any) -> Any:
             *batch, chunk, block = emit.unravel(t, (*self.batch, chunks.count, self.blocks))
@@ -81,28 +80,76 @@ class Product:
             "task", prod(self.batch) * chunks.count * self.blocks, task, enabled=self.flops > SERIAL_FLOPS
         )
 
+    def _sliced(self, writer: Writer, slices: Slices) -> Any:
+        """Chunks of rows, slices of the reduction, then blocks of columns, which threads divide."""
+        tile, tiles = self.tile, blocks(self.m, self.tile.pixels)
+        batch = (0,) * len(self.batch)
+        shape = (min(slices.tiles, tiles), self.blocks, tile.pixels * tile.block)
+        sums, allocation = emit.allocate("sums", shape, scope="global")
+
+        def piece(chunk: Any, part: Any, block: Any) -> Any:
+            first = chunk * slices.tiles
+            count = emit.minimum(slices.tiles, tiles - first)
+            return emit.loop("tile", count, lambda i: one_tile(first + i, part, block, (i, block)))
+
+        def one_tile(number: Any, part: Any, block: Any, place: Index) -> Any:
+            first, bound = emit.bind("first", emit.minimum(number * tile.pixels, self.m - tile.pixels))
+            accumulators = Accumulators(tile)
+            begin = part * slices.steps
+            steps = emit.minimum(slices.steps, self.k - begin)
+            return [
+                *bound,
+                *accumulators.declare(),
+                emit.when(part == 0, accumulators.fill(), accumulators.copy_from(sums, place)),
+                emit.loop(
+                    "k", steps, lambda k: self._step(accumulators, batch, first, block, k), start=begin
+                ),
+                emit.when(
+                    part == slices.count - 1,
+                    self._write(writer, accumulators, batch, first, block),
+                    accumulators.copy_to(sums, place),
+                ),
+            ]
+
+        return [
+            allocation,
+            emit.loop(
+                "chunk",
+                blocks(tiles, slices.tiles),
+                lambda chunk: emit.loop(
+                    "part",
+                    slices.count,
+                    lambda part: emit.parallel("block", self.blocks, lambda block: piece(chunk, part, block)),
+                ),
+            ),
+        ]
+
     def _tile(self, writer: Writer, batch: Index, number: Any, block: Any) -> Any:
-        tile = self.tile
-        first, bound = emit.bind("first", emit.minimum(number * tile.pixels, self.m - tile.pixels))
-        accumulators = Accumulators(tile)
-
-        def step(k: Any) -> Any:
-            return accumulators.multiply_add(
-                range(tile.pixels),
-                lambda p: self.row(batch, first + p, k),
-                lambda v: self.column(batch, block, k, v),
-            )
-
-        last = self.n - (self.blocks - 1) * tile.block
+        pixels = self.tile.pixels
+        first, bound = emit.bind("first", emit.minimum(number * pixels, self.m - pixels))
+        accumulators = Accumulators(self.tile)
         return [
             *bound,
             *accumulators.clear(),
-            emit.loop("k", self.k, step),
-            *writer.write_tile(
-                accumulators,
-                lambda pixel, column: self.index(batch, first + pixel, column),
-                self.first_column(block),
-                block == self.blocks - 1 if self.blocks > 1 else True,
-                tile.block if self.overlap else last,
-            ),
+            emit.loop("k", self.k, lambda k: self._step(accumulators, batch, first, block, k)),
+            *self._write(writer, accumulators, batch, first, block),
         ]
+
+    def _step(self, accumulators: Accumulators, batch: Index, first: Any, block: Any, k: Any) -> Statements:
+        return accumulators.multiply_add(
+            range(self.tile.pixels),
+            lambda p: self.row(batch, first + p, k),
+            lambda v: self.column(batch, block, k, v),
+        )
+
+    def _write(
+        self, writer: Writer, accumulators: Accumulators, batch: Index, first: Any, block: Any
+    ) -> Statements:
+        last = self.n - (self.blocks - 1) * self.tile.block
+        return writer.write_tile(
+            accumulators,
+            lambda pixel, column: self.index(batch, first + pixel, column),
+            self.first_column(block),
+            block == self.blocks - 1 if self.blocks > 1 else True,
+            self.tile.block if self.overlap else last,
+        )

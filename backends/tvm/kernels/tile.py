@@ -19,6 +19,8 @@ _L1_BYTES_PER_CYCLE = 128.0
 _L2_BYTES_PER_CYCLE = 24.0
 _L3_BYTES_PER_CYCLE = 6.0
 _MEMORY_BYTES_PER_CYCLE = 3.0
+_SHORTEST_SLICE = 384
+"""Reduction steps that make up for storing and loading the sums of a tile."""
 _TILE_OVERHEAD_CYCLES = 12.0
 """Loop control and write-back that do not shrink with the tile."""
 
@@ -124,7 +126,7 @@ def _bandwidth(panel: int, is_read_again: bool, l1: int, l2: int) -> float:
 
 @dataclass(frozen=True)
 class Chunks:
-    """Division of the output rows into `count` chunks of up to `rows` rows, each swept block by block."""
+    """Division of the output rows into `count` chunks of up to `rows` rows, each swept by blocks."""
 
     rows: int
     count: int
@@ -147,6 +149,33 @@ def choose_chunks(
         size -= max(1, size // 8)
     even = blocks(rows, blocks(rows, size))
     return Chunks(even, blocks(rows, even))
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Division of a reduction into `count` slices of up to `steps` steps, `tiles` row tiles at a time."""
+
+    steps: int
+    count: int
+    tiles: int
+
+
+def choose_slices(m: int, depth: int, weight_bytes: int, tile: Tile, target: TargetNumbers) -> Slices | None:
+    """Slices of a product whose operands both exceed the cache; None where whole reductions are better.
+
+    A slice of the rows stays in the second-level cache while all the weights of the slice pass by, so that
+    weights come from memory once; the sums wait in memory between slices.
+    """
+    half = target.l2_bytes // 2
+    if weight_bytes <= half or 4 * m * depth <= half:
+        return None
+    count = blocks(depth, max(half // (4 * m), _SHORTEST_SLICE))
+    if count == 1:
+        return None
+    steps = blocks(depth, count)
+    tiles = blocks(m, tile.pixels)
+    chunks = max(1, round(4 * steps * m / half))
+    return Slices(steps, blocks(depth, steps), blocks(tiles, chunks))
 
 
 def _imbalance(tasks: int, cores: int) -> float:
