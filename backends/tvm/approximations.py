@@ -87,16 +87,16 @@ def _exp_clamped(x: Any) -> Any:
 
 def _exp_of_parts(x: Any, n: Any) -> Any:
     r = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
-    return _let(r, lambda r: (_horner(_EXP_TERMS, r) * r * r + r + _f(1.0)) * _power_of_two(n))
+    return _let(r, lambda r: _scaled(_horner(_EXP_TERMS, r) * r * r + r + _f(1.0), n))
 
 
-def _power_of_two(n: Any) -> Any:
-    """2^n as a product of two powers, so that results below and above the normal range come out right."""
+def _scaled(value: Any, n: Any) -> Any:
+    """Times 2^n in two steps, so that results below and above the normal range come out right."""
     from tvm import tirx
 
     def build(whole: Any) -> Any:
         half = tirx.shift_right(whole, tirx.const(1, "int32"))
-        return _exponent(half) * _exponent(whole - half)
+        return value * _exponent(half) * _exponent(whole - half)
 
     return _let(tirx.Cast("int32", n), build)
 
@@ -142,7 +142,20 @@ def softplus(x: Any) -> Any:
     from tvm import tirx
 
     zero = _zero(x)
-    return tirx.max(x, zero) + tirx.log(_one(x) + exp(zero - tirx.abs(x)))
+    return tirx.max(x, zero) + log1p(exp(zero - tirx.abs(x)))
+
+
+def log1p(x: Any) -> Any:
+    """log(1 + x); a series near zero, where the sum would round x away."""
+    from tvm import tirx
+
+    def build(x: Any) -> Any:
+        series = _zero(x)
+        for power in range(9, 0, -1):
+            series = (_c(x, (1.0 if power % 2 else -1.0) / power) + series) * x
+        return tirx.Select(tirx.abs(x) < _c(x, 0.1), series, tirx.log(_one(x) + x))
+
+    return tirx.log1p(x) if _dtype(x) == "float64" else _let(x, build)
 
 
 def sinh(x: Any) -> Any:
@@ -170,7 +183,7 @@ def asinh(x: Any) -> Any:
     def build(x: Any) -> Any:
         size = tirx.abs(x)
         square = x * x
-        value = tirx.log1p(size + square / (_one(x) + tirx.sqrt(square + _one(x))))
+        value = log1p(size + square / (_one(x) + tirx.sqrt(square + _one(x))))
         return tirx.Select(x < _zero(x), _zero(x) - value, value)
 
     return _let(x, build)
@@ -187,7 +200,7 @@ def atanh(x: Any) -> Any:
     """Inverse hyperbolic tangent for |x| < 1."""
     from tvm import tirx
 
-    return _let(x, lambda x: _c(x, 0.5) * (tirx.log1p(x) - tirx.log1p(_zero(x) - x)))
+    return _let(x, lambda x: _c(x, 0.5) * (log1p(x) - log1p(_zero(x) - x)))
 
 
 def _c(x: Any, value: float) -> Any:
