@@ -191,7 +191,7 @@ class Executable(abc.ABC):
 
         Args:
             feeds: inputs by name; random ones if None.
-            threads: threads to use.
+            threads: threads to use; the executable keeps them.
             repeats: runs to time; as many as fit into `seconds` (5 to 200) if None.
             warmup: runs before the first that counts.
             seconds: time to spend where `repeats` is None.

@@ -8,6 +8,7 @@ from graphwright.backends import checking, library
 from graphwright.backends import compile as compiling
 from graphwright.backends.compiled import TvmExecutable
 from graphwright.backends.host import logical_cores
+from graphwright.backends.target import resolve_target
 from graphwright.ir.errors import CompileError, ShapeError, TargetError, VerifyError
 from graphwright.ir.inputs import random_inputs
 from graphwright.ir.reference import Reference, run_reference
@@ -43,6 +44,15 @@ def test_a_network_compiles_and_equals_the_reference(cnn):
     np.testing.assert_allclose(exe(**feeds), run_reference(cnn, feeds)["y"], rtol=1e-4, atol=1e-5)
     assert exe.report.to_markdown().startswith("# cnn\n")
     assert exe.benchmark(repeats=5).median_ms > 0
+
+
+@pytest.mark.parametrize("target", ["x86-64-v2", "x86-64-v3", "skylake-avx512"])
+def test_code_for_older_and_wider_vectors_agrees_too(cnn, target):
+    resolved = resolve_target(target)
+    check = gw.compile(cnn, resolved).report.check
+    assert check.checked == resolved.runs_here
+    if check.checked:
+        assert check.comparison.max_rel <= 1e-4
 
 
 def test_the_onnxruntime_backend_has_the_same_face(mlp):
