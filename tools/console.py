@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-WIDTH_OF_FILES = 160
+WIDTH_OF_FILES = 180
 """Columns of output that does not go to a terminal."""
 
 

@@ -15,7 +15,7 @@ from ..ir.clone import clone
 from ..ir.save import serialized_size
 from ..ir.shapes import infer_shapes
 from ..passes.manager import Observer
-from .console import human_bytes, human_count, plain, print_table
+from .console import WIDTH_OF_FILES, console, human_bytes, human_count, plain, print_table
 from .measure import timing_text
 
 if TYPE_CHECKING:
@@ -90,8 +90,12 @@ class StepTable:
         """A JSON-able dictionary."""
         return plain({"metric": self.metric, "steps": [step.to_json() for step in self.steps]})
 
-    def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Column names and rows of text; columns that hold nothing are left out."""
+    def cells(self, *, spread: bool = True) -> tuple[list[str], list[list[str]]]:
+        """Column names and rows of text; columns that hold nothing are left out.
+
+        Args:
+            spread: show the 10th to 90th percentile of latencies beside the median.
+        """
         contenders = list(dict.fromkeys(name for step in self.steps for name in step.latency))
         columns: dict[str, Callable[[Step], str | None]] = {
             "step": lambda s: s.name,
@@ -106,7 +110,7 @@ class StepTable:
             "seconds": lambda s: None if s.seconds is None else f"{s.seconds:.2f}",
         }
         for name in contenders:
-            columns[f"{name} ms"] = _latency_cell(name)
+            columns[f"{name} ms"] = _latency_cell(name, spread)
         table = {column: [cell(step) for step in self.steps] for column, cell in columns.items()}
         filled = {column: cells for column, cells in table.items() if any(cell is not None for cell in cells)}
         rows = [[cells[i] or "-" for cells in filled.values()] for i in range(len(self.steps))]
@@ -118,8 +122,8 @@ class StepTable:
         return markdown_table(columns, rows)
 
     def print(self, title: str | None = None) -> None:
-        """The table on standard output."""
-        columns, rows = self.cells()
+        """The table on standard output; latencies with their spread where there is room."""
+        columns, rows = self.cells(spread=console().width >= WIDTH_OF_FILES)
         print_table(title, columns, rows)
 
 
@@ -201,5 +205,9 @@ def _sqnr(step: Step) -> str | None:
     return "exact" if decibels == float("inf") else f"{decibels:.1f} dB"
 
 
-def _latency_cell(name: str) -> Callable[[Step], str | None]:
-    return lambda step: timing_text(step.latency[name]) if name in step.latency else None
+def _latency_cell(name: str, spread: bool) -> Callable[[Step], str | None]:
+    def cell(step: Step) -> str | None:
+        text = timing_text(step.latency.get(name))
+        return None if text == "-" else text if spread else text.partition(" ")[0]
+
+    return cell
