@@ -110,6 +110,7 @@ class Writer:
     def __init__(self, epilogue: Epilogue | None, shape: tuple[int, ...], storage: Callable[[Index], Index]):
         self._epilogue = epilogue or Epilogue()
         self._storage = self._epilogue.out_index or storage
+        self._rank = len(shape)
         out_shape = self._epilogue.out_shape or shape
         self.extras = [
             buffer(f"extra{i}", extra.shape, extra.dtype) for i, extra in enumerate(self._epilogue.extra)
@@ -131,8 +132,7 @@ class Writer:
         """Whether repeating the epilogue for every vector would bloat the code."""
         if self._epilogue.apply is None:
             return False
-        rank = len(self._epilogue.out_shape or self.output.shape)
-        index = tuple(tirx.Var(f"i{axis}", "int32") for axis in range(rank))
+        index = tuple(tirx.Var(f"i{axis}", "int32") for axis in range(self._rank))
         return count_operations(self.value(tirx.Var("value", "float32"), index)) > _UNROLLED_OPERATIONS
 
     def write_tile(
@@ -179,19 +179,22 @@ class Writer:
             )
 
         whole, rest = divmod(channels, tile.lanes)
-        source, position, prepare, repeat = accumulators.buffer, accumulators.position, [], unrolled
+        source, prepare = accumulators.buffer, []
+        repeat: Callable[..., Any] = unrolled
         if self.is_heavy:
             source, allocation = allocate("staged", (tile.pixels * tile.block,))
             prepare = [allocation, *accumulators.copy_to(source)]
             repeat = loop
 
         def pixel_row(pixel: Any) -> Statements:
-            tail = vector(source, position(pixel, whole), pixel, whole * tile.lanes, rest)
+            tail = vector(source, accumulators.position(pixel, whole), pixel, whole * tile.lanes, rest)
             return [
                 repeat(
                     "vector",
                     whole,
-                    lambda v: vector(source, position(pixel, v), pixel, v * tile.lanes, tile.lanes),
+                    lambda v: vector(
+                        source, accumulators.position(pixel, v), pixel, v * tile.lanes, tile.lanes
+                    ),
                 ),
                 tail if rest else [],
             ]
