@@ -84,7 +84,9 @@ def _mod(op: Op, a: Any, b: Any) -> Any:
     from tvm import tirx
 
     if is_float(op.input(0).dtype):
-        return tirx.fmod(a, b)
+        wide = "float64" if op.input(0).dtype == "float64" else "float32"
+        name = "fmod" if wide == "float64" else "fmodf"
+        return cast(tirx.call_pure_extern(wide, name, cast(a, wide), cast(b, wide)), op.input(0).dtype)
     return tirx.truncmod(a, b) if op.attr("fmod", 0) else tirx.floormod(a, b)
 
 

@@ -149,10 +149,13 @@ def _slice(op: Op, x: Lazy, *rest: Any) -> list[Lazy]:
 
 def _split(op: Op, x: Lazy, *rest: Any) -> list[Lazy]:
     axis, start, parts = op.axis(), 0, []
-    for output in op.outputs:
+    even = -(-x.shape[axis] // len(op.outputs))
+    for size in op.ints(1) or [even] * len(op.outputs):
+        shape = list(x.shape)
+        shape[axis] = min(size, x.shape[axis] - start)
         starts = [start if each == axis else 0 for each in range(op.rank)]
-        parts.append(sliced(x, starts, [1] * op.rank, output.shape))
-        start += output.shape[axis]
+        parts.append(sliced(x, starts, [1] * op.rank, shape))
+        start += size
     return parts
 
 

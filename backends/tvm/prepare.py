@@ -174,3 +174,9 @@ def describe(node: ir.Node, constants: dict[ir.Value, np.ndarray]) -> Op:
         frozenset(i for i, value in enumerate(node.inputs) if value is not None and value in constants),
         used_outputs=tuple(bool(value.uses()) or value.is_graph_output() for value in node.outputs),
     )
+
+
+def _output_type(value: ir.Value) -> Type:
+    """The type of an output; what nobody reads may be unknown."""
+    unused = not value.uses() and not value.is_graph_output()
+    return _NOTHING if unused and (value.dtype is None or not _has_static_shape(value)) else type_of(value)
