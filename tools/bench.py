@@ -211,7 +211,8 @@ def zoo_markdown(rows: Sequence[ZooRow], threads: Sequence[int]) -> str:
     facts = machine()
     header = (
         f"{facts['cpu']}, {facts['cores']} cores; TVM {facts['apache-tvm']}, ONNX Runtime "
-        f"{facts['onnxruntime']}; medians (10th-90th percentile), zero tuning trials; both run the same optimized graph.\n"
+        f"{facts['onnxruntime']}; medians (10th-90th percentile), zero tuning trials, "
+        "both on the same optimized graph.\n"
     )
     return "\n".join([header, table, *failures])
 
