@@ -26,7 +26,7 @@ class Window:
         """Padding in front along a spatial axis."""
         return self.pads[axis]
 
-    def widened(self) -> "Window":
+    def widened(self) -> Window:
         """The same window with a leading axis of size one, for kernels over two axes."""
         rank = self.rank
         pads = (0, *self.pads[:rank], 0, *self.pads[rank:])

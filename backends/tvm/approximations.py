@@ -1,7 +1,7 @@
 """Transcendental functions as polynomials, so that loops over them stay vectors.
 
-LLVM turns `exp` of a vector into one library call per lane. These forms keep within a few units in the last place
-of float32 (checked by a test against float64) and treat infinities and NaN as the exact functions do.
+LLVM turns `exp` of a vector into one library call per lane. These forms keep within a few units in the last
+place of float32 (checked by a test against float64) and treat infinities and NaN as the exact functions do.
 Other element types use TVM's intrinsics.
 """
 
@@ -71,7 +71,7 @@ _ERF_EVEN = (
 
 
 def exp(x: Any) -> Any:
-    """e to the power of x."""
+    """E to the power of x."""
     from tvm import tirx
 
     if _is_exact(x):
@@ -164,7 +164,9 @@ def sinh(x: Any) -> Any:
 
     def build(x: Any) -> Any:
         square = x * x
-        series = x * (_one(x) + square / _c(x, 6) * (_one(x) + square / _c(x, 20) * (_one(x) + square / _c(x, 42))))
+        series = x * (
+            _one(x) + square / _c(x, 6) * (_one(x) + square / _c(x, 20) * (_one(x) + square / _c(x, 42)))
+        )
         far = (exp(x) - exp(_zero(x) - x)) * _c(x, 0.5)
         return tirx.Select(tirx.abs(x) < _c(x, 0.25 if _dtype(x) == "float32" else 0.01), series, far)
 
@@ -198,8 +200,6 @@ def acosh(x: Any) -> Any:
 
 def atanh(x: Any) -> Any:
     """Inverse hyperbolic tangent for |x| < 1."""
-    from tvm import tirx
-
     return _let(x, lambda x: _c(x, 0.5) * (log1p(x) - log1p(_zero(x) - x)))
 
 

@@ -78,7 +78,7 @@ def _dims(new: Assembler, flat: bool) -> tuple[int, ...]:
     return q[0], q[1], q[2], q[3], k[1], k[2] + past, v[3]
 
 
-def _repeated(new: Assembler, x: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+def _repeated(new: Assembler, x: Any, shape: tuple[int, ...]) -> ir.Value:
     """Every head of keys or values for the query heads that share it."""
     batch, heads, repeats, length, size = shape
     wide = new("Unsqueeze", x, np.array([2], np.int64))

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from . import loops
 from .anchor_kernels import AnchorKernel, anchor_kernel
 from .emission import Argument, Emitted, Packed, Parameters, tir_parameters
-from .layout import CANONICAL, Layout
 from .expressions import cast
+from .layout import CANONICAL, Layout
 from .lazy import Index, Lazy, element, from_buffer, shared
 from .loops import Machine
 from .op import Derived
 from .plain_groups import emit_plain
 from .reduce import Scratch, accumulator_dtype, norm_rows, reduce_rows, softmax_rows
 from .roles import REDUCTIONS
-from .spec import GroupSpec, Ref, aligned_runs, contents, evaluate
+from .spec import GroupSpec, Ref, aligned_runs, evaluate
 
 if TYPE_CHECKING:
     from ..target import Target

@@ -1,8 +1,8 @@
 """Composite operators in terms of simpler ones, before anything else looks at the graph.
 
-What remains are operators that fuse well; the pieces of a normalization over channels, say, end in the kernels
-around it. Operators that ONNX itself defines by others, and for which there is no better way, are expanded by
-that definition (see `expand`).
+What remains are operators that fuse well; the pieces of a normalization over channels, say, end in the
+kernels around it. Operators that ONNX itself defines by others, and for which there is no better way, are
+expanded by that definition (see `expand`).
 """
 
 from __future__ import annotations

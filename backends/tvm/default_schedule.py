@@ -1,4 +1,4 @@
-"""A schedule for any function of tensor expressions on CPUs: parallel outside, vectors inside, sums in between."""
+"""A schedule for any function of tensor expressions on CPUs: parallel outside, vectors inside."""
 
 from __future__ import annotations
 

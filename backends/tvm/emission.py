@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import loops
-from .lazy import Index, Lazy, from_buffer
 from .layout import CANONICAL
+from .lazy import Index, Lazy, from_buffer
 from .op import Derived
 from .spec import GroupSpec, contents
 

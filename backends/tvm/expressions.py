@@ -1,23 +1,20 @@
 """Element-wise operators: one expression per output element.
 
-Each entry of `ELEMENTWISE` takes the operator and one expression per input (None where it is absent), all for the
-same element after broadcasting, and gives the expression of the first output with ONNX semantics. The result is
-cast to the element type of the output by the caller.
+Each entry of `ELEMENTWISE` takes the operator and one expression per input (None where it is absent), all
+for the same element after broadcasting, and gives the expression of the first output with ONNX semantics.
+The result is cast to the element type of the output by the caller.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import pi, sqrt
 from typing import Any
 
 import numpy as np
 
 from . import approximations as approx
-from .lazy import immediate
+from .activations import ACTIVATIONS, Expression, constant, let, slope
 from .op import Op
-
-Expression = Callable[..., Any]
 
 
 def is_float(dtype: str) -> bool:
@@ -35,10 +32,6 @@ def cast(x: Any, dtype: str) -> Any:
     if dtype == "bool":
         return tirx.NE(x, tirx.const(0, source))
     return tirx.Cast(dtype, x)
-
-
-def _const(x: Any, value: float) -> Any:
-    return immediate(value, str(x.ty.dtype))
 
 
 def _tir(name: str) -> Expression:
@@ -97,16 +90,16 @@ def _pow(op: Op, base: Any, exponent: Any) -> Any:
     known = op.static.get(1)
     value = float(known.reshape(-1)[0]) if known is not None and known.size == 1 else None
     if value in (1.0, 2.0, 3.0, 4.0):
-        return _let(base, lambda b: _product(b, int(value)))
+        return let(base, lambda b: _product(b, int(value)))
     if not is_float(dtype):
         result = tirx.power(cast(base, "float64"), cast(exponent, "float64"))
         return cast(result, dtype)
     if value == 0.5:
         return tirx.sqrt(base)
     if value == -0.5:
-        return _const(base, 1) / tirx.sqrt(base)
+        return constant(base, 1) / tirx.sqrt(base)
     if value == -1.0:
-        return _const(base, 1) / base
+        return constant(base, 1) / base
     return tirx.power(base, cast(exponent, dtype))
 
 
@@ -117,17 +110,10 @@ def _product(base: Any, times: int) -> Any:
     return result
 
 
-def _let(value: Any, body: Callable[[Any], Any]) -> Any:
-    from tvm import tirx
-
-    variable = tirx.Var("u", str(value.ty.dtype))
-    return tirx.Let(variable, value, body(variable))
-
-
 def _sign(op: Op, x: Any) -> Any:
     from tvm import tirx
 
-    zero, one = _const(x, 0), _const(x, 1)
+    zero, one = constant(x, 0), constant(x, 1)
     positive = tirx.Select(x > zero, one, zero)
     if op.input(0).dtype.startswith("uint"):
         return positive
@@ -143,10 +129,10 @@ def _abs(op: Op, x: Any) -> Any:
 def _is_inf(op: Op, x: Any) -> Any:
     from tvm import tirx
 
-    infinity = _const(x, float("inf"))
+    infinity = constant(x, float("inf"))
     never = tirx.const(False, "bool")
     positive = tirx.EQ(x, infinity) if op.attr("detect_positive", 1) else never
-    negative = tirx.EQ(x, _const(x, float("-inf"))) if op.attr("detect_negative", 1) else never
+    negative = tirx.EQ(x, constant(x, float("-inf"))) if op.attr("detect_negative", 1) else never
     return tirx.Or(positive, negative)
 
 
@@ -156,105 +142,6 @@ def _clip(op: Op, x: Any, low: Any = None, high: Any = None) -> Any:
     if low is not None:
         x = tirx.max(x, low)
     return x if high is None else tirx.min(x, high)
-
-
-def _relu(op: Op, x: Any) -> Any:
-    from tvm import tirx
-
-    return tirx.max(x, _const(x, 0))
-
-
-def _leaky_relu(op: Op, x: Any) -> Any:
-    return _slope(x, _const(x, op.attr("alpha", 0.01)))
-
-
-def _slope(x: Any, slope: Any) -> Any:
-    from tvm import tirx
-
-    return tirx.Select(x < _const(x, 0), x * slope, x)
-
-
-def _elu(op: Op, x: Any) -> Any:
-    from tvm import tirx
-
-    one, zero = _const(x, 1), _const(x, 0)
-    negative = _const(x, op.attr("alpha", 1.0)) * (approx.exp(tirx.min(x, zero)) - one)
-    return tirx.Select(x < zero, negative, x)
-
-
-def _selu(op: Op, x: Any) -> Any:
-    from tvm import tirx
-
-    alpha, gamma = op.attr("alpha", 1.6732632423543772), op.attr("gamma", 1.0507009873554805)
-    zero = _const(x, 0)
-    negative = _const(x, alpha) * approx.exp(tirx.min(x, zero)) - _const(x, alpha)
-    return _const(x, gamma) * tirx.Select(x > zero, x, negative)
-
-
-def _celu(op: Op, x: Any) -> Any:
-    from tvm import tirx
-
-    alpha, zero = _const(x, op.attr("alpha", 1.0)), _const(x, 0)
-    return tirx.max(x, zero) + alpha * (approx.exp(tirx.min(x, zero) / alpha) - _const(x, 1))
-
-
-def _hard_sigmoid(op: Op, x: Any) -> Any:
-    return _unit(x * _const(x, op.attr("alpha", 0.2)) + _const(x, op.attr("beta", 0.5)))
-
-
-def _hard_swish(op: Op, x: Any) -> Any:
-    return x * _unit(x * _const(x, 1.0 / 6.0) + _const(x, 0.5))
-
-
-def _unit(x: Any) -> Any:
-    from tvm import tirx
-
-    return tirx.max(tirx.min(x, _const(x, 1)), _const(x, 0))
-
-
-def _gelu(op: Op, x: Any) -> Any:
-    half, one = _const(x, 0.5), _const(x, 1)
-    if op.attr("approximate", "none") == "tanh":
-        inner = _const(x, sqrt(2.0 / pi)) * (x + _const(x, 0.044715) * x * x * x)
-        return half * x * (one + approx.tanh(inner))
-    return half * x * (one + approx.erf(x * _const(x, 1.0 / sqrt(2.0))))
-
-
-def _mish(op: Op, x: Any) -> Any:
-    # tanh(softplus(x)) = n / (n + 2) with n = e^x (e^x + 2): no logarithm.
-    from tvm import tirx
-
-    capped = tirx.min(x, _const(x, 20))
-
-    def build(e: Any) -> Any:
-        return _let(e * (e + _const(x, 2)), lambda n: x * (n / (n + _const(x, 2))))
-
-    return _let(approx.exp(capped), build)
-
-
-def _swish(op: Op, x: Any) -> Any:
-    return x * approx.sigmoid(x * _const(x, op.attr("alpha", 1.0)))
-
-
-def _softsign(op: Op, x: Any) -> Any:
-    from tvm import tirx
-
-    return x / (_const(x, 1) + tirx.abs(x))
-
-
-def _thresholded_relu(op: Op, x: Any) -> Any:
-    from tvm import tirx
-
-    return tirx.Select(x > _const(x, op.attr("alpha", 1.0)), x, _const(x, 0))
-
-
-def _shrink(op: Op, x: Any) -> Any:
-    from tvm import tirx
-
-    limit, bias = op.attr("lambd", 0.5), op.attr("bias", 0.0)
-    zero = _const(x, 0)
-    inner = tirx.Select(x > _const(x, limit), x - _const(x, bias), zero)
-    return tirx.Select(x < _const(x, -limit), x + _const(x, bias), inner)
 
 
 def _shift(op: Op, x: Any, count: Any) -> Any:
@@ -270,7 +157,8 @@ def _where(op: Op, condition: Any, a: Any, b: Any) -> Any:
 
 
 def _cast(op: Op, x: Any, like: Any = None) -> Any:
-    # Through a signed type: a negative float to an unsigned integer wraps, as it does in C on every target we know.
+    # Through a signed type: a negative float to an unsigned integer wraps, as it does in C on every target
+    # we know.
     target = op.outputs[0].dtype
     if is_float(str(x.ty.dtype)) and target in {"uint8", "uint16", "int8", "int16"}:
         return cast(cast(x, "int32"), target)
@@ -278,7 +166,7 @@ def _cast(op: Op, x: Any, like: Any = None) -> Any:
 
 
 def _mean(op: Op, *values: Any) -> Any:
-    return _fold(lambda a, b: a + b)(op, *values) * _const(values[0], 1.0 / len(values))
+    return _fold(lambda a, b: a + b)(op, *values) * constant(values[0], 1.0 / len(values))
 
 
 def _unary(function: Callable[[Any], Any]) -> Expression:
@@ -309,6 +197,7 @@ def _equal(op: Op, a: Any, b: Any) -> Any:
 
 
 ELEMENTWISE: dict[str, Expression] = {
+    **ACTIVATIONS,
     "Abs": _abs,
     "Acos": _tir("acos"),
     "Acosh": _unary(approx.acosh),
@@ -326,58 +215,45 @@ ELEMENTWISE: dict[str, Expression] = {
     "Cast": _cast,
     "CastLike": _cast,
     "Ceil": _tir("ceil"),
-    "Celu": _celu,
     "Clip": _clip,
     "Cos": _tir("cos"),
     "Cosh": _unary(approx.cosh),
     "Div": _div,
     "Dropout": lambda op, x, *rest: x,
-    "Elu": _elu,
     "Equal": _equal,
     "Erf": _unary(approx.erf),
     "Exp": _unary(approx.exp),
     "Floor": _tir("floor"),
-    "Gelu": _gelu,
     "Greater": _binary(lambda a, b: a > b),
     "GreaterOrEqual": _binary(lambda a, b: a >= b),
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": _hard_swish,
     "Identity": _unary(lambda x: x),
     "IsInf": _is_inf,
     "IsNaN": _unary(_is_nan),
-    "LeakyRelu": _leaky_relu,
     "Less": _binary(lambda a, b: a < b),
     "LessOrEqual": _binary(lambda a, b: a <= b),
     "Log": _tir("log"),
     "Max": _fold(_maximum),
     "Mean": _mean,
     "Min": _fold(_minimum),
-    "Mish": _mish,
     "Mod": _mod,
     "Mul": _binary(lambda a, b: a * b),
-    "Neg": _unary(lambda x: _const(x, 0) - x if not is_float(str(x.ty.dtype)) else x * _const(x, -1)),
+    "Neg": _unary(lambda x: constant(x, 0) - x if not is_float(str(x.ty.dtype)) else x * constant(x, -1)),
     "Not": _tir("Not"),
     "Or": _tir("any"),
-    "PRelu": _binary(_slope),
+    "PRelu": _binary(slope),
     "Pow": _pow,
-    "Reciprocal": _unary(lambda x: _const(x, 1) / x),
-    "Relu": _relu,
+    "Reciprocal": _unary(lambda x: constant(x, 1) / x),
     "Round": _tir("nearbyint"),
-    "Selu": _selu,
-    "Shrink": _shrink,
     "Sigmoid": _unary(approx.sigmoid),
     "Sign": _sign,
     "Sin": _tir("sin"),
     "Sinh": _unary(approx.sinh),
     "Softplus": _unary(approx.softplus),
-    "Softsign": _softsign,
     "Sqrt": _tir("sqrt"),
     "Sub": _binary(lambda a, b: a - b),
     "Sum": _fold(lambda a, b: a + b),
-    "Swish": _swish,
     "Tan": _tir("tan"),
     "Tanh": _unary(approx.tanh),
-    "ThresholdedRelu": _thresholded_relu,
     "Where": _where,
     "Xor": _xor,
 }

@@ -2,8 +2,8 @@
 
 Anchors (convolutions, products, pooling) and row kernels (reductions, softmax, normalization) take the
 element-wise operators that follow them. What is left - element-wise operators and operators that only move
-data - is computed where it is read: a value gets memory of its own only if somebody needs it there, or if several
-kernels would compute something expensive again.
+data - is computed where it is read: a value gets memory of its own only if somebody needs it there, or if
+several kernels would compute something expensive again.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def form_groups(graph: ir.Graph, ops: dict[ir.Node, Op]) -> list[Group]:
         ops: the operator of every node to lower, in execution order; other nodes are left out.
     """
     order = {node: i for i, node in enumerate(ops)}
-    former = _Former(ops, order, {value for value in graph.outputs})
+    former = _Former(ops, order, set(graph.outputs))
     for node in order:
         former.add_anchor(node)
     for node in reversed(list(order)):
@@ -208,7 +208,7 @@ class _Former:
     def _size(self, value: ir.Value) -> int:
         size = 1
         for dim in value.shape or ():
-            size *= int(dim)
+            size *= int(str(dim))
         return size
 
     def finish(self) -> list[Group]:
@@ -223,7 +223,7 @@ def _sorted(groups: list[Group], order: dict[ir.Node, int]) -> list[Group]:
     makers: dict[ir.Value, Group] = {}
     for group in groups:
         outputs = group.nodes[0].outputs if group.opaque else [group.output]
-        makers.update({value: group for value in outputs})
+        makers.update(dict.fromkeys(outputs, group))
     groups = sorted(groups, key=lambda group: max(order[node] for node in group.nodes))
     done: dict[Group, None] = {}
     for group in groups:

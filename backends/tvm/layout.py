@@ -1,7 +1,7 @@
 """How a value lies in memory: the order of ONNX, or channels last for the values of convolutional regions.
 
-Kernels index values by their logical (ONNX) index; a layout translates. Nothing in a graph is transposed for the
-sake of a layout: whoever reads or writes a value does so through the translation.
+Kernels index values by their logical (ONNX) index; a layout translates. Nothing in a graph is transposed
+for the sake of a layout: whoever reads or writes a value does so through the translation.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 class Layout:
     """The stored order of a value.
 
-    Channels last stores (N, C, H, W) as (N, H, W, C) and (N, C, W) as (N, 1, W, C), the shape that convolution
-    kernels read.
+    Channels last stores (N, C, H, W) as (N, H, W, C) and (N, C, W) as (N, 1, W, C), the shape that
+    convolution kernels read.
     """
 
     channels_last: bool = False

@@ -1,7 +1,8 @@
 """Tensors that are computed where they are read.
 
-A `Lazy` is a shape, an element type and a function from a logical index to an expression. Element-wise operators
-and operators that only move data compose lazies, so a chain of them costs one kernel, whatever its length.
+A `Lazy` is a shape, an element type and a function from a logical index to an expression. Element-wise
+operators and operators that only move data compose lazies, so a chain of them costs one kernel, whatever
+its length.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ Index = tuple[Any, ...]
 class Lazy:
     """A tensor given by an expression per element.
 
-    `cuts` holds, per axis, the positions at which the expression changes its form (the seams of a concatenation,
-    the borders of padding). Loops are split there, and no element pays for a decision.
+    `cuts` holds, per axis, the positions at which the expression changes its form (the seams of a
+    concatenation, the borders of padding). Loops are split there, and no element pays for a decision.
     """
 
     shape: tuple[int, ...]
@@ -197,7 +198,7 @@ def simplify(expression: Any) -> Any:
 
 @contextmanager
 def ranges(bounds: Sequence[tuple[Any, int, int]]) -> Iterator[None]:
-    """Within: each (variable, start, stop) is known to lie in that range, in addition to the ranges around."""
+    """Within: each (variable, start, stop) is known to lie in that range; the ranges around still hold."""
     import tvm
     from tvm import sym
 

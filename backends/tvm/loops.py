@@ -1,14 +1,15 @@
-"""Loop nests for CPUs, written down directly: parallel outside, vectors inside, seams and remainders apart."""
+"""Loop nests for CPUs, written down directly: parallel outside, vectors inside, seams apart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
-from .lazy import Index, Lazy, element, floordiv, floormod, ranges
 from .layout import Layout
+from .lazy import Index, Lazy, element, floordiv, floormod, ranges
 
 Body = Callable[[Any], Any]
 # Below this much work a parallel region costs more than it saves.
@@ -97,16 +98,12 @@ def over_vectors(
     extent: int, lanes: int, body: Callable[[Any, int], Any], *, start: int = 0, kind: str = "serial"
 ) -> Any:
     """`body(base, width)` for consecutive pieces of a range; each piece is at most `lanes` wide."""
-    statements = []
-    for offset, repeats, width in chunks(extent, lanes):
-        statements.append(
-            loop(
-                repeats,
-                lambda i, offset=offset, width=width: body(i * width + (start + offset), width),
-                kind if repeats > 1 else "serial",
-            )
-        )
-    return sequence(statements)
+
+    def piece(offset: int, repeats: int, width: int) -> Any:
+        how = kind if repeats > 1 else "serial"
+        return loop(repeats, lambda i: body(i * width + (start + offset), width), how)
+
+    return sequence([piece(*each) for each in chunks(extent, lanes)])
 
 
 def lanewise(width: int, body: Body) -> Any:
@@ -125,7 +122,7 @@ class Axis:
     def segments(self) -> list[tuple[int, int]]:
         """(start, extent) of the pieces between cuts."""
         edges = [0, *(cut for cut in self.cuts if 0 < cut < self.extent), self.extent]
-        return [(a, b - a) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        return [(a, b - a) for a, b in pairwise(edges) if b > a]
 
 
 Leaf = Callable[[Index, Any, int], Any]
@@ -133,7 +130,7 @@ Leaf = Callable[[Index, Any, int], Any]
 
 
 def nest(axes: Sequence[Axis], lanes: int, leaf: Leaf, machine: Machine, *, work: int | None = None) -> Any:
-    """A grid in pieces of at most `lanes` along the last axis, outer axes in parallel where `work` is worth it."""
+    """A grid in pieces of at most `lanes` along the last axis, outer axes in parallel where it pays."""
     work = prod(axis.extent for axis in axes) if work is None else work
     return _nest(list(axes), (), lanes, leaf, work >= PARALLEL_MIN and machine.cores > 1)
 
@@ -149,28 +146,23 @@ def _nest(axes: list[Axis], done: Index, lanes: int, leaf: Leaf, parallel: bool)
         lead = _leading(axes)
         if lead > 1:
             return _fused(axes[:lead], axes[lead:], done, lanes, leaf)
-    statements = []
-    for start, extent in axis.segments:
-        kind = "parallel" if parallel and extent >= 2 else "serial"
-        if rest:
-            inner_parallel = parallel and kind == "serial"
-            statements.append(
-                loop(
-                    extent,
-                    lambda i, inner=inner_parallel: _nest(rest, (*done, i), lanes, leaf, inner),
-                    kind,
-                    start,
-                )
+
+    def segment(start: int, extent: int) -> Any:
+        spread = parallel and extent >= 2
+        kind = "parallel" if spread else "serial"
+        if not rest:
+            return over_vectors(
+                extent, lanes, lambda base, width: leaf(done, base, width), start=start, kind=kind
             )
-            continue
-        statements.append(
-            over_vectors(extent, lanes, lambda base, width: leaf(done, base, width), start=start, kind=kind)
+        return loop(
+            extent, lambda i: _nest(rest, (*done, i), lanes, leaf, parallel and not spread), kind, start
         )
-    return sequence(statements)
+
+    return sequence([segment(*each) for each in axis.segments])
 
 
 def _leading(axes: Sequence[Axis]) -> int:
-    """How many of the outermost axes make one parallel loop: enough iterations, no seams, not the vector axis."""
+    """How many of the outermost axes make one parallel loop: no seams, not the vector axis."""
     count, total = 0, 1
     for axis in axes[:-1]:
         if len(axis.segments) != 1 or total >= 64:

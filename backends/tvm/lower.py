@@ -37,7 +37,7 @@ class KernelInfo:
 
 @dataclass
 class Lowered:
-    """A Relax module `main(inputs..., (weights...))` with everything that is needed to build and to run it."""
+    """A Relax module `main(inputs..., (weights...))` with all that is needed to build and to run it."""
 
     ir_module: Any
     weights: list[np.ndarray]

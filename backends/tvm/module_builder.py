@@ -16,7 +16,7 @@ from .groups import Group
 from .layout import CANONICAL, Layout
 from .lower import KernelInfo
 from .movement import VIEWS
-from .op import Derived, Op, Type, type_of
+from .op import Op, Type, type_of
 from .placement import choose_layout, needs_channels_last
 from .prepare import Prepared
 from .spec import External, GroupSpec, Member, Ref
@@ -97,7 +97,7 @@ class ModuleBuilder:
         ]
 
     def _place(self, groups: Sequence[Group]) -> list[PlacedGroup | None]:
-        """Layouts and structure of all groups; None for those left to TVM's converters and for plain views."""
+        """Layouts and structure of all groups; None for those left to converters and for plain views."""
         readers = needs_channels_last(groups, self._prepared, self._strategy)
         placed: list[PlacedGroup | None] = []
         outputs = set(self._prepared.graph.outputs)

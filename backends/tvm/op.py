@@ -1,4 +1,4 @@
-"""One operator as the lowering sees it: attributes as plain values, types as plain data, static inputs as arrays."""
+"""One operator as the lowering sees it: plain attributes and types, static inputs as arrays."""
 
 from __future__ import annotations
 
@@ -110,7 +110,8 @@ class Op:
             return None
         if position not in self.static:
             raise self.error(
-                f"input {position} must be known when the model is compiled; fold it or export with static shapes"
+                f"input {position} must be known when the model is compiled; "
+                "fold it or export with static shapes"
             )
         return [int(each) for each in self.static[position].reshape(-1)]
 

@@ -93,5 +93,5 @@ def _inherited(group: Group, layouts: Mapping[ir.Value, Layout], rank: int) -> L
 def _size(value: ir.Value) -> int:
     size = 1
     for dim in value.shape or ():
-        size *= int(dim)
+        size *= int(str(dim))
     return size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .emission import Emitted, te_parameters
 from .lazy import Lazy, element
 from .plain import plain_anchor, stored
@@ -14,7 +16,7 @@ def emit_plain(spec: GroupSpec) -> Emitted:
     from tvm import te
 
     parameters = te_parameters(spec)
-    given: dict[int, list[Lazy]] = {}
+    given: dict[int, Sequence[Lazy]] = {}
     if spec.anchor >= 0:
         op, inputs = spec.anchor_op, spec.members[spec.anchor].inputs
         inputs = inputs[:1] if op.type in REDUCTIONS else inputs

@@ -76,8 +76,8 @@ def _live_nodes(graph: ir.Graph, known: set[ir.Value]) -> set[ir.Node]:
             continue
         if _has_graphs(node):
             raise CompileError(
-                f"node '{node.name}' ({node.op_type}) has a body that depends on data; the TVM backend compiles "
-                "straight-line graphs only"
+                f"node '{node.name}' ({node.op_type}) has a body that depends on data; "
+                "the TVM backend compiles straight-line graphs only"
             )
         live.add(node)
         stack.extend(value for value in node.inputs if value is not None and value not in known)

@@ -95,7 +95,7 @@ def reduce_rows(op: Op, x: Lazy, layout: Layout, emit: Emit, machine: Machine, *
     return each_row(x.shape, layout, axes, dtype, machine, body, flatten=flatten)
 
 
-def softmax_rows(op: Op, x: Lazy, layout: Layout, emit: Emit, scratch: "Scratch", machine: Machine) -> Any:
+def softmax_rows(op: Op, x: Lazy, layout: Layout, emit: Emit, scratch: Scratch, machine: Machine) -> Any:
     """Softmax or LogSoftmax: the maximum, then the exponentials and their sum, then the quotient."""
     from tvm import tirx
 
@@ -125,7 +125,7 @@ def softmax_rows(op: Op, x: Lazy, layout: Layout, emit: Emit, scratch: "Scratch"
             value, scale = scratch.load(index), row.value(factor, lane)
             return emit(index, cast(value - scale if log else value * scale, op.outputs[0].dtype))
 
-        return [*scratch.allocate(row), *find, *add, row.assign(factor, inverse), row.sweep_over(third)]
+        return [*find, *add, row.assign(factor, inverse), row.sweep_over(third)]
 
     return each_row(x.shape, layout, reduced_axes(op), dtype, machine, body)
 
@@ -137,7 +137,7 @@ def norm_rows(
     bias: Lazy | None,
     layout: Layout,
     emit: Emit,
-    scratch: "Scratch",
+    scratch: Scratch,
     machine: Machine,
 ) -> Any:
     """LayerNormalization and RMSNormalization: mean, mean square around it, then the normalized values."""
@@ -159,7 +159,7 @@ def norm_rows(
         def first(index: Index, lane: Any) -> tuple[Any, list[Any]]:
             return scratch.keep(index, cast(element(x, index), dtype))
 
-        statements = scratch.allocate(row)
+        statements: list[Any] = []
         mean = row.register(dtype)
         if centred:
             add, total = row.reduce(dtype, 0.0, lambda a, b: a + b, first)
@@ -195,38 +195,28 @@ def norm_rows(
 
 @dataclass
 class Scratch:
-    """Where a row kernel keeps intermediate values of its row: in the output, the input, or a buffer of its own.
+    """Where a row kernel keeps intermediate values of its row.
 
-    With `target` the values wait in the output buffer until the last sweep replaces them; with `reread` the input
-    is cheap enough to be read again (only kernels that keep nothing else may use it).
+    With `target` the values wait in the output buffer, stored in `layout`, until the last sweep replaces
+    them. Without, the input is read again.
     """
 
     x: Lazy
     layout: Layout
     target: Any = None
-    own: Any = None
 
     def keep(self, index: Index, value: Any) -> tuple[Any, list[Any]]:
         """Statements that keep a value, and the expression to use for it from there on."""
-        if self.target is None and self.own is None:
+        if self.target is None:
             return value, []
-        buffer, at = self._place(index)
-        return buffer[at], [loops.store(buffer, value, at)]
+        at = self.layout.to_stored(index)
+        return self.target[at], [loops.store(self.target, value, at)]
 
     def load(self, index: Index) -> Any:
         """A value that was kept."""
-        if self.target is None and self.own is None:
+        if self.target is None:
             return cast(element(self.x, index), accumulator_dtype(self.x.dtype))
-        buffer, at = self._place(index)
-        return buffer[at]
-
-    def allocate(self, row: Row) -> list[Any]:
-        """Statements that make room."""
-        return []
-
-    def _place(self, index: Index) -> tuple[Any, Index]:
-        buffer = self.target if self.own is None else self.own
-        return buffer, self.layout.to_stored(index)
+        return self.target[self.layout.to_stored(index)]
 
 
 def _lowest(dtype: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import floor
 from typing import Any
 
@@ -14,7 +15,7 @@ from .op import Op
 
 
 def resize(op: Op, x: Lazy, *rest: Any) -> list[Lazy]:
-    """Nearest, linear or cubic resampling; what each output row, column ... reads is computed here, not at run time.
+    """Nearest, linear or cubic resampling; what each output reads is computed here, not at run time.
 
     Along every axis an output position reads `taps` input positions with fixed weights. They are found with
     ONNX's own formulas in float64 and passed as constant tables.
@@ -121,15 +122,16 @@ def _cubic(ratio: np.ndarray, a: float) -> np.ndarray:
 def _along(op: Op, x: Lazy, axis: int, size: int, positions: np.ndarray, weights: np.ndarray) -> Lazy:
     shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
     regular = _regular(positions)
-    place = None if regular else op.table(positions.astype(np.int64))
+    place = op.table(positions.astype(np.int64)) if regular is None else None
     factor = None if np.all(weights == 1) else op.table(weights.astype(_table_dtype(x.dtype)))
     taps = positions.shape[1]
+    formula = regular or (lambda position: position)
 
     def read(index: Index) -> Any:
         total = None
         for tap in range(taps):
             at = (index[axis], tap)
-            source = regular(index[axis]) if regular else place.read(at)
+            source = place.read(at) if place is not None else formula(index[axis])
             value = x.read((*index[:axis], source, *index[axis + 1 :]))
             if factor is not None:
                 value = cast(value, factor.dtype) * factor.read(at)
@@ -143,6 +145,14 @@ def _table_dtype(dtype: str) -> str:
     return "float64" if dtype == "float64" else "float32"
 
 
+def _divided(factor: int, index: Any) -> Any:
+    return floordiv(index, factor)
+
+
+def _multiplied(factor: int, index: Any) -> Any:
+    return index * factor
+
+
 def _regular(positions: np.ndarray) -> Callable[[Any], Any] | None:
     """A formula for nearest-neighbour positions where there is one: whole-number scaling up or down."""
     if positions.shape[1] != 1:
@@ -150,7 +160,7 @@ def _regular(positions: np.ndarray) -> Callable[[Any], Any] | None:
     flat, count = positions[:, 0], np.arange(len(positions))
     for factor in range(1, 9):
         if np.array_equal(flat, count // factor):
-            return lambda index, factor=factor: floordiv(index, factor)
+            return partial(_divided, factor)
         if np.array_equal(flat, count * factor):
-            return lambda index, factor=factor: index * factor
+            return partial(_multiplied, factor)
     return None

@@ -1,8 +1,8 @@
 """Row kernels for CPUs: a few sweeps over the elements that belong together, in vectors.
 
-A row is the set of elements that share one position on the axes that are kept. Either the innermost stored axis
-belongs to the row, then vectors run along the row and are combined at its end, or it is kept, then a vector holds
-one element of each of several rows. Kernels are written once for both.
+A row is the set of elements that share one position on the axes that are kept. Either the innermost stored
+axis belongs to the row, then vectors run along the row and are combined at its end, or it is kept, then a
+vector holds one element of each of several rows. Kernels are written once for both.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _MAX_VECTORS = 4
 class Row:
     """One row (or one vector of neighbouring rows) while its statements are being written.
 
-    `index` is the logical index of the first element; `width` is the number of rows side by side (1 where vectors
-    run along the row).
+    `index` is the logical index of the first element; `width` is the number of rows side by side (1 where
+    vectors run along the row).
     """
 
     sweep_over: Callable[[Callable[[Index, Any], Any]], Any]

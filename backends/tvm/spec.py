@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -59,7 +58,7 @@ class GroupSpec:
     anchor: int = -1
     key: str = ""
     samples: list[np.ndarray | None] = field(default_factory=list)
-    """Contents of the constant externals of one instance, from which shapes of derived constants are found."""
+    """Contents of the constant externals of one instance; shapes of derived constants follow from them."""
 
     @property
     def out_type(self) -> Type:
@@ -152,7 +151,7 @@ def apply(op: Op, args: list[Lazy | None]) -> Sequence[Lazy]:
     """The outputs of one injective operator."""
     if op.type in ELEMENTWISE_TYPES:
         return [apply_elementwise(op, args)]
-    table = MOVEMENT if op.type in MOVEMENT else STENCIL
+    table: dict[str, Callable[..., Sequence[Lazy]]] = {**MOVEMENT, **STENCIL}
     return table[op.type](op, *args)
 
 
@@ -214,9 +213,9 @@ def aligned_runs(spec: GroupSpec) -> list[list[int]]:
             if not ref.is_external or spec.externals[ref.external].value is not None:
                 continue
             external = spec.externals[ref.external]
-            if len(external.type.shape) == rank and external.layout != spec.layout:
-                if not (external.layout.is_plain_view(aligned) and spec.layout.is_plain_view(aligned)):
-                    return single
+            whole = len(external.type.shape) == rank and external.layout != spec.layout
+            if whole and not (external.layout.is_plain_view(aligned) and spec.layout.is_plain_view(aligned)):
+                return single
     return _runs(shape, patterns)
 
 

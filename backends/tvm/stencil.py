@@ -10,7 +10,7 @@ from .resize import resize
 
 
 def local_response_norm(op: Op, x: Lazy) -> list[Lazy]:
-    """x / (bias + alpha / size * sum of squares over neighbouring channels) ^ beta."""
+    """X / (bias + alpha / size * sum of squares over neighbouring channels) ^ beta."""
     from tvm import tirx
 
     size, channels = op.attr("size"), x.shape[1]

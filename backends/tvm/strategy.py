@@ -1,7 +1,7 @@
 """How groups become functions on a kind of target: the only place where targets differ.
 
-A strategy names the layout it likes convolutions in, turns the structure of a group into a function, and gives
-functions that come from TVM's own lowering a schedule.
+A strategy names the layout it likes convolutions in, turns the structure of a group into a function, and
+gives functions that come from TVM's own lowering a schedule.
 """
 
 from __future__ import annotations

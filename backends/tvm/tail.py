@@ -11,7 +11,8 @@ import onnx_ir as ir
 from ...ir.errors import CompileError
 from .op import Op
 
-# Converters that were seen to compute something else than ONNX says (silently), or that only build on some inputs.
+# Converters that were seen to compute something else than ONNX says (silently), or that only build on some
+# inputs.
 _WRONG = frozenset(
     {"SpaceToDepth", "Resize", "ConvTranspose", "IsInf", "Attention", "PRelu"}
     | {"Dropout", "BatchNormalization"}
@@ -93,7 +94,8 @@ def _check(bound: Any, wanted: Any, op: Op) -> None:
         dims = None
     if dims != wanted.shape or str(bound.ty.dtype) != wanted.dtype:
         raise op.error(
-            f"TVM's converter gives {bound.ty.dtype} of shape {dims}, ONNX says {wanted.dtype} of {wanted.shape}"
+            f"TVM's converter gives {bound.ty.dtype} of shape {dims}, "
+            f"ONNX says {wanted.dtype} of {wanted.shape}"
         )
 
 

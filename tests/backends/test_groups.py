@@ -17,7 +17,9 @@ def groups_of(text: str, **shapes: tuple[int, ...]) -> list[str]:
         model.graph.register_initializer(value)
     infer_shapes(model)
     prepared = prepare(model)
-    return [" ".join(node.op_type for node in group.nodes) for group in form_groups(prepared.graph, prepared.ops)]
+    return [
+        " ".join(node.op_type for node in group.nodes) for group in form_groups(prepared.graph, prepared.ops)
+    ]
 
 
 def test_an_anchor_takes_the_element_wise_operators_behind_it():

@@ -35,10 +35,14 @@ def test_a_small_network_runs_in_few_kernels(through_tvm, cnn):
 
 
 def test_equal_layers_share_one_function(through_tvm, build_model):
-    layers = "\n".join(f"c{i} = Conv<pads = [1, 1, 1, 1]>(x{i}, w{i}) x{i + 1} = Relu(c{i})" for i in range(4))
+    layers = "\n".join(
+        f"c{i} = Conv<pads = [1, 1, 1, 1]>(x{i}, w{i}) x{i + 1} = Relu(c{i})" for i in range(4)
+    )
     weights = {f"w{i}": (8, 8, 3, 3) for i in range(4)}
     inputs = ", ".join(f"float[8,8,3,3] {name}" for name in weights)
-    model = build_model(f"g (float[1,8,10,10] x0, {inputs}) => (float[1,8,10,10] x4) {{ {layers} }}", **weights)
+    model = build_model(
+        f"g (float[1,8,10,10] x0, {inputs}) => (float[1,8,10,10] x4) {{ {layers} }}", **weights
+    )
     outputs, expected, lowered = through_tvm(model)
     assert_same(outputs, expected)
     assert kinds(lowered)["conv_relu"] == 4
@@ -193,7 +197,7 @@ def test_every_target_gets_the_same_graph_of_calls(cnn):
     [
         ("g (float[2,N] x) => (float[2,N] y) { y = Relu(x) }", "dimension 1 of 'x' is N", ShapeError),
         (
-            'g (float[2,3] x) => (float[2,3] y) { [wanted] y = com.acme.Fancy(x) }',
+            "g (float[2,3] x) => (float[2,3] y) { [wanted] y = com.acme.Fancy(x) }",
             "node 'wanted': the TVM backend has no lowering for operator com.acme::Fancy",
             CompileError,
         ),
