@@ -12,14 +12,26 @@ _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 def bodies_of(node: ir.Node) -> list[ir.Graph]:
     """Return the subgraphs a node carries in its attributes, in attribute order."""
     bodies: list[ir.Graph] = []
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
+    for attribute in node.attributes.data.values():
+        if attribute.type not in _GRAPHS or attribute.is_ref():
             continue
         if attribute.type == ir.AttributeType.GRAPH:
             bodies.append(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
+        else:
             bodies.extend(attribute.as_graphs())
     return bodies
+
+
+def graphs_of(model: ir.Model) -> list[ir.Graph]:
+    """Return the main graph and all bodies in it, outer ones first (`Model.graphs`, only faster)."""
+    graphs = [model.graph]
+    for graph in graphs:
+        for node in graph:
+            for attribute in node.attributes.data.values():
+                if attribute.type in _GRAPHS:
+                    graphs.extend(bodies_of(node))
+                    break
+    return graphs
 
 
 def nodes_of(graph: ir.Graph) -> Iterator[ir.Node]:

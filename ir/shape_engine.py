@@ -15,7 +15,9 @@ from onnx_shape_inference import _constraints
 from onnx_shape_inference import _engine as _library
 
 from . import shape_rules
+from .bodies import nodes_of
 from .errors import ShapeError
+from .symbols import symbols_of, values_of
 
 shape_rules.install()
 
@@ -43,13 +45,22 @@ class Context(osi.ShapeInferenceContext):
         child.constants = self.constants
         return child
 
+    def name_anonymous_dims_in_shape(self, shape: ir.Shape) -> ir.Shape:
+        """The library's own method; only, shapes without unknown dimensions are told apart at once."""
+        if all(type(dim) is int or dim.value is not None for dim in shape.dims):  # type: ignore[union-attr]
+            return shape
+        return super().name_anonymous_dims_in_shape(shape)
+
     def set_shape(self, value: ir.Value, shape: ir.Shape) -> bool:
         """Merge an inferred shape into `value`; True if that changed it."""
-        self._check_no_anonymous_dims(shape)
+        if any(type(dim) is not int and dim.value is None for dim in shape.dims):  # type: ignore[union-attr]
+            raise ValueError(f"a shape rule left a dimension of {shape} without a name")
         existing = value.shape
         if existing is None or len(existing) != len(shape):
             value.shape = shape
             return True
+        if existing.dims == shape.dims:
+            return False
         merged = [self._merge(old, new) for old, new in zip(existing, shape, strict=True)]
         if merged == list(existing):
             return False
@@ -62,9 +73,9 @@ class Context(osi.ShapeInferenceContext):
         self._maybe_record_anchor_equality(old, new)
         if not isinstance(old, int) and old.value is None:
             return new
-        return old if self._is_guess(new) else new
+        return old if self.is_guess(new) else new
 
-    def _is_guess(self, dim: ir.SymbolicDim) -> bool:
+    def is_guess(self, dim: ir.SymbolicDim) -> bool:
         """Whether a dimension rests on a symbol made up for something unknown."""
         text = dim.value or ""
         if text.isidentifier():
@@ -86,7 +97,7 @@ def run(context: Context, model: ir.Model) -> None:
         ShapeError: a rule found a contradiction.
     """
     osi.registry.collect()
-    context.reserve_symbol_names(_constraints.collect_symbol_names(model.graph))
+    context.reserve_symbol_names(symbols_of(values_of(model)))
     try:
         _library._process_graph(
             context,
@@ -96,7 +107,7 @@ def run(context: Context, model: ir.Model) -> None:
             inference_cache={},
             op_function_cache={},
         )
-        _constraints.record_reshape_numel_equalities(context, model.graph)
+        _record_reshapes(context, model)
         _constraints.propagate_symbolic_constraints(context, model.graph)
     except osi.ShapeInferenceError as error:
         detail = f": {error.__cause__}" if error.__cause__ is not None else ""
@@ -105,6 +116,23 @@ def run(context: Context, model: ir.Model) -> None:
         raise ShapeError(f"node '{error.node.name}' ({error.node.op_type}): {error.message}") from error
     except (TypeError, ValueError) as error:
         raise ShapeError(f"shapes cannot be inferred: {error}; `verify` tells what is wrong") from error
+
+
+def _record_reshapes(context: Context, model: ir.Model) -> None:
+    """Note that Reshape keeps the number of elements, where that may tell a symbolic dimension."""
+    numbers: dict[str, Any] = {}
+    for node in nodes_of(model.graph):
+        if node.op_type != "Reshape" or node.domain or not node.inputs or not node.outputs:
+            continue
+        shapes = [None if value is None else value.shape for value in (node.inputs[0], node.outputs[0])]
+        if any(shape is None for shape in shapes) or all(shape.is_static() for shape in shapes if shape):
+            continue
+        for shape in shapes:
+            if str(shape) not in numbers:
+                numbers[str(shape)] = _constraints._shape_numel_expr(shape)
+        before, after = (numbers[str(shape)] for shape in shapes)
+        if before is not None and after is not None and before != after:
+            context.add_symbolic_equality(str(before), str(after))
 
 
 def rule(node: ir.Node, opset_imports: Mapping[str, int]) -> Callable[[Any, ir.Node], None] | None:

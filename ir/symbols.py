@@ -27,14 +27,13 @@ def free_symbols(dim: ir.SymbolicDim) -> set[str]:
 
 def symbols_of(values: Iterable[ir.Value]) -> set[str]:
     """All symbols in the shapes of `values`."""
-    return {
-        name
-        for value in values
-        if value.shape is not None
-        for dim in value.shape
-        if not isinstance(dim, int)
-        for name in free_symbols(dim)
-    }
+    texts: dict[str | None, ir.SymbolicDim] = {}
+    for value in values:
+        shape = value.shape
+        for dim in () if shape is None else shape.dims:
+            if type(dim) is not int:
+                texts.setdefault(dim.value, dim)  # type: ignore[union-attr,arg-type]
+    return {name for dim in texts.values() for name in free_symbols(dim)}
 
 
 def input_symbols(model: ir.Model) -> dict[str, str]:

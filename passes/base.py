@@ -158,6 +158,21 @@ class PassContext:
             self._rewriters[id(model)] = Rewriter(model, origin=self.active.name if self.active else "")
         return self._rewriters[id(model)]
 
+    def update_shapes(self, model: ir.Model) -> None:
+        """Infer shapes again, around what the rewriter of this pass changed since the last call.
+
+        Raises:
+            ShapeError: Shapes contradict each other.
+        """
+        from ..ir.incremental import infer_changed
+        from ..ir.shapes import infer_shapes
+
+        rewriter = self._rewriters.get(id(model))
+        if self.active is None or not self.active.lossless or rewriter is None:
+            infer_shapes(model)
+        else:
+            infer_changed(model, rewriter.take_stale())
+
     @property
     def changed(self) -> bool:
         """Whether a rewriter of this pass changed anything."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from ..ir.bodies import graphs_of
 from ..ir.errors import GraphwrightError, PassCrash
 from .base import Firing, PassContext
 from .rules import NoMatch, Rule
@@ -33,7 +34,7 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
     """
     rewriter = context.rewriter(model)
     by_op, everywhere = _index(rules)
-    nodes = [node for graph in model.graphs() for node in graph]
+    nodes = [node for graph in graphs_of(model) for node in graph]
     for function in model.functions.values():
         nodes.extend(function.all_nodes())
     worklist = dict.fromkeys(reversed([n for n in nodes if everywhere or n.op_type in by_op]))

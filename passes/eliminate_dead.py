@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from ..ir.bodies import bodies_of
+from ..ir.bodies import bodies_of, graphs_of
 from .base import Pass, PassContext
 from .registry import register
 from .rewriter import Rewriter
@@ -27,10 +27,10 @@ class EliminateDead(Pass):
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Sweep every graph backwards once, then drop unused initializers and functions."""
         rewriter = context.rewriter(model)
-        scopes: list[ir.Graph | ir.Function] = [*reversed(list(model.graphs())), *model.functions.values()]
+        scopes: list[ir.Graph | ir.Function] = [*reversed(graphs_of(model)), *model.functions.values()]
         for graph in scopes:
             self._sweep(graph, rewriter, context)
-        for graph in model.graphs():
+        for graph in graphs_of(model):
             for value in list(graph.initializers.values()):
                 if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
                     rewriter.remove_initializer(value)
@@ -61,7 +61,7 @@ class EliminateDead(Pass):
 
 def _unused_functions(model: ir.Model) -> list[tuple[str, str, str]]:
     reached: set[tuple[str, str, str]] = set()
-    pending = [node.op_identifier() for graph in model.graphs() for node in graph]
+    pending = [node.op_identifier() for graph in graphs_of(model) for node in graph]
     while pending:
         identifier = pending.pop()
         if identifier in model.functions and identifier not in reached:

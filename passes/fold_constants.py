@@ -9,10 +9,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ..ir.bodies import bodies_of
+from ..ir.bodies import bodies_of, graphs_of
 from ..ir.constants import constant_array, constant_tensor, evaluate_values, is_deterministic
 from ..ir.errors import ModelError
-from ..ir.shapes import infer_shapes
 from .base import Pass, PassContext
 from .registry import register
 from .rewriter import Rewriter
@@ -58,7 +57,7 @@ class FoldConstants(Pass):
             changed |= self._fold_round(model, rewriter, allowed, unfoldable, context)
             if not changed:
                 break
-            infer_shapes(model)
+            context.update_shapes(model)
         for node, reason in unfoldable.items():
             if node.graph is not None:
                 context.leave(node, reason)
@@ -98,19 +97,14 @@ class FoldConstants(Pass):
     def _foldable(self, model: ir.Model, unfoldable: dict[ir.Node, str]) -> dict[ir.Node, None]:
         """Nodes that depend on constants only, producers first."""
         found: dict[ir.Node, None] = {}
-        for graph in model.graphs():
+        for graph in graphs_of(model):
             for node in graph:
                 if node in unfoldable or node.op_type in _KEPT or node.op_type == "Constant":
                     continue
-                if (
-                    bodies_of(node)
-                    or not node.outputs
-                    or not self.selects(node)
-                    or not is_deterministic(node)
-                ):
+                # The cheapest question that most nodes fail comes first.
+                if not all(v is None or v.producer() in found or _is_constant(v) for v in node.inputs):
                     continue
-                inputs = [value for value in node.inputs if value is not None]
-                if all(constant_tensor(v) is not None or v.producer() in found for v in inputs):
+                if node.outputs and not bodies_of(node) and self.selects(node) and is_deterministic(node):
                     found[node] = None
         return found
 
@@ -230,6 +224,13 @@ class FoldShapeGather(Rule):
         return _replace_by_constant(node, np.array(values, np.int64).reshape(picked.shape), rewriter)
 
 
+def _is_constant(value: ir.Value) -> bool:
+    producer = value.producer()
+    if producer is not None and producer.op_type != "Constant":
+        return False
+    return constant_tensor(value) is not None
+
+
 def _replace_by_constant(node: ir.Node, array: np.ndarray, rewriter: Rewriter) -> bool | str:
     if node.outputs[0].is_graph_output():
         return "it gives a graph output its name"
@@ -275,7 +276,7 @@ def _freed_bytes(foldable: dict[ir.Node, None]) -> int:
 def _constant_bytes(model: ir.Model) -> int:
     return sum(
         value.const_value.nbytes
-        for graph in model.graphs()
+        for graph in graphs_of(model)
         for value in graph.initializers.values()
         if value.const_value is not None
     )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..ir.bodies import bodies_of, graphs_of, nodes_of
 from ..ir.errors import PassError
 
 PASS_KEY = "graphwright.pass"
@@ -38,22 +39,21 @@ class Rewriter:
         self._created: list[str] = []
         self._orphans: dict[ir.Value, None] = {}
         self._touched: dict[ir.Node, None] = {}
-        self._names: set[str] = set()
+        self._stale: dict[ir.Node, None] = {}
+        self._known_names: set[str] | None = None
         self._next_suffix: dict[str, int] = {}
-        scopes: list[ir.Graph | ir.Function] = [*model.graphs(), *model.functions.values()]
-        for graph in scopes:
-            self._names.update(v.name for v in graph.inputs if v.name)
-            if isinstance(graph, ir.Graph):
-                self._names.update(graph.initializers)
-            for node in graph:
-                self._names.add(node.name or "")
-                self._names.update(v.name for v in node.outputs if v.name)
 
     def take_touched(self) -> list[ir.Node]:
         """Return the nodes whose surroundings changed since the last call."""
         touched = list(self._touched)
         self._touched.clear()
         return touched
+
+    def take_stale(self) -> list[ir.Node]:
+        """Return the nodes whose output shapes may have changed since the last call."""
+        stale = list(self._stale)
+        self._stale.clear()
+        return stale
 
     def take_created(self) -> tuple[str, ...]:
         """Return the names of the nodes made since the last call."""
@@ -63,12 +63,14 @@ class Rewriter:
 
     def unique_name(self, hint: str) -> str:
         """Return `hint`, or `hint_N` where `hint` is taken; the result is taken afterwards."""
+        if self._known_names is None:
+            self._known_names = _names_in(self.model)
         name = hint
-        while name in self._names:
+        while name in self._known_names:
             n = self._next_suffix.get(hint, 0) + 1
             self._next_suffix[hint] = n
             name = f"{hint}_{n}"
-        self._names.add(name)
+        self._known_names.add(name)
         return name
 
     def insert_before(
@@ -168,6 +170,9 @@ class Rewriter:
         if new.type is None:
             new.type = old.type
         users = [user for user, _ in old.uses()]
+        if new.is_initializer() or new.shape != old.shape or new.dtype != old.dtype:
+            # A constant operand (a target shape, axes) may tell more than the computed one did.
+            self._stale.update(dict.fromkeys(users))
         if old.is_graph_output():
             new = self._take_over_output(old, new)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
@@ -191,7 +196,9 @@ class Rewriter:
         sources = [value for value in node.inputs if value is not None]
         graph = node.graph
         assert graph is not None
-        self._touched.pop(node, None)
+        for gone in (node, *(inner for body in bodies_of(node) for inner in nodes_of(body))):
+            self._touched.pop(gone, None)
+            self._stale.pop(gone, None)
         graph.remove(node, safe=True)
         for value in sources:
             self._orphans.update({value: None} if value.is_initializer() else {})
@@ -231,6 +238,7 @@ class Rewriter:
         old = node.inputs[index]
         node.replace_input_with(index, value)
         self._touch(node)
+        self._stale[node] = None
         if old is not None:
             self._orphans.update({old: None} if old.is_initializer() else {})
             self._touch(old.producer())
@@ -245,6 +253,7 @@ class Rewriter:
                 value if isinstance(value, ir.Attr) else ir.convenience.convert_attribute(name, value)
             )
         self._touch(node)
+        self._stale[node] = None
         for user in [u for output in node.outputs for u in output.consumers()]:
             self._touch(user)
 
@@ -281,6 +290,7 @@ class Rewriter:
         value.type = ir.TensorType(tensor.dtype)
         for user in value.consumers():
             self._touch(user)
+            self._stale[user] = None
 
     def remove_initializer(self, value: ir.Value) -> None:
         """Remove an initializer that nothing reads."""
@@ -293,6 +303,8 @@ class Rewriter:
     def set_shape(self, value: ir.Value, shape: Sequence[int | str | None] | ir.Shape | None) -> None:
         """Set the shape of a value; None makes it unknown."""
         self._changed()
+        for node in (value.producer(), *value.consumers()):
+            self._stale.update({node: None} if node is not None else {})
         value.shape = shape if shape is None or isinstance(shape, ir.Shape) else ir.Shape(list(shape))
 
     def rename(self, value: ir.Value, hint: str) -> None:
@@ -340,6 +352,7 @@ class Rewriter:
             node.graph.opset_imports.setdefault(node.domain, 1)
             self.model.opset_imports.setdefault(node.domain, 1)
         self._touch(node)
+        self._stale[node] = None
 
     def _take_over_output(self, old: ir.Value, new: ir.Value) -> ir.Value:
         """Prepare `new` to stand as the graph output `old` was: same name, produced in the same graph."""
@@ -373,10 +386,25 @@ class Rewriter:
         self.changes += 1
 
 
+def _names_in(model: ir.Model) -> set[str]:
+    """Every name of a node, value, input or initializer, in all scopes."""
+    names: set[str] = set()
+    scopes: list[ir.Graph | ir.Function] = [*graphs_of(model), *model.functions.values()]
+    for graph in scopes:
+        names.update(v.name for v in graph.inputs if v.name)
+        if isinstance(graph, ir.Graph):
+            names.update(graph.initializers)
+        for node in graph:
+            names.add(node.name or "")
+            names.update(v.name for v in node.outputs if v.name)
+    return names
+
+
 def _as_tensor(data: np.ndarray | ir.TensorProtocol, name: str) -> ir.TensorProtocol:
     """Make a tensor called `name`, without renaming a tensor that another graph may share."""
     if isinstance(data, np.ndarray):
-        return ir.tensor(data, name=name)
+        # `ir.tensor` tries the array against several protocols, which costs more than all the rest.
+        return ir.Tensor(data, name=name) if data.dtype.kind in "fiub" else ir.tensor(data, name=name)
     if data.name == name:
         return data
     tensor = copy.copy(data)
