@@ -11,7 +11,7 @@ _PARALLEL_MIN = 1 << 13
 def schedule_cpu(func: Any) -> Any:
     """The function with every block scheduled as far as its form allows; the meaning never changes."""
     import tvm
-    from tvm.s_tir import SBlockRealize, Schedule
+    from tvm.s_tir import SBlockRealize, Schedule, ScheduleError
 
     if not isinstance(func.body, SBlockRealize) or func.body.block.name_hint != "root":
         return func
@@ -20,24 +20,16 @@ def schedule_cpu(func: Any) -> Any:
         snapshot = schedule.copy()
         try:
             _schedule_block(schedule, block)
-        except Exception as error:
+        except (ScheduleError, tvm.error.InternalError):
             # The schedule API refuses blocks whose form it does not cover; they stay plain loops.
-            if not _is_refusal(error):
-                raise
             schedule = snapshot
     return schedule.mod["main"]
-
-
-def _is_refusal(error: Exception) -> bool:
-    import tvm
-
-    return isinstance(error, tvm.error.TVMError | ValueError | RuntimeError)
 
 
 def _schedule_block(schedule: Any, block: Any) -> None:
     loops = schedule.get_loops(block)
     kinds = [str(each.iter_type) for each in schedule.get(block).iter_vars]
-    if not loops or len(kinds) != len(loops):
+    if not loops or len(kinds) != len(loops) or any(_extent(schedule, loop) is None for loop in loops):
         return
     spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == "0"]
     reduced = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == "2"]
@@ -63,5 +55,9 @@ def _schedule_block(schedule: Any, block: Any) -> None:
         schedule.decompose_reduction(block, reduced[0])
 
 
-def _extent(schedule: Any, loop: Any) -> int:
-    return int(schedule.get(loop).extent)
+def _extent(schedule: Any, loop: Any) -> Any:
+    """The extent of a loop as a number, None where it is only known at run time."""
+    from tvm import tirx
+
+    extent = schedule.get(loop).extent
+    return int(extent) if isinstance(extent, tirx.IntImm) else None

@@ -131,6 +131,8 @@ class ModuleBuilder:
         source = group.nodes[0].inputs[0]
         if source is None or source in self._prepared.constants or len(group.nodes) != len({*group.nodes}):
             return False
+        if 0 in type_of(source).shape:
+            return False
         own = self._layouts.get(source, CANONICAL)
         return own.is_plain_view(type_of(source).shape) and self._layouts[group.output].is_plain_view(
             type_of(group.output).shape

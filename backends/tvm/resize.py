@@ -76,7 +76,10 @@ def _scale(op: Op, axis: int, old: int, new: int) -> float:
     shape = op.input(0).shape
     resized = range(op.rank) if axes is None else [each % op.rank for each in axes]
     ratios = [int(size) / shape[each] for size, each in zip(sizes, resized, strict=True)]
-    return min(ratios) if policy == "not_larger" else max(ratios)
+    ratio = min(ratios) if policy == "not_larger" else max(ratios)
+    if floor(ratio * old + 0.5) != new:
+        raise op.error(f"its output has size {new} along axis {axis} where {policy} gives {ratio * old:g}")
+    return ratio
 
 
 def _position(axes: tuple[int, ...], axis: int, rank: int) -> int | None:

@@ -15,7 +15,7 @@ from .op import Op
 # inputs.
 _WRONG = frozenset(
     {"SpaceToDepth", "Resize", "ConvTranspose", "IsInf", "Attention", "PRelu"}
-    | {"Dropout", "BatchNormalization"}
+    | {"Dropout", "BatchNormalization", "NonMaxSuppression"}
 )
 
 
