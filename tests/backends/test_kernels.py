@@ -49,6 +49,8 @@ CONVOLUTIONS = {
     "pointwise grouped": Conv2dSpec(2, 40, 6, 6, 60, (1, 1), groups=4),
     "grouped": Conv2dSpec(1, 12, 10, 10, 18, (3, 3), pads=(1, 1, 1, 1), groups=3),
     "channel multiplier": Conv2dSpec(1, 8, 9, 9, 16, (3, 3), pads=(1, 1, 1, 1), groups=8),
+    "groups of four": Conv2dSpec(1, 24, 9, 30, 24, (3, 3), pads=(1, 1, 1, 1), groups=6),
+    "groups of three to two": Conv2dSpec(2, 27, 8, 8, 18, (3, 3), (2, 2), pads=(1, 1, 1, 1), groups=9),
     "depthwise": Conv2dSpec(1, 50, 19, 23, 50, (3, 3), pads=(1, 1, 1, 1), groups=50),
     "depthwise strided": Conv2dSpec(2, 20, 14, 14, 20, (5, 5), (2, 2), pads=(1, 2, 2, 1), groups=20),
     "depthwise few channels": Conv2dSpec(1, 3, 14, 14, 3, (3, 3), pads=(1, 1, 1, 1), groups=3),

@@ -1,4 +1,4 @@
-"""The sweep shared by depthwise convolution and pooling: vectors over channels, tiles of neighbouring pixels.
+"""The sweep of pooling, depthwise convolution and small groups: vectors over channels, tiles of pixels.
 
 Accumulators hold `pixels x vectors`. Every input column of a tile is loaded once and combined with all the
 pixels whose window covers it. The last block of channels is moved back to end with the channels.
@@ -6,13 +6,14 @@ pixels whose window covers it. The last block of channels is moved back to end w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from . import emit
 from .emit import Statements
+from .interface import Index
 from .microkernel import Accumulators, Writer
 from .tile import TargetNumbers, Tile, blocks, lanes_of
 from .window import Window, column_inside, over_tiles, rows_inside
@@ -33,10 +34,12 @@ class Sweep:
     initial: float
     prepare: Callable[[Any, Any], tuple[Any, Statements]]
     """(kernel row, first channel) -> what the row needs, such as its weights, and the statements it takes."""
-    combine: Callable[[Accumulators, int, int, Any, int, Any], Any]
-    """(accumulators, pixel, vector, input vector, kernel column, prepared) -> statement for one tap."""
+    combine: Callable[[Accumulators, int, int, Any, tuple[int, int], Any], Any]
+    """(accumulators, pixel, vector, input, (kernel column, input of the group), prepared) -> statement."""
     finish: Callable[[Accumulators, Any, Any], Statements]
     """(accumulators, first output column, output row) -> statements after the last tap."""
+    group: tuple[int, int] = (1, 1)
+    """Input and output channels of one group; `channels` counts outputs."""
 
     def body(self, writer: Writer) -> Any:
         """The loops."""
@@ -93,15 +96,28 @@ class Sweep:
         parts: Statements = []
         for offset in sorted(covered):
             for v in range(tile.vectors):
-                index = [*row, left + offset, channel + v * tile.lanes]
-                value, bound = emit.hold(
-                    f"x{offset}_{v}", emit.load(self.source, index, tile.lanes), tile.lanes
-                )
-                parts.append(bound)
-                parts.extend(
-                    self.combine(accumulators, p, v, value, kw, prepared) for p, kw in covered[offset]
-                )
+                for member, value, statements in self._inputs(row, left + offset, channel + v * tile.lanes):
+                    parts.extend(statements)
+                    parts.extend(
+                        self.combine(accumulators, p, v, value, (kw, member), prepared)
+                        for p, kw in covered[offset]
+                    )
         return parts
+
+    def _inputs(self, row: Index, column: Any, channel: Any) -> Iterator[tuple[int, Any, Statements]]:
+        """For each input of a group: its number, its value in the lanes of the outputs, statements."""
+        inputs, outputs = self.group
+        lanes = self.tile.lanes
+        width = lanes // outputs * inputs
+        first = emit.floordiv(channel, outputs) * inputs if self.group != (1, 1) else channel
+        loaded, bound = emit.hold("x", emit.load(self.source, [*row, column, first], width), width)
+        if self.group == (1, 1):
+            yield 0, loaded, [bound]
+            return
+        for member in range(inputs):
+            places = [lane // outputs * inputs + member for lane in range(lanes)]
+            value, spread = emit.hold(f"x{member}", emit.pick(loaded, width, places), lanes)
+            yield member, value, [bound, spread] if member == 0 else [spread]
 
 
 def choose_channel_tile(window: Window, channels: int, held: int, target: TargetNumbers) -> Tile:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import emit
-from .depthwise import depthwise
+from .depthwise import depthwise, suits_small_groups
 from .interface import Conv2dSpec, Epilogue, Index, Kernel, nhwc
 from .microkernel import Writer
 from .product import Product
@@ -26,7 +26,7 @@ def conv2d(spec: Conv2dSpec, epilogue: Epilogue | None, target: TargetNumbers) -
 
     Buffers: data (N, H, W, C), packed weights, extra inputs, output (N, OH, OW, O).
     """
-    if spec.is_depthwise and spec.out_channels == spec.in_channels:
+    if suits_small_groups(spec, target):
         return depthwise(spec, epilogue, target)
     writer = Writer(epilogue, spec.out_shape, nhwc)
     if is_pointwise(spec):

@@ -125,6 +125,12 @@ def splat(value: Any, lanes: int) -> Any:
     return value if lanes == 1 else tirx.Broadcast(value, lanes)
 
 
+def pick(vector: Any, width: int, lanes: Sequence[int]) -> Any:
+    """The vector made of these lanes of a vector (or scalar) of `width` lanes."""
+    # A shuffle gives at most as many lanes as it takes.
+    return tirx.Shuffle([vector] * -(-len(lanes) // width), [tirx.const(lane, "int32") for lane in lanes])
+
+
 def constant(value: float, lanes: int = 1, dtype: str = "float32") -> Any:
     """`value` in every lane."""
     return splat(tirx.const(value, dtype), lanes)

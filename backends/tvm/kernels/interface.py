@@ -109,11 +109,6 @@ class Conv2dSpec:
         return (self.batch, self.out_height, self.out_width, self.out_channels)
 
     @property
-    def is_depthwise(self) -> bool:
-        """Whether every channel is a group of its own."""
-        return self.groups == self.in_channels and self.groups > 1
-
-    @property
     def flops(self) -> int:
         """Additions and multiplications."""
         taps = prod(self.kernel) * self.in_channels // self.groups

@@ -79,7 +79,7 @@ def _sweep(spec: PoolSpec, tile: Tile, data: Any) -> Sweep:
         data,
         _initial(spec),
         lambda kh, channel: (None, []),
-        lambda accumulators, pixel, vector, value, kw, _: _take(spec, accumulators, pixel, vector, value),
+        lambda accumulators, pixel, vector, value, tap, _: _take(spec, accumulators, pixel, vector, value),
         lambda accumulators, ow, oh: _divide(spec, accumulators, oh, ow),
     )
 
