@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import numpy as np
 import pytest
@@ -22,10 +21,7 @@ from graphwright.backends.tvm.kernels import (
     matmul,
     pool,
 )
-from graphwright.backends.tvm.kernels.conv_transpose import phases
-from graphwright.backends.tvm.kernels.matmul import pack_matrix
-from graphwright.backends.tvm.kernels.spatial import pack_conv_weights
-from graphwright.backends.tvm.kernels.tile import choose_chunks, choose_slices, choose_tile
+from graphwright.backends.tvm.kernels.tile import choose_slices, choose_tile
 from graphwright.ir.errors import CompileError
 from tvm import tirx
 
@@ -345,69 +341,34 @@ def test_an_epilogue_may_store_elsewhere_in_another_type(rng):
     np.testing.assert_allclose(actual, (a @ b).T, atol=1e-5)
 
 
-def test_weights_are_packed_in_blocks_with_zeros():
-    weights = np.arange(2 * 3 * 2 * 1 * 1, dtype="f4").reshape(6, 2, 1, 1)
-    packed = pack_conv_weights(weights, groups=2, block=4)
-    assert packed.shape == (2, 1, 1, 2, 4)
-    assert packed[1, 0, 0].tolist() == [[6, 8, 10, 0], [7, 9, 11, 0]]
+def test_an_epilogue_sees_logical_indices_whatever_is_stored(rng):
+    """A large epilogue of a convolution over one axis, stored with three axes."""
+    target = resolve_target(TARGETS[0])
+    spec = CONVOLUTIONS["one-dimensional"]
+    stored = (spec.batch, spec.out_width, spec.out_channels)
 
-    matrix = pack_matrix(np.arange(6, dtype="f4").reshape(3, 2), Operand((3, 2), perm=(1, 0)), block=2)
-    assert matrix.tolist() == [[[0, 2], [1, 3]], [[4, 0], [5, 0]]]
+    def apply(value, index, extras):
+        n, c, _, w = index
+        return polynomial(stored).apply(value, index, [_Reordered(extras[0], (n, w, c))])
 
-
-def test_phases_cover_every_output_once():
-    for size, kernel, stride, dilation, before in [(12, 4, 2, 1, 1), (17, 3, 2, 2, 0), (10, 1, 3, 1, 0)]:
-        found = phases(size, kernel, stride, dilation, before)
-        covered = sorted(phase.first + i * stride for phase in found for i in range(phase.count))
-        assert covered == list(range(size))
-
-
-@pytest.mark.parametrize("name", ["x86-64-v2", "x86-64-v3", "x86-64-v4", "armv8-a", "cortex-a53"])
-def test_tiles_fit_the_registers(name):
-    target = resolve_target(name)
-    for width in (1, 3, 7, 13, 14, 27, 56, 149):
-        for channels in (3, 10, 24, 60, 512):
-            for depth in (3, 64, 4608):
-                tile = choose_tile(width, channels, depth, target, sweeps=width)
-                assert tile.pixels <= width
-                assert tile.pixels * tile.vectors + tile.vectors < target.vector_registers
+    epilogue = Epilogue(
+        (ExtraInput(stored),), "1d", apply, out_shape=stored, out_index=lambda i: (i[0], i[3], i[1])
+    )
+    kernel = conv2d(spec, epilogue, target)
+    data, weights = normal(rng, spec.data_shape), normal(rng, (spec.out_channels, 6, 1, 5))
+    extra = normal(rng, stored)
+    actual = call(compile_kernels([kernel], target)["f0"], [data, kernel.pack[0](weights), extra], stored)
+    assert close(actual, evaluate_polynomial(reference_conv(spec, data, weights)[:, 0], extra))
 
 
-@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4", "armv8-a"])
-def test_accumulators_stay_in_registers(name):
-    """In the innermost loops at most one accumulator in twelve lives on the stack (LLVM keeps a zero beside them)."""
-    target = resolve_target(name)
-    kernels = [
-        conv2d(Conv2dSpec(1, 64, 56, 56, 64, (3, 3), pads=(1, 1, 1, 1)), None, target),
-        conv2d(Conv2dSpec(1, 64, 7, 7, 64, (1, 1)), None, target),
-        matmul(MatmulSpec(Operand((128, 768)), Operand((768, 768)), constant_b=True), None, target),
-    ]
-    loops = inner_loops(compile_kernels(kernels, target).mod.inspect_source("asm"))
-    fused = [loop for loop in loops if re.search(r"vfmadd\d+ps\s.*[yz]mm|fmla\s+v\d+\.4s", loop)]
-    assert len(fused) >= len(kernels)
-    for loop in fused:
-        stored = re.findall(r"[xyz]mm\d+, .*\(%rsp|str\s+q\d+, \[sp", loop)
-        assert 12 * len(stored) <= len(re.findall("vfmadd|fmla", loop))
+class _Reordered:
+    """A buffer read at a fixed place, whatever index is asked for."""
 
+    def __init__(self, source, place):
+        self._source, self._place = source, place
 
-def inner_loops(assembly):
-    """Basic blocks that jump back to their own label."""
-    found = []
-    for block in re.split(r"^(?=\.LBB)", re.sub(r"^\.Ltmp\d+:\n", "", assembly, flags=re.M), flags=re.M):
-        label = block.split(":", 1)[0]
-        if re.search(rf"(\bj\w+|\bb\.\w+|cbn?z\s+\w+,)\s+{re.escape(label)}\b", block):
-            found.append(block)
-    return found
-
-
-def test_chunks_cover_the_rows_and_feed_all_cores():
-    target = resolve_target("x86-64-v3")
-    for rows in (1, 7, 14, 55, 224):
-        for weight_bytes in (1 << 10, 1 << 22):
-            chunks = choose_chunks(rows, 1 << 14, weight_bytes, 1, 3, target)
-            assert (chunks.count - 1) * chunks.rows < rows <= chunks.count * chunks.rows
-            if rows >= 2 * target.cores:
-                assert chunks.count * 3 >= target.cores
+    def __getitem__(self, index):
+        return self._source[self._place]
 
 
 def test_a_batched_constant_is_refused():
