@@ -56,6 +56,14 @@ app.command("passes")(passes)
 app.command("targets")(targets)
 
 
+class Interruption(KeyboardInterrupt):
+    """What Ctrl-C and SIGTERM raise.
+
+    A plain KeyboardInterrupt that passes through `exec`, as in the imports of some libraries, makes Python kill
+    itself at the end although it was handled; it does not recognize a subclass.
+    """
+
+
 def _print_version(asked: bool) -> None:
     if asked:
         import importlib.metadata
@@ -97,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     code = typer.main.get_command(app).main(arguments, prog_name="graphwright", standalone_mode=False)
     sys.stdout.flush()
+    if code == EXIT_INTERRUPTED:
+        return _interrupted()
     return code if isinstance(code, int) else 0
 
 
@@ -165,7 +175,7 @@ def _unwinding_on_signals() -> Iterator[list[int]]:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         came.append(number)
-        raise KeyboardInterrupt
+        raise Interruption
 
     if threading.current_thread() is not threading.main_thread():
         yield came

@@ -128,7 +128,19 @@ def test_debug_shows_the_traceback(cli, raising, monkeypatch):
 
 def test_an_interruption_is_130(cli, raising):
     raising(KeyboardInterrupt())
-    assert cli("boom").code == 130
+    outcome = cli("boom")
+    assert (outcome.code, outcome.err) == (130, "graphwright: interrupted\n")
+
+
+def test_an_interruption_inside_exec_is_130():
+    code = (
+        "import os, signal, sys, typer; from graphwright.tools import cli;"
+        "app = typer.Typer(); app.callback()(lambda: None);"
+        "app.command('boom')(lambda: exec('os.kill(os.getpid(), signal.SIGTERM)'));"
+        "cli.app = app; sys.exit(cli.main(['boom']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

@@ -126,7 +126,9 @@ def test_diff_has_the_exit_codes_of_diff(cli, tiny_file, tmp_path, form):
 def test_passes_lists_and_describes(cli):
     listed = cli("passes")
     assert listed.code == 0 and "fold-batch-norm" in listed.out and "simplify = " in listed.out
-    as_json = {entry["name"]: entry for entry in cli("passes", "--json").json["passes"]}
+    # Other tests of this process may have registered passes of their own.
+    listed_json = [entry for entry in cli("passes", "--json").json["passes"] if "test" not in entry["name"]]
+    as_json = {entry["name"]: entry for entry in listed_json}
     assert as_json["prune-channels"]["lossless"] is False
     assert as_json["fold-constants"]["lossless"] is True
     assert all(entry["purpose"] for entry in as_json.values())

@@ -26,7 +26,9 @@ def graph(name: str) -> ir.Model:
 
 
 def lossless_passes() -> str:
-    return ",".join(["simplify", *(name for name in all_names() if lookup(name).lossless)])
+    ours = [lookup(name) for name in all_names()]
+    names = [cls.name for cls in ours if cls.lossless and cls.__module__.startswith("graphwright.")]
+    return ",".join(["simplify", *names])
 
 
 @pytest.mark.parametrize("name", EVERY)
