@@ -59,8 +59,8 @@ app.command("targets")(targets)
 class Interruption(KeyboardInterrupt):
     """What Ctrl-C and SIGTERM raise.
 
-    A plain KeyboardInterrupt that passes through `exec`, as in the imports of some libraries, makes Python kill
-    itself at the end although it was handled; it does not recognize a subclass.
+    A plain KeyboardInterrupt that passes through `exec`, as in the imports of some libraries, makes Python
+    kill itself at the end although it was handled; it does not recognize a subclass.
     """
 
 
