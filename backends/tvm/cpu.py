@@ -165,8 +165,13 @@ class _Replayed:
 
     def bind(self, external: int) -> Lazy:
         given = self._spec.externals[external]
-        buffer = self._buffers[self._positions[external]]
-        return from_buffer(buffer, given.type.shape, given.type.dtype, given.layout)
+
+        def read(index: Index) -> Any:
+            # Only what was read when the parameters were collected became one.
+            buffer = self._buffers[self._positions[external]]
+            return from_buffer(buffer, given.type.shape, given.type.dtype, given.layout).read(index)
+
+        return Lazy(given.type.shape, given.type.dtype, read)
 
     def derive(self, derived: Derived) -> Lazy:
         position = self._derived[self._next]
