@@ -7,12 +7,13 @@ WORKERS ?= 2
 DEMO_OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench lint format arm-tools clean
+.PHONY: help install demo test test-slow bench bench-simplify lint format arm-tools clean
 
 help:
 	@echo "make demo       train, prune, quantize and compile a small CNN; print the report"
 	@echo "make test       run the tests, ruff and mypy among them (test-slow: the long ones)"
 	@echo "make bench      measure the models of the zoo against ONNX Runtime; print the tables"
+	@echo "make bench-simplify  compare simplify with onnxsim, onnxslim, onnxscript and ONNX Runtime"
 	@echo "make lint       ruff and mypy alone"
 
 install: $(STAMP)
@@ -30,14 +31,22 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m graphwright.tools.demo -o $(DEMO_OUT)
 
+# Workers that each use all cores wait for each other; one thread of torch apiece is quicker.
 test: $(STAMP) arm-tools
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
 test-slow: $(STAMP) arm-tools
 	$(BIN)/python -m pytest -q -m slow
 
 bench: $(STAMP)
 	$(BIN)/graphwright bench --zoo
+
+# The rivals may want another onnx than we do; they get an environment of their own.
+bench-simplify: $(STAMP)
+	@test -x $(VENV)-rivals/bin/onnxsim || { \
+		"$(PYTHON)" -m venv $(VENV)-rivals && \
+		$(VENV)-rivals/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,rivals]'; }
+	$(VENV)-rivals/bin/python -m graphwright.tools.simplify_bench
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
