@@ -15,12 +15,14 @@ def prepare_old_operators(model: ir.Model, version: int) -> None:
     Raises:
         ModelError: an operator means something else now and its old meaning cannot be expressed.
     """
-    if version >= 7:
-        return
     for graph in all_graphs(model):
-        for node in graph:
-            if node.op_type == "PRelu" and node.domain == "":
+        for node in list(graph):
+            if node.domain != "":
+                continue
+            if node.op_type == "PRelu" and version < 7:
                 _align_slope(graph, node)
+            if node.op_type == "Hardmax" and version < 13:
+                _as_matrix(graph, node)
 
 
 def finish_old_operators(model: ir.Model, version: int) -> None:
@@ -66,6 +68,24 @@ def _old_nearest_mode(model: ir.Model, node: ir.Node) -> str:
     if (scales <= 1).all():
         return "ceil"
     raise ModelError(f"{where}, enlarges one axis and shrinks another, which later opsets cannot express")
+
+
+def _as_matrix(graph: ir.Graph, node: ir.Node) -> None:
+    """Before opset 13 Hardmax took all axes from its axis (1 by default) on as one; later ones take one axis."""
+    data, result = node.inputs[0], node.outputs[0]
+    axis = node.attributes.get_int("axis", 1)
+    node.attributes["axis"] = ir.AttrInt64("axis", axis)
+    if data is None or (data.shape is not None and axis in (-1, len(data.shape) - 1)):
+        return
+    stem = f"{node.name}_as_matrix"
+    matrix = ir.node("Flatten", [data], {"axis": axis}, name=f"{stem}_in")
+    hard = ir.node("Hardmax", matrix.outputs, {"axis": 1}, name=stem)
+    shape = ir.node("Shape", [data], name=f"{stem}_shape")
+    back = ir.node("Reshape", [hard.outputs[0], shape.outputs[0]], name=f"{stem}_out")
+    made = [matrix, hard, shape, back]
+    for each in made[:-1]:
+        each.outputs[0].name = str(each.name)
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [result], back.outputs)
 
 
 def _align_slope(graph: ir.Graph, node: ir.Node) -> None:

@@ -61,6 +61,8 @@ OLD = [
          "{ y = Resize<mode = \"nearest\">(x, s) }"),
     (10, "agraph (float[2,3,4] x) => (float[2,3,4] y) { y = Softmax<axis = 1>(x) }"),
     (12, "agraph (float[2,3,4] x) => (float[2,3,4] y) { y = LogSoftmax(x) }"),
+    (12, "agraph (float[2,3,4] x) => (float[2,3,4] y) { r = Relu(x) y = Hardmax(r) }"),
+    (11, "agraph (float[2,3,4] x) => (float[2,3,4] y) { y = Hardmax<axis = -1>(x) }"),
     (10, "agraph (float[2,3,4] x) => (float[2,3,6] y) { y = Pad<pads = [0,0,1,0,0,1], value = 1.5>(x) }"),
     (10, "agraph (float[2,3,4] x) => (float[2,3,4] y) { y = Clip<max = 0.5>(x) }"),
     (9, "agraph (float[2,3,4] x) => (float[2,2,4] y) { y = Slice<axes = [1], starts = [0], ends = [2]>(x) }"),
