@@ -19,7 +19,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,33 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     missing = {"backend", "inputs", "outputs", "target", "pipeline", "versions", "files"} - manifest.keys()
     if missing:
         raise ToolError(f"{folder / MANIFEST} lacks {sorted(missing)[0]!r}")
+    damaged = next((name for name, sound in _FORM.items() if not sound(manifest[name])), None)
+    if damaged:
+        raise ToolError(f"{folder / MANIFEST} is damaged: {damaged!r} is not of the form it should have")
     return manifest
+
+
+def _is_signature(specs: Any) -> bool:
+    try:
+        return bool([TensorSpec.from_json(spec).bytes for spec in specs]) or specs == []
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+_FORM: dict[str, Callable[[Any], bool]] = {
+    "backend": ("tvm", "onnxruntime").__contains__,
+    "inputs": _is_signature,
+    "outputs": _is_signature,
+    "target": _is_table,
+    "versions": _is_table,
+    "files": lambda files: (
+        _is_table(files) and all({"bytes", "sha256"} <= {*each} for each in files.values())
+    ),
+}
 
 
 def is_artifact(directory: str | Path) -> bool:

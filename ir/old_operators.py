@@ -71,7 +71,7 @@ def _old_nearest_mode(model: ir.Model, node: ir.Node) -> str:
 
 
 def _as_matrix(graph: ir.Graph, node: ir.Node) -> None:
-    """Before opset 13 Hardmax took all axes from its axis (1 by default) on as one; later ones take one axis."""
+    """Before opset 13 Hardmax took all axes from its axis (1 by default) on as one; now only that one."""
     data, result = node.inputs[0], node.outputs[0]
     axis = node.attributes.get_int("axis", 1)
     node.attributes["axis"] = ir.AttrInt64("axis", axis)

@@ -26,9 +26,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ToolError(f"there is no file '{path}'")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ToolError(f"'{path}' is not an .npz file (numpy.savez writes them)")
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ToolError(
+                f"'{path}' holds a single array without a name, not .npz (numpy.savez writes that)"
+            )
+        with loaded as archive:
             return {name: archive[name] for name in archive.files}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ToolError(f"'{path}' is not a readable .npz file: {error}") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -187,13 +188,23 @@ class ModuleBuilder:
             parameters.append(variable)
         fields = [relax.TensorType(array.shape, str(array.dtype)) for array in self.weights.arrays]
         self._tuple = relax.Var("weights", relax.TupleType(fields))
-        with self._builder.function("main", [*parameters, self._tuple]):
+        with self._function_scope("main", [*parameters, self._tuple]):
             with self._builder.dataflow():
                 for group, place in zip(groups, placed, strict=True):
                     self._emit(group, place)
                 results = [self._builder.emit_output(self._result(value)) for value in graph.outputs]
             self._builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
         return self._builder.get()
+
+    @contextlib.contextmanager
+    def _function_scope(self, name: str, parameters: Sequence[Any]) -> Iterator[None]:
+        """The builder's scope, closed on errors too: TVM warns on standard error about one left open."""
+        with self._builder.function(name, parameters):
+            try:
+                yield
+            except BaseException:
+                self._builder._end_block()
+                raise
 
     def _emit(self, group: Group, place: PlacedGroup | None) -> None:
         if group.opaque:

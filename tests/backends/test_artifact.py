@@ -169,6 +169,13 @@ def _edit(folder, **changes):
         ({"version": 2}, "has artifact version 2"),
         ({"versions": {"apache-tvm": "0.99.1"}}, "built with apache-tvm 0.99.1"),
         ({"target": {"name": "x"}}, "not a target description"),
+        ({"target": None}, "'target' is not of the form"),
+        ({"backend": "abacus"}, "'backend' is not of the form"),
+        ({"inputs": [{}]}, "'inputs' is not of the form"),
+        ({"outputs": "y"}, "'outputs' is not of the form"),
+        ({"inputs": [{"name": "x", "shape": [1], "dtype": "flaot32"}]}, "'inputs' is not of the form"),
+        ({"files": []}, "'files' is not of the form"),
+        ({"files": {"model.so": {}}}, "'files' is not of the form"),
     ],
 )
 def test_manifests_that_do_not_fit_are_refused(saved, changes, said):

@@ -215,7 +215,7 @@ def test_every_target_gets_the_same_graph_of_calls(cnn):
         ),
     ],
 )
-def test_what_cannot_be_lowered_is_named(body, message, error):
+def test_what_cannot_be_lowered_is_named(body, message, error, capfd):
     model = text(body)
     for value in model.graph.outputs:
         node = value.producer()
@@ -225,3 +225,4 @@ def test_what_cannot_be_lowered_is_named(body, message, error):
         lower(model, host_target())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr().err == ""

@@ -56,6 +56,13 @@ def test_a_file_that_is_no_npz_is_named(content, tmp_path):
         read_npz(path)
 
 
+def test_a_single_array_is_refused(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros(3))
+    with pytest.raises(ToolError, match=r"x\.npy' holds a single array"):
+        read_npz(path)
+
+
 def test_pickled_objects_are_refused(tmp_path):
     path = tmp_path / "x.npz"
     np.savez(path, x=np.array([{"a": 1}], dtype=object))
