@@ -20,6 +20,7 @@ from ...ir.shapes import infer_shapes
 from ...passes.rewriter import Rewriter
 from .attention import attention
 from .op import attributes_of, type_of
+from .recurrent import recurrent
 
 
 @dataclass
@@ -236,18 +237,17 @@ def _rotated(new: Assembler, x: ir.Value, cos: ir.Value, sin: ir.Value, turned: 
     return new("Reshape", pairs, np.array([0, 0, 0, turned], np.int64))
 
 
-def _attention(new: Assembler) -> Sequence[ir.Value | None]:
-    return attention(new)
-
-
 _DECOMPOSITIONS: dict[str, Decomposition] = {
-    "Attention": _attention,
+    "Attention": attention,
     "GlobalLpPool": _global_lp_pool,
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
     "LayerNormalization": _layer_norm,
     "LpNormalization": _lp_normalization,
     "MeanVarianceNormalization": _mean_variance_norm,
+    "GRU": recurrent,
+    "LSTM": recurrent,
+    "RNN": recurrent,
     "ReduceLogSumExp": _log_sum_exp,
     "RotaryEmbedding": _rotary_embedding,
 }

@@ -133,7 +133,8 @@ def shared(lazy: Lazy) -> Lazy:
     def read(index: Index) -> Any:
         from tvm import tirx
 
-        # TVM 0.27 cannot generate code for a variable that holds a vector of truth values.
+        # TVM 0.27 cannot generate code for a variable that holds a vector of truth values, nor for an integer
+        # that is computed from them.
         if not _scopes or lazy.dtype == "bool":
             return lazy.read(index)
         key = (id(lazy), *(id(each) for each in index))
@@ -141,6 +142,8 @@ def shared(lazy: Lazy) -> Lazy:
             if key in scope.known:
                 return scope.known[key][0]
         value = lazy.read(index)
+        if "int" in lazy.dtype and _tests(value):
+            return value
         variable = tirx.Var(f"t{sum(len(s.bindings) for s in _scopes)}", lazy.dtype)
         _scopes[-1].bindings.append((variable, value))
         # The index is kept alive with its entry: ids of dead objects are reused.
@@ -148,6 +151,17 @@ def shared(lazy: Lazy) -> Lazy:
         return variable
 
     return replace(lazy, read=read)
+
+
+def _tests(value: Any) -> bool:
+    """Whether truth values take part in an expression."""
+    from tvm import tirx
+
+    found: list[bool] = []
+    tirx.stmt_functor.post_order_visit(
+        value, lambda each: found.append(True) if str(getattr(each, "dtype", "")) == "bool" else None
+    )
+    return bool(found)
 
 
 def element(lazy: Lazy, index: Index) -> Any:

@@ -84,8 +84,9 @@ def _statics_known(op: Op) -> bool:
 def is_scalar_static(op_type: str, position: int, array: np.ndarray) -> bool:
     """Whether a constant of one element is written into the code.
 
-    Scales of quantization stay arguments, so that layers that differ only in them share a function.
+    Scales of quantization and what is gathered stay arguments, so that layers and time steps that differ only
+    in them share a function.
     """
-    if array.size != 1:
+    if array.size != 1 or op_type == "Gather":
         return False
     return not (op_type in {"QuantizeLinear", "DequantizeLinear"} and position == 1)

@@ -167,6 +167,24 @@ def test_attention_is_decomposed(through_tvm):
     assert_same(outputs, expected)
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_recurrent_steps_share_their_functions(through_tvm, build_model, kind):
+    gates = {"LSTM": 4, "GRU": 3}[kind]
+    model = build_model(
+        f"""g (float[12,2,6] x, float[2,{gates * 8},6] w, float[2,{gates * 8},8] r, float[2,{gates * 16}] b)
+            => (float[12,2,2,8] y, float[2,2,8] h) {{
+          y, h = {kind}<hidden_size = 8, direction = "bidirectional">(x, w, r, b) }}""",
+        w=(2, gates * 8, 6),
+        r=(2, gates * 8, 8),
+        b=(2, gates * 16),
+    )
+    outputs, expected, lowered = through_tvm(model)
+    assert_same(outputs, expected)
+    calls = kinds(lowered)
+    assert sum(calls.values()) > 60
+    assert len(calls) < 25
+
+
 def test_outputs_that_are_inputs_constants_or_views(through_tvm):
     model = text(
         """g (float[2,6] x) => (float[2,6] same, float[3,4] view, float[2] fixed, float[2,6] twice)
