@@ -158,6 +158,7 @@ def _deserialize(proto: onnx.ModelProto, folder: Path) -> ir.Model:
             model = ir.from_proto(proto)
         except Exception as error:
             raise ModelError(f"the graph cannot be read: {_root_cause(error)}") from error
+    _restore_input_types(model, proto)
     TensorReader(folder).read_all(model)
     normalize(model)
     check_operators(model)
@@ -168,6 +169,14 @@ def _deserialize(proto: onnx.ModelProto, folder: Path) -> ir.Model:
         normalize(model)
         verify(model)
     return model
+
+
+def _restore_input_types(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """An input that is an output too was described twice, and the output's description may say less."""
+    for value, declared in zip(model.graph.inputs, proto.graph.input, strict=True):
+        if value.is_graph_output() and value.shape is None:
+            value.shape = ir.serde.deserialize_type_proto_for_shape(declared.type)
+            value.type = ir.serde.deserialize_type_proto_for_type(declared.type)
 
 
 def _root_cause(error: BaseException) -> str:

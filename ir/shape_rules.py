@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import onnx_ir as ir
 import onnx_shape_inference as osi
@@ -27,6 +28,7 @@ def install() -> None:
         _wrap(op_type, functools.partial(_chained, rule))
     for op_type, rule in _WHERE_OPERAND_IS_UNKNOWN.items():
         _wrap(op_type, functools.partial(_replaced, rule))
+    _wrap("Loop", _without_condition)
     osi.registry.register("", "ConstantOfShape", since_version=9)(_constant_of_shape)
 
 
@@ -57,6 +59,19 @@ def _replaced(rule: Rule, base: Rule) -> Rule:
         (rule if unknown else base)(context, node)
 
     return either
+
+
+def _without_condition(base: Rule) -> Rule:
+    """The library insists on a condition for Loop; the standard lets it be left out, and means true."""
+
+    @functools.wraps(base)
+    def rule(context: Any, node: ir.Node) -> None:
+        limit, condition, *carried = [*node.inputs, None, None][: max(2, len(node.inputs))]
+        given = [limit, ir.Value(name="true") if condition is None else condition, *carried]
+        seen = SimpleNamespace(inputs=given, outputs=node.outputs, attributes=node.attributes, name=node.name)
+        base(context, cast(ir.Node, seen))
+
+    return rule
 
 
 def _elements(context: Any, node: ir.Node, index: int) -> list[Element] | None:

@@ -29,6 +29,7 @@ from .commands.passes import passes
 from .commands.reduce import reduce
 from .commands.run import run
 from .commands.targets import targets
+from .console import print_any_text
 
 EXIT_TROUBLE = 2
 EXIT_BUG = 70
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    print_any_text()
     code = typer.main.get_command(app).main(arguments, prog_name="graphwright", standalone_mode=False)
     sys.stdout.flush()
     if code == EXIT_INTERRUPTED:

@@ -81,7 +81,7 @@ def report_files(executable: Executable, table: StepTable) -> dict[str, str]:
     if did:
         parts += ["## What the passes did", "\n".join(did)]
     return {
-        "report.json": json.dumps(data, indent=2, ensure_ascii=False) + "\n",
+        "report.json": json.dumps(data, indent=2) + "\n",
         "report.md": "\n\n".join(parts) + "\n",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import sys
@@ -25,7 +26,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_json(data: Any) -> None:
     """One JSON document on standard output; numbers JSON cannot spell become strings ("inf", "nan")."""
-    print(json.dumps(plain(data), indent=2, ensure_ascii=False))
+    print(json.dumps(plain(data), indent=2))
 
 
 def print_line(text: str = "") -> None:
@@ -43,6 +44,12 @@ def print_table(
     for row in rows:
         table.add_row(*(_escaped(cell) for cell in row))
     console().print(table)
+
+
+def print_any_text() -> None:
+    """Let standard output take what its encoding lacks, escaped: names in a model may be of any script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -122,6 +122,18 @@ def test_weights_are_no_inputs(tmp_path):
     onnx.checker.check_model(str(tmp_path / "again.onnx"), full_check=True)
 
 
+def test_an_input_that_is_an_output_keeps_its_shape(tmp_path):
+    text = "agraph (float[2,N] x) => (float[2,N] x, float[2,N] y) { y = Relu(x) }"
+    proto = onnx.load(write(tmp_path / "m.onnx", 21, text))
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, tmp_path / "m.onnx")
+
+    model = load(tmp_path / "m.onnx")
+
+    assert str(model.graph.inputs[0].shape) == "[2,N]"
+    assert [value.name for value in model.graph.outputs] == ["x", "y"]
+
+
 def test_functions_bodies_and_metadata_stay(tmp_path):
     text = """agraph (bool c, float[2] x) => (float[2] y) {
             [choose] y = If(c) <

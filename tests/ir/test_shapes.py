@@ -247,6 +247,23 @@ def test_loop_keeps_going():
     assert steps is not None and len(steps) == 2 and steps[1] == 4
 
 
+@pytest.mark.parametrize("condition", ["", "yes"])
+def test_loop_without_a_condition(condition):
+    model = parse(f"""
+    <ir_version: 10, opset_import: ["" : 23]>
+    loop (float[4] x, bool yes) => (float[] y)
+    <int64 n = {{3}}>
+    {{
+      y = Loop(n, {condition or '""'}, x) <
+        body = step (int64 i, bool on, float[4] s) => (bool keep, float[] next)
+        {{ keep = Identity(on) next = Add(s, x) }}
+      >
+    }}
+    """)
+    infer_shapes(model)
+    assert shape(model, "y") == "[4]"
+
+
 # One node --------------------------------------------------------------------------------------------------
 
 

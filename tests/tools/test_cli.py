@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 import typer
 from graphwright.ir.errors import VerifyError
@@ -161,6 +163,21 @@ def test_interrupting_a_compilation_leaves_nothing(how, tiny_file, tmp_path):
     # ONNX Runtime keeps a file of its own among the temporary ones.
     left = [str(entry.relative_to(tmp_path)) for entry in tmp_path.rglob("*") if entry.name != ".ses"]
     assert left == ["tmp"]
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 23]>
+    g (float[2] x) => (float[2] y) { y = Relu(x) }"""
+    model = ir.from_onnx_text(text)
+    model.graph.inputs[0].name = "\u5165\u529b"
+    ir.save(model, tmp_path / "m.onnx")
+    command = [sys.executable, "-m", "graphwright.tools.cli", "inspect", str(tmp_path / "m.onnx")]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    for extra in ([], ["--json"]):
+        done = subprocess.run([*command, *extra], env=environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert b"u5165" in done.stdout
+    assert json.loads(done.stdout)
 
 
 def test_output_into_a_closed_pipe_is_quiet():
