@@ -90,3 +90,11 @@ def test_long_reductions_of_large_products_are_sliced():
     assert (slices.count - 1) * slices.steps < 3072 <= slices.count * slices.steps
     assert choose_slices(1, 3072, 4 * 3072 * 768, tile, target) is None
     assert choose_slices(128, 64, 4 * 64 * 768, tile, target) is None
+
+
+def test_weights_beyond_the_cache_are_prefetched():
+    target = resolve_target("x86-64-v3")
+    deep = conv2d(Conv2dSpec(1, 512, 7, 7, 512, (3, 3), pads=(1, 1, 1, 1)), None, target)
+    small = conv2d(Conv2dSpec(1, 16, 7, 7, 16, (3, 3), pads=(1, 1, 1, 1)), None, target)
+    assert "prefetch" in deep.func.script()
+    assert "prefetch" not in small.func.script()

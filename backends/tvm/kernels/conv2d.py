@@ -74,6 +74,7 @@ def _pointwise(spec: Conv2dSpec, writer: Writer, target: TargetNumbers) -> Kerne
     data = emit.buffer("data", spec.data_shape)
     weights = emit.buffer("weights", (spec.groups * count, 1, 1, depth, tile.block))
     view, declaration = emit.flat_view(data, prod(spec.data_shape))
+    flat_weights, declare_weights = emit.flat_view(weights, spec.groups * count * depth * tile.block)
 
     def index(batch: Index, row: Any, column: Any) -> Index:
         n, h, w = emit.unravel(row, (spec.batch, spec.height, spec.width))
@@ -90,10 +91,11 @@ def _pointwise(spec: Conv2dSpec, writer: Writer, target: TargetNumbers) -> Kerne
             weights, [batch[0] * count + block, 0, 0, k, v * tile.lanes], tile.lanes
         ),
         index,
+        weights=flat_weights,
     )
     func = emit.function(
         "conv2d_1x1",
         [data, weights, *writer.extras, writer.output],
-        [declaration, product.body(writer, target)],
+        [declaration, declare_weights, product.body(writer, target)],
     )
     return Kernel(func, (_packer(spec, tile),), spec.flops, f"conv2d_1x1 {tile}")

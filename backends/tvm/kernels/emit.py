@@ -115,6 +115,14 @@ def unravel(flat: Any, shape: Sequence[int]) -> tuple[Any, ...]:
     return tuple(reversed(index))
 
 
+def ravel(index: Sequence[Any], shape: Sequence[int]) -> Any:
+    """Position of `index` in a row-major array of `shape`."""
+    position: Any = 0
+    for place, size in zip(index, shape, strict=True):
+        position = position * size + place
+    return position
+
+
 def lanes_at(start: Any, lanes: int) -> Any:
     """Index of `lanes` neighbours beginning at `start`."""
     return start if lanes == 1 else tirx.Ramp(start, 1, lanes)
@@ -144,6 +152,12 @@ def load(buffer: Any, index: Sequence[Any], lanes: int = 1) -> Any:
 def store(buffer: Any, value: Any, index: Sequence[Any], lanes: int = 1) -> Any:
     """Store `lanes` neighbours along the last axis."""
     return tirx.BufferStore(buffer, value, [*index[:-1], lanes_at(index[-1], lanes)])
+
+
+def prefetch(source: Any, index: Sequence[Any]) -> Any:
+    """Ask for the line at `index` in the second-level cache; the address may lie outside the buffer."""
+    address = tirx.address_of(tirx.BufferLoad(source, list(index)))
+    return tirx.Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, 0, 2, 1))
 
 
 def buffer(name: str, shape: Sequence[int], dtype: str = "float32", scope: str = "") -> Any:

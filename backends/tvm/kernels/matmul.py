@@ -91,6 +91,7 @@ def _by_weights(spec: MatmulSpec, writer: Writer, target: TargetNumbers) -> Kern
     tile = choose_tile(rows, columns, spec.k, target)
     count = blocks(columns, tile.block)
     b = emit.buffer("b", (count, spec.k, tile.block))
+    flat_b, declare_b = emit.flat_view(b, count * spec.k * tile.block)
 
     def index(outer: Index, row: Any, column: Any) -> Index:
         if batch:
@@ -106,11 +107,12 @@ def _by_weights(spec: MatmulSpec, writer: Writer, target: TargetNumbers) -> Kern
         a_view.at,
         lambda _, block, k, v: emit.load(b, [block, k, v * tile.lanes], tile.lanes),
         index,
+        weights=None if batch else flat_b,
     )
     func = emit.function(
         "matmul",
         [a, b, *writer.extras, writer.output],
-        [a_view.declaration, product.body(writer, target)],
+        [a_view.declaration, declare_b, product.body(writer, target)],
     )
     pack = (lambda weights: pack_matrix(weights, spec.b, tile.block),)
     return Kernel(func, pack, spec.flops, f"matmul {tile}")

@@ -11,6 +11,7 @@ from . import emit
 from .emit import Statements
 from .interface import Index
 from .microkernel import Accumulators, Writer
+from .prefetch import PanelPrefetch, Requests, reduction
 from .tile import Slices, TargetNumbers, Tile, blocks, choose_chunks, choose_slices
 
 SERIAL_FLOPS = 200_000
@@ -38,6 +39,8 @@ class Product:
     index: Callable[[Index, Any, Any], Index]
     """(batch index, row, column) -> logical output index."""
     overlap: bool = False
+    weights: Any = None
+    """The packed right operand as one axis, blocks in order, if it is constant."""
 
     @property
     def blocks(self) -> int:
@@ -59,10 +62,16 @@ class Product:
         weight_bytes = 4 * self.k * self.blocks * self.tile.block
         slices = choose_slices(self.m, self.k, weight_bytes, self.tile, target)
         if slices and prod(self.batch) == 1:
-            return self._sliced(writer, slices)
+            return self._sliced(writer, slices, target)
         tiles = blocks(self.m, self.tile.pixels)
         row_bytes = 4 * self.k * self.tile.pixels
         chunks = choose_chunks(tiles, row_bytes, weight_bytes, prod(self.batch), self.blocks, target)
+
+        prefetch = None
+        if self.weights is not None:
+            panels = prod(self.batch) * self.blocks
+            panel = self.k * self.tile.block
+            prefetch = PanelPrefetch.plan(self.k, panel, self.tile, panels, chunks.rows, target)
 
         def task(t: Any) -> Any:
             *batch, chunk, block = emit.unravel(t, (*self.batch, chunks.count, self.blocks))
@@ -73,19 +82,42 @@ class Product:
                 count = emit.minimum(count, tiles - first)
             return [
                 *bound,
-                emit.loop("tile", count, lambda i: self._tile(writer, tuple(batch), first + i, block)),
+                emit.loop(
+                    "tile",
+                    count,
+                    lambda i: self._tile(
+                        writer,
+                        tuple(batch),
+                        first + i,
+                        block,
+                        self._requests(prefetch, tuple(batch), block, i),
+                    ),
+                ),
             ]
 
         return emit.parallel(
             "task", prod(self.batch) * chunks.count * self.blocks, task, enabled=self.flops > SERIAL_FLOPS
         )
 
-    def _sliced(self, writer: Writer, slices: Slices) -> Any:
+    def _requests(
+        self, prefetch: PanelPrefetch | None, batch: Index, block: Any, sweep: Any
+    ) -> Requests | None:
+        if prefetch is None:
+            return None
+        panel = (emit.ravel(batch, self.batch) * self.blocks + block) * (self.k * self.tile.block)
+        return lambda step: prefetch.requests(self.weights, panel, sweep, step)
+
+    def _sliced(self, writer: Writer, slices: Slices, target: TargetNumbers) -> Any:
         """Chunks of rows, slices of the reduction, then blocks of columns, which threads divide."""
         tile, tiles = self.tile, blocks(self.m, self.tile.pixels)
         batch = (0,) * len(self.batch)
         shape = (min(slices.tiles, tiles), self.blocks, tile.pixels * tile.block)
         sums, allocation = emit.allocate("sums", shape, scope="global")
+        is_even = self.k % slices.steps == 0
+        prefetch = None
+        if self.weights is not None and is_even:
+            panel = self.k * tile.block
+            prefetch = PanelPrefetch.plan(slices.steps, panel, tile, self.blocks, shape[0], target)
 
         def piece(chunk: Any, part: Any, block: Any) -> Any:
             first = chunk * slices.tiles
@@ -96,13 +128,22 @@ class Product:
             first, bound = emit.bind("first", emit.minimum(number * tile.pixels, self.m - tile.pixels))
             accumulators = Accumulators(tile)
             begin = part * slices.steps
-            steps = emit.minimum(slices.steps, self.k - begin)
+            steps = slices.steps if is_even else emit.minimum(slices.steps, self.k - begin)
+            panel = (block * self.k + begin) * tile.block
+
+            def requests(step: Any) -> Statements:
+                return prefetch.requests(self.weights, panel, place[0], step - begin) if prefetch else []
+
             return [
                 *bound,
                 *accumulators.declare(),
                 emit.when(part == 0, accumulators.fill(), accumulators.copy_from(sums, place)),
-                emit.loop(
-                    "k", steps, lambda k: self._step(accumulators, batch, first, block, k), start=begin
+                reduction(
+                    "k",
+                    begin,
+                    steps,
+                    lambda k: self._step(accumulators, batch, first, block, k),
+                    requests if prefetch else None,
                 ),
                 emit.when(
                     part == slices.count - 1,
@@ -124,14 +165,21 @@ class Product:
             ),
         ]
 
-    def _tile(self, writer: Writer, batch: Index, number: Any, block: Any) -> Any:
+    def _tile(
+        self,
+        writer: Writer,
+        batch: Index,
+        number: Any,
+        block: Any,
+        requests: Requests | None,
+    ) -> Any:
         pixels = self.tile.pixels
         first, bound = emit.bind("first", emit.minimum(number * pixels, self.m - pixels))
         accumulators = Accumulators(self.tile)
         return [
             *bound,
             *accumulators.clear(),
-            emit.loop("k", self.k, lambda k: self._step(accumulators, batch, first, block, k)),
+            reduction("k", 0, self.k, lambda k: self._step(accumulators, batch, first, block, k), requests),
             *self._write(writer, accumulators, batch, first, block),
         ]
 

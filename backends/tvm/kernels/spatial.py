@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from . import emit
+from .emit import Statements
 from .interface import Conv2dSpec, Index
 from .microkernel import Accumulators, Writer
+from .prefetch import PanelPrefetch, Requests, reduction
 from .product import SERIAL_FLOPS
 from .tile import TargetNumbers, Tile, blocks, choose_chunks
 from .window import column_inside, over_tiles, rows_inside
@@ -83,6 +85,10 @@ class SpatialConvolution:
             target,
         )
 
+        steps = prod(spec.kernel) * self.depth
+        panel = steps * self.tile.block
+        prefetch = PanelPrefetch.plan(steps, panel, self.tile, block_count, chunks.rows, target)
+
         def task(t: Any) -> Any:
             n, chunk, block = emit.unravel(t, (spec.batch, chunks.count, block_count))
             block, bound = emit.bind("block", block)
@@ -90,16 +96,29 @@ class SpatialConvolution:
             rows: Any = chunks.rows
             if spec.out_height % chunks.rows:
                 rows = emit.minimum(chunks.rows, spec.out_height - first_row)
-            return [*bound, emit.loop("row", rows, lambda row: self._row(n, block, first_row + row))]
+            return [
+                *bound,
+                emit.loop("row", rows, lambda row: self._row(n, block, first_row + row, row, prefetch)),
+            ]
 
         return emit.parallel(
             "task", spec.batch * chunks.count * block_count, task, enabled=spec.flops > SERIAL_FLOPS
         )
 
-    def _row(self, n: Any, block: Any, oh: Any) -> Any:
-        return over_tiles(self.spec, self.tile.pixels, lambda ow: self._tile(n, block, oh, ow))
+    def _row(self, n: Any, block: Any, oh: Any, sweep: Any, prefetch: PanelPrefetch | None) -> Any:
+        def requests(step: Any) -> Statements:
+            assert prefetch is not None
+            panel = block * prefetch.stride + self.first_weight
+            return prefetch.requests(self.weights, panel, sweep, step)
 
-    def _tile(self, n: Any, block: Any, oh: Any, ow: Any) -> Any:
+        def tile(ow: Any) -> Any:
+            # The first tile asks for the share of the whole row.
+            asks = prefetch is not None and isinstance(ow, int) and ow == 0
+            return self._tile(n, block, oh, ow, requests if asks else None)
+
+        return over_tiles(self.spec, self.tile.pixels, tile)
+
+    def _tile(self, n: Any, block: Any, oh: Any, ow: Any, requests: Requests | None) -> Any:
         spec, tile = self.spec, self.tile
         group = emit.floordiv(block, self.blocks) if spec.groups > 1 else 0
         in_group = emit.floormod(block, self.blocks) if spec.groups > 1 else block
@@ -111,9 +130,11 @@ class SpatialConvolution:
             row = n * spec.height + top + kh * spec.dilation[0]
             left = ow * spec.stride[1] - spec.pads[1]
             first_value = (row * spec.width + left) * spec.in_channels + group * self.depth
-            first_weight = (block * spec.kernel[0] + kh) * (spec.kernel[1] * self.depth * tile.block)
+            steps = spec.kernel[1] * self.depth
+            first_weight = (block * spec.kernel[0] + kh) * (steps * tile.block) + self.first_weight
+            ask = requests and (lambda step: requests(kh * steps + step))
             return [
-                self._taps(accumulators, first_value, first_weight + self.first_weight, *run)
+                self._taps(accumulators, first_value, first_weight, *run, ask)
                 for run in tap_runs(spec, ow, tile.pixels)
             ]
 
@@ -137,6 +158,7 @@ class SpatialConvolution:
         first: int,
         taps: int,
         valid: range,
+        requests: Requests | None,
     ) -> Any:
         """Multiply-adds of a run of kernel columns, given where the kernel row's data and weights begin."""
         spec, tile = self.spec, self.tile
@@ -156,7 +178,7 @@ class SpatialConvolution:
             return []
         if tap_step == self.depth:
             start = first * self.depth
-            return emit.loop("tap", taps * self.depth, lambda t: step(t, t), start=start)
+            return reduction("tap", start, taps * self.depth, lambda t: step(t, t), requests)
         return emit.loop(
             "kw",
             taps,

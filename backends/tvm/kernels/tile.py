@@ -172,7 +172,7 @@ def choose_slices(m: int, depth: int, weight_bytes: int, tile: Tile, target: Tar
     count = blocks(depth, max(half // (4 * m), _SHORTEST_SLICE))
     if count == 1:
         return None
-    steps = blocks(depth, count)
+    steps = blocks(blocks(depth, count), 8) * 8
     tiles = blocks(m, tile.pixels)
     chunks = max(1, round(4 * steps * m / half))
     return Slices(steps, blocks(depth, steps), blocks(tiles, chunks))

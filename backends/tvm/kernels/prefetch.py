@@ -1,0 +1,67 @@
+"""Bringing the next panel of weights into the second-level cache while the current one is being used.
+
+Where weights are larger than the cache, the first tile that reads a panel waits for memory and the others do
+not. Every tile therefore asks for its share of the next panel, a few lines every few steps of its reduction,
+so that requests arrive no faster than the panel is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import emit
+from .emit import Statements
+from .tile import TargetNumbers, Tile, blocks
+
+_LINE_FLOATS = 16
+_STEPS_PER_REQUEST = 8
+_MOST_LINES = 4
+"""Lines per request; where more were needed, too few tiles use a panel for prefetching to keep up."""
+
+Requests = Callable[[Any], Statements]
+"""Step of the reduction (a multiple of the steps per request) -> the requests made there."""
+
+
+@dataclass(frozen=True)
+class PanelPrefetch:
+    """Requests for the panel after the current one."""
+
+    steps: int
+    """Steps for which one tile uses a panel."""
+    stride: int
+    """Weights between the beginnings of neighbouring panels."""
+    lines: int
+
+    @classmethod
+    def plan(
+        cls, steps: int, stride: int, tile: Tile, panels: int, sweeps: int, target: TargetNumbers
+    ) -> PanelPrefetch | None:
+        """The requests of `sweeps` tiles that use each of `panels` panels; None where they do not pay."""
+        if steps % _STEPS_PER_REQUEST or sweeps < 2 or 4 * stride * panels <= target.l2_bytes // 2:
+            return None
+        lines = blocks(_STEPS_PER_REQUEST * tile.block, _LINE_FLOATS * sweeps)
+        return cls(steps, stride, lines) if lines <= _MOST_LINES else None
+
+    def requests(self, weights: Any, panel: Any, sweep: Any, step: Any) -> Statements:
+        """The requests of tile number `sweep` at a step; the current panel begins at `panel` in `weights`."""
+        number = emit.floordiv(sweep * self.steps + step, _STEPS_PER_REQUEST)
+        first = panel + self.stride + number * (self.lines * _LINE_FLOATS)
+        return [emit.prefetch(weights, [first + line * _LINE_FLOATS]) for line in range(self.lines)]
+
+
+def reduction(
+    name: str, start: Any, extent: Any, step: Callable[[Any], Any], requests: Requests | None
+) -> Any:
+    """A loop over steps, with requests every few steps if there are any."""
+    aligned = isinstance(extent, int) and extent % _STEPS_PER_REQUEST == 0
+    if requests is None or not aligned or (isinstance(start, int) and start % _STEPS_PER_REQUEST):
+        return emit.loop(name, extent, step, start=start)
+    ask = requests
+
+    def group(number: Any) -> Statements:
+        first = start + number * _STEPS_PER_REQUEST
+        return [*ask(first), emit.loop(name, _STEPS_PER_REQUEST, step, start=first)]
+
+    return emit.loop(f"{name}_group", extent // _STEPS_PER_REQUEST, group)
