@@ -56,6 +56,8 @@ def import_runtime(*, cuda: bool = False) -> ModuleType:
     with _torch_hidden("tvm_ffi"):
         ffi = importlib.import_module("tvm_ffi")
     _load("libtvm_runtime.so")
+    # Sorting, which the library of a model with TopK calls; opening it takes a few milliseconds.
+    _load("libtvm_runtime_extra.so")
     if cuda:
         from .cross import cuda_home, cudart, find_nvcc
 
@@ -79,7 +81,7 @@ def tvm_folder() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _load(library: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(tvm_folder() / "lib" / library), mode=ctypes.RTLD_GLOBAL)
 

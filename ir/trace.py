@@ -88,6 +88,7 @@ def trace_with_inputs(
     _refuse_plain_outputs(program)
     model = _to_model(program)
     rename_dims(model, names)
+    _separate_names(model)
     _name_outputs(model, program)
     _own_weights(model)
     if name:
@@ -254,6 +255,26 @@ def _own_weights(model: ir.Model) -> None:
             del model.graph.initializers[name]
             continue
         value.const_value = ir.Tensor(np.array(view), dtype=value.const_value.dtype, name=name)
+
+
+def _separate_names(model: ir.Model) -> None:
+    """Renames results that the exporter called like an input or a weight (a buffer `mean`, `x.mean()`)."""
+    taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    made = [
+        value
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        for value in node.outputs
+        if value.name
+    ]
+    wanted = taken | {value.name for value in made}
+    for value in made:
+        if value.name in taken:
+            name = f"{value.name}_inner"
+            while name in wanted:
+                name += "_"
+            wanted.add(name)
+            value.name = name
+        taken.add(value.name)
 
 
 def _name_outputs(model: ir.Model, program: Any) -> None:

@@ -155,13 +155,10 @@ def shared(lazy: Lazy) -> Lazy:
 
 def _tests(value: Any) -> bool:
     """Whether truth values take part in an expression."""
-    from tvm import tirx
-
-    found: list[bool] = []
-    tirx.stmt_functor.post_order_visit(
-        value, lambda each: found.append(True) if str(getattr(each, "dtype", "")) == "bool" else None
-    )
-    return bool(found)
+    if str(getattr(getattr(value, "ty", None), "dtype", "")) == "bool":
+        return True
+    parts = [getattr(value, name, None) for name in ("a", "b", "value", "body", "condition")]
+    return any(_tests(part) for part in (*parts, *getattr(value, "args", ())) if part is not None)
 
 
 def element(lazy: Lazy, index: Index) -> Any:

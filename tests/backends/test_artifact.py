@@ -89,6 +89,28 @@ np.savez(sys.argv[3], y=y, r=r)
         np.testing.assert_array_equal(results[name], expected)
 
 
+def test_a_fresh_process_sorts(build_model, tmp_path):
+    model = build_model(
+        """net (float[2,9] x) => (float[2,3] values, int64[2,3] places)
+        {
+          k = Constant<value_ints = [3]>()
+          values, places = TopK(x, k)
+        }"""
+    )
+    gw.compile(model, "x86").save(tmp_path / "top")
+    x = np.random.default_rng(0).standard_normal((2, 9)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    program = """
+import sys
+import numpy as np
+import graphwright as gw
+np.save(sys.argv[3], gw.load_executable(sys.argv[1])(np.load(sys.argv[2]))[1])
+"""
+    paths = [str(tmp_path / name) for name in ("top", "x.npy", "places.npy")]
+    subprocess.run([sys.executable, "-c", program, *paths], check=True, cwd=tmp_path)
+    np.testing.assert_array_equal(np.load(tmp_path / "places.npy"), np.argsort(-x, axis=1)[:, :3])
+
+
 def test_the_folder_can_be_moved_and_saved_again(compiled, saved, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.move(saved, moved)

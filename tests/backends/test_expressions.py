@@ -6,7 +6,45 @@ import pytest
 from graphwright.backends.target import host_target
 
 # Operator, attributes, input types: a signature per group of operators keeps the number of builds small.
-UNARY = ["Abs", "Neg", "Relu", "Sigmoid", "Tanh", "Exp", "Erf", "Softplus", "Softsign", "Sqrt_abs", "Log_abs", "Floor", "Ceil", "Round", "Sign", "Reciprocal", "HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "Gelu", "Mish", "Sin", "Cos", "Tan", "Asin_unit", "Acos_unit", "Atan", "Sinh", "Cosh", "Asinh", "Atanh_unit", "LeakyRelu", "ThresholdedRelu", "Shrink", "Swish"]
+UNARY = [
+    "Abs",
+    "Neg",
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Exp",
+    "Erf",
+    "Softplus",
+    "Softsign",
+    "Sqrt_abs",
+    "Log_abs",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Sign",
+    "Reciprocal",
+    "HardSigmoid",
+    "HardSwish",
+    "Elu",
+    "Selu",
+    "Celu",
+    "Gelu",
+    "Mish",
+    "Sin",
+    "Cos",
+    "Tan",
+    "Asin_unit",
+    "Acos_unit",
+    "Atan",
+    "Sinh",
+    "Cosh",
+    "Asinh",
+    "Atanh_unit",
+    "LeakyRelu",
+    "ThresholdedRelu",
+    "Shrink",
+    "Swish",
+]
 BINARY = ["Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu", "Mean", "Sum"]
 COMPARE = ["Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal"]
 INTEGER = ["Add", "Sub", "Mul", "Div", "Max", "Min", "Mod", "BitwiseAnd", "BitwiseOr", "BitwiseXor"]
@@ -119,6 +157,23 @@ def test_truth_values_casts_and_selection(through_tvm):
     assert_close(outputs, expected)
 
 
+def test_integers_made_of_truth_values_are_reduced(through_tvm):
+    nodes = [
+        "p = Greater(x, y)",
+        "n = Cast<to = 7>(p)",
+        "rows = ReduceMax<keepdims = 0>(n, last)",
+        "any = Cast<to = 9>(rows)",
+        "columns = ReduceSum<keepdims = 0>(n, first)",
+    ]
+    nodes = ["last = Constant<value_ints = [-1]>()", "first = Constant<value_ints = [0]>()", *nodes]
+    model = graph(nodes, "float[5,21] x, float[5,21] y", "bool[5] any, int64[21] columns")
+    generator = np.random.default_rng(6)
+    feeds = {name: generator.standard_normal((5, 21)).astype(np.float32) for name in "xy"}
+    feeds["x"][2] = -9
+    outputs, expected, _ = through_tvm(model, feeds)
+    assert_close(outputs, expected)
+
+
 def test_clip_powers_and_quantization(through_tvm):
     model = graph(
         [
@@ -138,7 +193,10 @@ def test_clip_powers_and_quantization(through_tvm):
             "d = DequantizeLinear<axis = 1>(q, scales, zeros)",
         ],
         "float[2,3,19] x, float[2,3,19] positive",
-        ", ".join(f"float[2,3,19] {n}" for n in ["clipped", "only_high", "square", "cube", "root", "inverse", "power", "d"])
+        ", ".join(
+            f"float[2,3,19] {n}"
+            for n in ["clipped", "only_high", "square", "cube", "root", "inverse", "power", "d"]
+        )
         + ", uint8[2,3,19] q",
     )
     generator = np.random.default_rng(5)

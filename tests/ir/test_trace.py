@@ -243,6 +243,23 @@ def test_outputs_never_take_the_name_of_an_input():
     assert (result["output_out"].tolist(), result["node"].tolist()) == ([2, 2], [1, 1])
 
 
+class NamedLikeAResult(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([1.0, 2.0]))
+
+    def forward(self, x):
+        return (x - self.mean).mean() * x
+
+
+def test_a_buffer_may_be_called_like_a_result():
+    model = trace(NamedLikeAResult(), torch.ones(2))
+    verify(model)
+    assert list(model.graph.initializers) == ["mean"]
+    result = run_reference(model, {"x": np.array([3, 6], np.float32)})
+    np.testing.assert_allclose(result["output"], [9, 18])
+
+
 def test_half_precision_weights():
     module = nn.Linear(3, 4).to(torch.bfloat16)
     model = trace(module, torch.ones(2, 3, dtype=torch.bfloat16))
