@@ -115,7 +115,7 @@ class GraphDiff:
         return {"changed": self.changed, **asdict(self)}
 
     def save(self, path: str | Path) -> None:
-        """Write the difference as .html (one self-contained page), .json, .md or .txt.
+        """Write the difference as .html (one self-contained page), .json, .md or .txt, whole or not at all.
 
         Raises:
             ToolError: another suffix, or the file cannot be written.
@@ -132,8 +132,13 @@ class GraphDiff:
         if target.suffix not in writers:
             raise ToolError(f"cannot write a graph diff to '{target}': use one of {', '.join(writers)}")
         text = writers[target.suffix](self)
+        partial = target.with_name(f".{target.name}.partial")
         try:
-            target.write_text(text, encoding="utf-8")
+            try:
+                partial.write_text(text, encoding="utf-8")
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
         except OSError as error:
             raise ToolError(f"cannot write '{target}': {error.strerror}") from error
 

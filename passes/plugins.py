@@ -29,6 +29,6 @@ def load_plugin(path: str | Path) -> None:
         spec.loader.exec_module(module)
     except PipelineError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PipelineError(f"plugin '{path}' fails to load: {type(error).__name__}: {error}") from error

@@ -38,7 +38,11 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays to exactly `path`, whole or not at all; unlike in numpy.savez any name will do."""
+    """Write arrays to exactly `path`, whole or not at all; unlike in numpy.savez any name will do.
+
+    Raises:
+        ToolError: the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with zipfile.ZipFile(temporary, "w") as archive:
@@ -46,6 +50,8 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
         temporary.replace(path)
+    except OSError as error:
+        raise ToolError(f"cannot write '{path}': {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -352,6 +352,10 @@ def test_other_suffixes_and_bad_folders(tmp_path):
         found.save(tmp_path / "d.pdf")
     with pytest.raises(ToolError, match="No such file or directory"):
         found.save(tmp_path / "missing" / "d.html")
+    (tmp_path / "taken.txt").mkdir()
+    with pytest.raises(ToolError, match="cannot write"):
+        found.save(tmp_path / "taken.txt")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["taken.txt"]
 
 
 # Random graphs ---------------------------------------------------------------------------------------------

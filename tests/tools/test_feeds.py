@@ -84,6 +84,8 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(ValueError):
         write_npz(tmp_path / "out.npz", {"x": np.array([object()])})
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ToolError, match=r"cannot write '.*out\.npz'"):
+        write_npz(tmp_path / "gone" / "out.npz", {"x": np.zeros(1)})
 
 
 def batches(model: ir.Model, path: Path) -> list[dict[str, np.ndarray]]:
