@@ -200,6 +200,10 @@ def _cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Constraints violated"):
         lines = [lines[1].removeprefix("- ")]
+    elif len(lines) > 1 and lines[0].startswith("Found the following conflicts"):
+        lines = [lines[1].removeprefix("- ")]
+        if sizes := re.search(r"0/1 specialized due to hint of ([01]) for dimension (\S+?)\.?$", lines[0]):
+            lines = [f"a dynamic size needs an example of 2 or more, but {sizes[2]} is {sizes[1]}"]
     reason = re.sub(r"\x1b\[\d+m", "", lines[0]) if lines else type(error).__name__
     if isinstance(error, (KeyError, AttributeError, TypeError)):
         reason = f"{type(error).__name__}: {reason}"

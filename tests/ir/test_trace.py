@@ -294,6 +294,12 @@ class Fixed(nn.Module):
         (DataDependent(), torch.ones(3), None, r"cannot export DataDependent: .*\(at .*test_trace.py:\d+\)"),
         (Untranslatable(), torch.ones(3), None, "cannot translate the program: .*zeta"),
         (Fixed(), torch.ones(4, 4), {"x": {0: "rows"}}, "cannot export Fixed: "),
+        (
+            nn.ReLU(),
+            torch.ones(1, 4),
+            ({0: "batch"},),
+            r"needs an example of 2 or more, .*\.shape\[0\] is 1$",
+        ),
         (nn.Linear(2, 2), torch.ones(3), None, "cannot export Linear: "),
         (WithNumber(), torch.ones(3), None, "output 1 of the module is the constant 3"),
         (7, torch.ones(3), None, "cannot trace a int"),
