@@ -7,12 +7,13 @@ WORKERS ?= 2
 DEMO_OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-simplify lint format arm-tools clean
+.PHONY: help install demo test test-slow bench readme bench-simplify lint format arm-tools clean
 
 help:
 	@echo "make demo       train, prune, quantize and compile a small CNN; print the report"
 	@echo "make test       run the tests, ruff and mypy among them (test-slow: the long ones)"
 	@echo "make bench      measure the models of the zoo against ONNX Runtime; print the tables"
+	@echo "make readme     put the tables of the last demo and bench into the README"
 	@echo "make bench-simplify  compare simplify with onnxsim, onnxslim, onnxscript and ONNX Runtime"
 	@echo "make lint       ruff and mypy alone"
 
@@ -39,7 +40,13 @@ test-slow: $(STAMP) arm-tools
 	$(BIN)/python -m pytest -q -m slow
 
 bench: $(STAMP)
-	$(BIN)/graphwright bench --zoo
+	mkdir -p $(DEMO_OUT)
+	$(BIN)/graphwright bench --zoo -o $(DEMO_OUT)/bench.md
+
+# Refresh the tables in the README from the last `make demo` and `make bench`.
+readme: $(STAMP)
+	$(BIN)/python -m graphwright.tools.readme README.md \
+		--table demo=$(DEMO_OUT)/demo.md --table bench=$(DEMO_OUT)/bench.md
 
 # The rivals may want another onnx than we do; they get an environment of their own.
 bench-simplify: $(STAMP)

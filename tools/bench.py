@@ -149,7 +149,9 @@ class ZooRow:
         }
 
 
-def run_zoo(*, only: str | None, threads: Sequence[int], seconds: float, as_json: bool) -> None:
+def run_zoo(
+    *, only: str | None, threads: Sequence[int], seconds: float, as_json: bool, output: Path | None = None
+) -> None:
     """Measure the models of the zoo one after another and print the table.
 
     Raises:
@@ -172,6 +174,8 @@ def run_zoo(*, only: str | None, threads: Sequence[int], seconds: float, as_json
         print_json({"machine": machine(), "models": [row.to_json() for row in rows]})
     else:
         print_line(zoo_markdown(rows, threads))
+    if output is not None:
+        output.write_text(zoo_markdown(rows, threads) + "\n", encoding="utf-8")
     failed = [row.name for row in rows if row.failure]
     if failed:
         raise ToolError(f"{len(failed)} of {len(rows)} models failed: {', '.join(failed)}")

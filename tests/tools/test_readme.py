@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 from graphwright.ir.load import load
 from graphwright.ir.reference import run_reference
+from graphwright.tools import readme
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -90,3 +91,19 @@ def test_the_page_on_writing_a_pass_holds(cli, tmp_path):
     scope: dict[str, Callable[[], None]] = {}
     exec(compile(test, "writing-a-pass.md", "exec"), scope)
     scope["test_fold_neg"]()
+
+
+def test_tables_are_put_between_their_markers(tmp_path, capfd):
+    (tmp_path / "R.md").write_text("a\n<!-- demo -->\nold\n<!-- /demo -->\nb\n")
+    (tmp_path / "t.md").write_text("| new \\1 |\n")
+    arguments = [str(tmp_path / "R.md"), "--table"]
+    assert readme.main([*arguments, f"demo={tmp_path / 't.md'}"]) == 0
+    assert (tmp_path / "R.md").read_text() == "a\n<!-- demo -->\n| new \\1 |\n<!-- /demo -->\nb\n"
+    assert readme.main([*arguments, f"bench={tmp_path / 't.md'}"]) == 2
+    assert readme.main([*arguments, "demo=none.md"]) == 2
+    assert capfd.readouterr().err.count("readme: error: ") == 2
+
+
+def test_the_readme_has_its_tables():
+    for marker in ("demo", "bench"):
+        assert readme.splice(README, marker, "x") != README

@@ -49,6 +49,12 @@ def bench(
         ),
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="Time for each contender.")] = 2.0,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE.md", help="Also write the zoo's table.", show_default=False
+        ),
+    ] = None,
     target: Annotated[str, typer.Option("--target", "-t", help="Device, for a MODEL.")] = "x86",
     pipeline: PipelineOption = None,
     dim: DimOption = None,
@@ -72,7 +78,7 @@ def bench(
     if zoo:
         if model is not None:
             raise ToolError("give either a model or --zoo, not both")
-        benchmark.run_zoo(only=only, threads=counts, seconds=seconds, as_json=as_json)
+        benchmark.run_zoo(only=only, threads=counts, seconds=seconds, as_json=as_json, output=output)
         return
     if model is None:
         raise ToolError("say what to measure: a model, a folder that `compile` wrote, or --zoo")
