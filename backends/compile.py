@@ -127,8 +127,9 @@ def compile(
     if backend == "onnxruntime":
         executable = _onnxruntime(working, report, say)
     else:
-        require_static(working)
-        executable = _tvm(working, resolved, report, say)
+        flat = _without_functions(working)
+        require_static(flat)
+        executable = _tvm(flat, resolved, report, say)
     executable.model = working
     executable.report = report
     with report.step("check"):
@@ -154,6 +155,21 @@ def _refuse_early(target: Target, trials: int, backend: str) -> None:
             )
         return
     linker_for(target)
+
+
+def _without_functions(model: ir.Model) -> ir.Model:
+    """The model with the bodies of its functions in place of the calls; itself where it has none."""
+    if not model.functions:
+        return model
+    from onnx_ir.passes.common import InlinePass
+
+    flat = clone(model)
+    try:
+        InlinePass()(flat)
+    except Exception as error:
+        raise CompileError(f"cannot inline the functions of the model: {error}") from error
+    infer_shapes(flat)
+    return flat
 
 
 def _onnxruntime(model: ir.Model, report: CompileReport, say: Callable[[str], None]) -> Executable:

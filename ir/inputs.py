@@ -36,8 +36,8 @@ def random_inputs(
     """Seeded random values for every input that has no default.
 
     Floats are standard normal. Integers that index a table (Gather, as in an embedding) stay inside it, masks
-    (by name, or cast to bool) are 0 or 1, other 64- and 32-bit ones are 0 to 9, narrower ones use their whole
-    range; booleans are fair coins.
+    (by name, or cast to bool) are 0 or 1, divisors never 0, other 64- and 32-bit ones are 0 to 9, narrower
+    ones use their whole range; booleans are fair coins.
 
     Args:
         model: the model; symbolic dimensions may remain.
@@ -196,6 +196,8 @@ def integer_range(value: ir.Value) -> tuple[int, int]:
     readers = _readers(value)
     if any(index in _SIZES.get(node.op_type, ()) for node, index in readers):
         return 1, 1
+    if any(node.op_type in ("Div", "Mod") and index == 1 for node, index in readers):
+        return 1, _UNBOUNDED_HIGH - 1
     bounds = [bound for node, index in readers if (bound := _index_bound(node, index)) is not None]
     if bounds:
         return 0, max(0, min(bounds) - 1)

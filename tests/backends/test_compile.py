@@ -265,3 +265,26 @@ def test_threads_are_limited_to_what_was_asked_for(mlp):
         exe.set_threads(threads)
         exe(np.zeros((4, 24), np.float32))
         assert count() == min(threads, logical_cores())
+
+
+FUNCTIONS = """
+<ir_version: 10, opset_import: ["" : 23, "my" : 1]>
+g (float[2,3] x) => (float[2,3] y) { a = my.twice(x)
+    y = my.act <slope = 0.5> (a) }
+<domain: "my", opset_import: ["" : 23]> twice (p) => (q) { q = Add(p, p) }
+<domain: "my", opset_import: ["" : 23]> act <slope> (p) => (q) { q = LeakyRelu <alpha: float = @slope> (p) }
+"""
+
+
+def test_functions_of_the_model_are_compiled_by_their_bodies():
+    model = ir.from_onnx_text(FUNCTIONS)
+    x = np.array([[-1, 0, 1], [2, -3, 4]], np.float32)
+    executable = gw.compile(model, "x86")
+    np.testing.assert_allclose(executable(x), np.where(x < 0, x, 2 * x), rtol=1e-6)
+
+
+def test_an_integer_quotient_is_not_tried_on_a_divisor_of_zero():
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 23]> g (int32[64] a, int32[64] b) => (int32[64] y) { y = Div(a, b) }'
+    )
+    assert gw.compile(model, "x86").report.check.checked
