@@ -24,10 +24,14 @@ def pack_matrix(weights: np.ndarray, operand: Operand, block: int) -> np.ndarray
     """A stored matrix, logically (K, N) -> (N / block, K, block), with zeros beyond the last column."""
     logical = weights.reshape(operand.stored).transpose(operand.perm or range(len(operand.stored)))
     k, n = logical.shape
-    count = blocks(n, block)
-    packed = np.zeros((k, count * block), weights.dtype)
-    packed[:, :n] = logical
-    return np.ascontiguousarray(packed.reshape(k, count, block).transpose(1, 0, 2))
+    whole, rest = divmod(n, block)
+    # One pass over the weights: splitting an axis copies nothing, and weights may be large.
+    packed = np.empty((blocks(n, block), k, block), weights.dtype)
+    packed[:whole] = logical[:, : whole * block].reshape(k, whole, block).transpose(1, 0, 2)
+    if rest:
+        packed[whole, :, :rest] = logical[:, whole * block :]
+        packed[whole, :, rest:] = 0
+    return packed
 
 
 @dataclass(frozen=True)
