@@ -41,7 +41,7 @@ def _compile(compiler: str, folder: Path) -> None:
     source = Path(__file__).with_name(_SOURCES[0])
     include = package_folder("tvm_ffi") / "include"
     command = [compiler, *_FLAGS, f"-I{include}", str(source), "-o", str(folder / "runner"), f"-L{folder}"]
-    command += ["-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", "-ldl"]
+    command += ["-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_runtime_extra", "-ltvm_ffi", "-ldl"]
     command += ["-Wl,-rpath,$ORIGIN", f"-Wl,-rpath-link,{folder}"]
     finished = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if finished.returncode:

@@ -22,7 +22,11 @@ from pathlib import Path
 from ...ir.errors import TargetError
 from ..host import host_arch
 
-LIBRARIES = {"libtvm_runtime.so": ("tvm", "lib"), "libtvm_ffi.so": ("tvm_ffi", "lib")}
+LIBRARIES = {
+    "libtvm_runtime.so": ("tvm", "lib"),
+    "libtvm_runtime_extra.so": ("tvm", "lib"),  # sorting
+    "libtvm_ffi.so": ("tvm_ffi", "lib"),
+}
 _PACKAGES = ("apache-tvm", "apache-tvm-ffi")
 _GLIBC_TAGS = ("2_28", "2_27", "2_24", "2_17")
 SETUP = "python -m graphwright.backends.runner"

@@ -49,6 +49,19 @@ def test_the_check_of_compile_can_be_emulated(mlp):
     assert check.comparison.max_rel <= 1e-4
 
 
+def test_sorting_runs_without_python(build_model):
+    model = build_model(
+        """net (float[2,9] x) => (float[2,3] values, int64[2,3] places)
+        {
+          k = Constant<value_ints = [3]>()
+          values, places = TopK(x, k)
+        }"""
+    )
+    check = gw.compile(model, "arm", check="qemu").report.check
+    assert check.checked
+    assert check.comparison.max_abs == 0
+
+
 def test_the_runner_runs_here_too(cnn, tmp_path):
     exe = gw.compile(cnn, "x86")
     folder = exe.save(tmp_path / "artifact")
