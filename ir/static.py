@@ -15,6 +15,20 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     return tuple(dims) if len(dims) == len(value.shape) else None
 
 
+def known_equal(a: ir.Shape | None, b: ir.Shape | None) -> bool:
+    """Whether two shapes are known to be the same: equal numbers, or the same symbol, in every place."""
+    if a is None or b is None or len(a) != len(b):
+        return False
+    return all(same_dim(x, y) for x, y in zip(a.dims, b.dims, strict=True))
+
+
+def same_dim(a: int | ir.SymbolicDim, b: int | ir.SymbolicDim) -> bool:
+    """Whether two dimensions are known to be the same; unnamed ones never are."""
+    if type(a) is int or type(b) is int:
+        return type(a) is type(b) and a == b
+    return a.value is not None and a.value == b.value  # type: ignore[union-attr]
+
+
 def rank_of(value: ir.Value | None) -> int | None:
     """Return the number of dimensions of `value`, or None where it is not known."""
     return None if value is None or value.shape is None else len(value.shape)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from ..ir.bodies import bodies_of, graphs_of
+from ..ir.bodies import graphs_of
 from .base import Pass, PassContext
 from .registry import register
 from .rewriter import Rewriter
@@ -46,17 +46,9 @@ class EliminateDead(Pass):
                 continue
             if not self.selects(node):
                 continue
-            self._drop_bodies(node, rewriter)
+            rewriter.detach_bodies(node)
             rewriter.erase(node)
             context.count("nodes removed")
-
-    def _drop_bodies(self, node: ir.Node, rewriter: Rewriter) -> None:
-        """Detach the bodies of a dead node, which still read outer values."""
-        for body in bodies_of(node):
-            for inner in reversed(body):
-                self._drop_bodies(inner, rewriter)
-                for i in range(len(inner.inputs)):
-                    rewriter.set_input(inner, i, None)
 
 
 def _unused_functions(model: ir.Model) -> list[tuple[str, str, str]]:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir.constants import constant_array
+from ..ir.static import known_equal
 from .base import Pass, PassContext
 from .registry import register
 from .rewriter import Rewriter
@@ -24,9 +25,9 @@ class EliminateIdentity(Pass):
     Fires on:
     1. Identity; Dropout in inference mode whose mask is unused; Concat, Sum, Max, Min, Mean of one input.
     2. Cast to the type the input has.
-    3. Transpose with the identity permutation; Reshape, Flatten, Expand, Squeeze, Unsqueeze whose static
-       output shape is the input's.
-    4. Tile by ones, Pad by zeros, Slice of everything, Split into one, Resize by scales of one (static
+    3. Transpose with the identity permutation; Reshape, Flatten, Expand, Squeeze, Unsqueeze whose output
+       shape is the input's, number by number or symbol by symbol.
+    4. Tile by ones, Pad by zeros, Slice of everything, Split into one, Resize by scales of one (known
        shapes).
     5. Add and Sub of 0, Mul and Div by 1, Pow by 1, where the constant does not broadcast the input.
     6. Pooling with a 1x1 window, stride 1 and no padding; Clip without bounds.
@@ -70,8 +71,8 @@ def _transpose(node: ir.Node) -> ir.Value | None:
 
 
 def _same_shape(node: ir.Node) -> ir.Value | None:
-    before, after = _static(node.inputs[0]), _static(node.outputs[0])
-    return node.inputs[0] if before is not None and before == after else None
+    before, after = node.inputs[0], node.outputs[0]
+    return before if before is not None and known_equal(before.shape, after.shape) else None
 
 
 def _constant_all(index: int, wanted: int) -> Callable[[ir.Node], ir.Value | None]:
@@ -139,12 +140,6 @@ def _pool(node: ir.Node) -> ir.Value | None:
 
 def _clip(node: ir.Node) -> ir.Value | None:
     return node.inputs[0] if all(bound is None for bound in node.inputs[1:]) else None
-
-
-def _static(value: ir.Value | None) -> list[int] | None:
-    if value is None or value.shape is None or not value.shape.is_static():
-        return None
-    return [int(dim) for dim in value.shape]  # type: ignore[arg-type]
 
 
 _NEUTRAL_LIMIT = 1 << 20

@@ -8,12 +8,13 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ..ir.static import constant_ints, producer_of, static_shape
+from ..ir.static import constant_ints, input_of, known_equal, producer_of, rank_of, same_dim
 from .base import Pass, PassContext
 from .registry import register
 from .rewriter import Rewriter
-from .rules import Rule
+from .rules import NoMatch, Rule
 
+_UNKNOWN = "more than one dimension of its output is unknown"
 _RENAMING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
@@ -22,20 +23,22 @@ _RENAMING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 class MergeReshapes(Pass):
     """Merge chains of Reshape, Flatten, Squeeze and Unsqueeze, which keep the order of the elements.
 
-    1. A(B(x)), both of these operators, is the Reshape of x to the shape of A's output, which must be known
-       but for one dimension (written -1). Where it is the shape of x, nothing is left.
-    2. A Reshape whose shape operand is computed at run time, although its output shape is known but for one
-       dimension, gets a constant operand, and what computed it dies.
+    1. A(B(x)), both of these operators, is the Reshape of x to the shape of A's output, if a constant can say
+       it: a symbolic dimension that x has in the same place is written 0 (copied), one further unknown
+       dimension -1. Where it is the shape of x, nothing is left.
+    2. A Reshape whose shape operand is computed at run time, although a constant can say it, gets the
+       constant, and what computed the operand dies.
+    3. Where no constant can: Unsqueeze(Unsqueeze(x)) is one Unsqueeze, Squeeze(Squeeze(x)) one Squeeze, and
+       Squeeze(Unsqueeze(x)) of the same axes is x.
 
-    It does not fire where two output dimensions are unknown, or where the output may be empty (-1 would be
-    ambiguous).
+    It does not fire where the output may be empty (-1 and 0 would be ambiguous).
     """
 
     name: ClassVar[str] = "merge-reshapes"
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive both rules to a fixpoint."""
-        context.rewrite(model, MergeRenaming(), FixShapeOperand())
+        context.rewrite(model, MergeRenaming(), MergeAxes(), FixShapeOperand())
 
 
 class MergeRenaming(Rule):
@@ -49,10 +52,11 @@ class MergeRenaming(Rule):
         inner = producer_of(node.inputs[0], *_RENAMING)
         if inner is None or inner.inputs[0] is None:
             return False
-        source, target = inner.inputs[0], shape_operand(node.outputs[0])
-        if target is None:
-            return "more than one dimension of its output is unknown"
-        same = static_shape(source) is not None and static_shape(source) == static_shape(node.outputs[0])
+        source = inner.inputs[0]
+        same = known_equal(source.shape, node.outputs[0].shape)
+        target = shape_operand(node.outputs[0], source)
+        if target is None and not same:
+            return NoMatch(_UNKNOWN) if inner.op_type == node.op_type != "Reshape" else _UNKNOWN
         if same and not (node.outputs[0].is_graph_output() and source.producer() is None):
             rewriter.replace(node, [source])
         else:
@@ -72,18 +76,61 @@ class FixShapeOperand(Rule):
         operand = node.inputs[1]
         if operand is None or constant_ints(operand) is not None:
             return False
-        target = shape_operand(node.outputs[0])
+        target = shape_operand(node.outputs[0], node.inputs[0])
         if target is None:
-            return "more than one dimension of its output is unknown"
+            return _UNKNOWN
         rewriter.set_input(node, 1, rewriter.initializer(f"{node.name}/shape", np.array(target, np.int64)))
         rewriter.set_attribute(node, "allowzero", None)
         rewriter.erase_unread(operand.producer())
         return True
 
 
-def shape_operand(value: ir.Value) -> list[int] | None:
-    """Return the Reshape operand that gives `value` its shape, or None where that cannot be a constant."""
-    if value.shape is None:
+class MergeAxes(Rule):
+    """Unsqueeze(Unsqueeze(x, a), b) = Unsqueeze(x, a'), Squeeze likewise, for shapes of unknown size."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Unsqueeze", "Squeeze")
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Say which axes are new, or gone, from the first input to the last output."""
+        inner = producer_of(node.inputs[0], node.op_type)
+        if inner is None or inner.inputs[0] is None:
+            return False
+        # An axis keeps its place in the larger of the two shapes, so the later Unsqueeze is read first.
+        first, second = (inner, node) if node.op_type == "Squeeze" else (node, inner)
+        outer_axes, inner_axes = _axes(first), _axes(second)
+        if outer_axes is None or inner_axes is None:
+            return "its axes are not constant"
+        rank = rank_of(inner.inputs[0] if node.op_type == "Squeeze" else node.outputs[0])
+        if rank is None:
+            return "its rank is not known"
+        kept = [axis for axis in range(rank) if axis not in outer_axes]
+        axes = np.array(sorted([*outer_axes, *(kept[axis] for axis in inner_axes)]), np.int64)
+        inputs = [inner.inputs[0], rewriter.initializer(f"{node.name}/axes", axes)]
+        rewriter.replace(node, rewriter.insert_before(node, node.op_type, inputs))
+        rewriter.erase_unread(inner)
+        return True
+
+
+def _axes(node: ir.Node) -> list[int] | None:
+    """The axes of a Squeeze or Unsqueeze, counted from the left in the larger shape."""
+    axes = constant_ints(input_of(node, 1))
+    rank = rank_of(node.inputs[0] if node.op_type == "Squeeze" else node.outputs[0])
+    return None if not axes or rank is None else [axis % rank for axis in axes]
+
+
+def shape_operand(value: ir.Value, source: ir.Value | None = None) -> list[int] | None:
+    """Return the Reshape operand that gives `value` its shape, or None where that cannot be a constant.
+
+    Args:
+        value: What the Reshape makes.
+        source: What it reads; its symbolic dimensions can be copied (0) where they stay in place.
+    """
+    if value.shape is None or 0 in value.shape.dims:
         return None
     dims = [dim if isinstance(dim, int) else -1 for dim in value.shape]
-    return dims if dims.count(-1) <= 1 and 0 not in dims else None
+    before = source.shape if source is not None else None
+    if dims.count(-1) > 1 and before is not None:
+        for place, (old, new) in enumerate(zip(before.dims, value.shape.dims, strict=False)):
+            if dims[place] == -1 and same_dim(old, new):
+                dims[place] = 0
+    return dims if dims.count(-1) <= 1 else None

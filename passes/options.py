@@ -71,7 +71,12 @@ def build(cls: type[Pass], values: dict[str, Any]) -> Pass:
         if name in typed:
             raise PipelineError(f"pass '{cls.name}': option '{key}' is given twice")
         typed[name] = _convert(cls.name, key, hints[name], value)
-    missing = [o.name for o in options_of(cls) if o.required and o.name not in typed]
+    # Not `options_of`: that reads the source for help texts.
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if _default_of(f) is dataclasses.MISSING and f.name not in typed
+    ]
     if missing:
         raise PipelineError(f"pass '{cls.name}' needs option '{missing[0]}'")
     try:

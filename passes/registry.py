@@ -17,6 +17,7 @@ ENTRY_POINT_GROUP = "graphwright.passes"
 
 # Modules are imported when one of their passes is first asked for, so that importing the package stays cheap.
 _BUILT_IN = {
+    "drop-expands": ".drop_expands",
     "eliminate-common-subexpressions": ".eliminate_common_subexpressions",
     "eliminate-dead": ".eliminate_dead",
     "eliminate-identity": ".eliminate_identity",
@@ -28,6 +29,7 @@ _BUILT_IN = {
     "fuse-activation": ".fuse_activation",
     "fuse-gemm": ".fuse_gemm",
     "fuse-normalization": ".fuse_normalization",
+    "inline-ifs": ".inline_ifs",
     "insert-qdq": ".insert_qdq",
     "prune-channels": ".prune_channels",
     "split-sequences": ".split_sequences",
@@ -35,7 +37,8 @@ _BUILT_IN = {
 
 PRESETS = {
     "simplify": (
-        "fold-constants,split-sequences,eliminate-identity,eliminate-common-subexpressions,eliminate-dead"
+        "fold-constants,inline-ifs,split-sequences,eliminate-identity,drop-expands,merge-transposes,"
+        "merge-reshapes,merge-slices,eliminate-common-subexpressions,eliminate-dead"
     ),
 }
 """Named pipelines: usable wherever a pass name is, expanded when the pipeline is parsed."""

@@ -137,6 +137,46 @@ class Rewriter:
             graph.insert_before(anchor, node)
             self._record_origin(node, anchor)
 
+    def move_out(self, anchor: ir.Node, body: ir.Graph) -> list[ir.Value]:
+        """Move the nodes and constants of a body of `anchor` in front of it; names are made unique.
+
+        Args:
+            anchor: The node that owns the body; its other bodies are detached, so that it can be erased.
+            body: A body without inputs.
+
+        Returns:
+            What the body returned, in order.
+        """
+        self._changed()
+        graph = anchor.graph
+        assert graph is not None
+        results = list(body.outputs)
+        body.outputs.clear()
+        for value in list(body.initializers.values()):
+            tensor = value.const_value
+            assert tensor is not None
+            constant = self.initializer(value.name or "constant", tensor)
+            value.replace_all_uses_with(constant)
+            results = [constant if result is value else result for result in results]
+        body.initializers.clear()
+        for node in list(body):
+            body.remove(node)
+            node.name = self.unique_name(f"{anchor.name}/{node.name or node.op_type}")
+            for output in node.outputs:
+                output.name = self.unique_name(output.name or node.name) if output.name else output.name
+            graph.insert_before(anchor, node)
+            self._record_origin(node, anchor)
+        self.detach_bodies(anchor)
+        return results
+
+    def detach_bodies(self, node: ir.Node) -> None:
+        """Let nothing in the bodies of a node that is about to go read values of the graphs around it."""
+        for body in bodies_of(node):
+            for inner in reversed(body):
+                self.detach_bodies(inner)
+                for i in range(len(inner.inputs)):
+                    self.set_input(inner, i, None)
+
     def replace(self, node: ir.Node, values: Sequence[ir.Value | None]) -> None:
         """Replace all uses of the outputs of `node` by `values` and erase the node.
 

@@ -61,11 +61,58 @@ def test_one_dynamic_dimension_is_written_as_minus_one():
     assert model.graph[0].inputs[1].const_value.numpy().tolist() == [-1, 12]
 
 
+def test_symbols_that_stay_in_place_are_copied():
+    ops, _, model = run(
+        """
+        g (float[N,M,6] x) => (float[N,M,2,3] y) <int64[2] split = {2, 3}> {
+            n = Shape <end = 2> (x)
+            t = Concat <axis = 0> (n, split)
+            y = Reshape <allowzero = 1> (x, t)
+        }""",
+        "merge-reshapes",
+    )
+    assert ops == ["Reshape"]
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == [0, 0, 2, 3]
+    assert not model.graph[0].attributes.get_int("allowzero", 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [("0", "1", [0, 1]), ("1", "0", [0, 2]), ("0", "-1", [0, 3])],
+)
+def test_unsqueezes_of_unknown_sizes_are_merged(first, second, expected):
+    ops, _, model = run(
+        f"""
+        g (float[N,M] x) => (float[a,b,c,d] y) <int64[1] a = {{{first}}}, int64[1] b = {{{second}}}> {{
+            u = Unsqueeze(x, a)
+            y = Unsqueeze(u, b)
+        }}""",
+        "merge-reshapes",
+    )
+    assert ops == ["Unsqueeze"]
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == expected
+
+
+def test_squeezes_of_unknown_sizes_are_merged():
+    ops, _, model = run(
+        """
+        g (float[1,N,1,M,K,1] x) => (float[a,b,c] y) <int64[1] a = {2}, int64[2] b = {0, -1}> {
+            u = Squeeze(x, a)
+            y = Squeeze(u, b)
+        }""",
+        "merge-reshapes",
+    )
+    assert ops == ["Squeeze"]
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == [0, 2, 5]
+
+
 def test_two_dynamic_dimensions_stay():
     ops, record, _ = run(
         """
-        g (float[N,M,4] x) => (float[N,K] y) <int64[2] s = {0, -1}, int64[3] t = {0, -1, 4}> {
+        g (float[N,M,4] x) => (float[M,K] y) <int64[1] rest = {-1}, int64[3] t = {0, -1, 4}> {
             a = Reshape(x, t)
+            m = Shape <start = 1, end = 2> (x)
+            s = Concat <axis = 0> (m, rest)
             y = Reshape(a, s)
         }""",
         "merge-reshapes",

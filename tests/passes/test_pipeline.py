@@ -93,8 +93,13 @@ def test_mistakes_are_named(text, message):
 def test_presets_expand_to_their_passes():
     assert [p.name for p in parse_pipeline("simplify")] == [
         "fold-constants",
+        "inline-ifs",
         "split-sequences",
         "eliminate-identity",
+        "drop-expands",
+        "merge-transposes",
+        "merge-reshapes",
+        "merge-slices",
         "eliminate-common-subexpressions",
         "eliminate-dead",
     ]

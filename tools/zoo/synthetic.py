@@ -29,8 +29,60 @@ def build_synthetic(nodes: int, *, idle: bool = False, seed: int = 0) -> ir.Mode
         if not idle:
             block = build.reshape_chain(build.transposes(block))
         value = build.op("Add", value, build.op("Sigmoid", block))
+    value.shape, value.type = build.source.shape, build.source.type
     build.graph.outputs.append(value)
     return build.model
+
+
+def build_control_flow() -> ir.Model:
+    """A model with an If whose condition is known, one whose condition is not, and a Loop.
+
+    Input x [4, 8], output [4, 8]; bodies hold identities, constants and chains that can be simplified, and
+    read values of the graph around them.
+    """
+    return ir.from_onnx_text(_CONTROL_FLOW)
+
+
+_CONTROL_FLOW = """
+<ir_version: 10, opset_import: ["" : 23]>
+control_flow (float[4,8] x) => (float[4,8] y)
+<bool yes = {1}, int64 times = {3}, float half = {0.5}, int64[2] back = {4, 8}, int64[1] flat = {-1}> {
+    known = If (yes) <
+        then_branch = taken () => (float[4,8] t) {
+            t0 = Transpose <perm = [1, 0]> (x)
+            t1 = Transpose <perm = [1, 0]> (t0)
+            t = Relu (t1)
+        },
+        else_branch = other () => (float[4,8] e) { e = Neg (x) }
+    >
+    sum = ReduceSum <keepdims = 0> (known)
+    zero = Constant <value = float {0.0}> ()
+    positive = Greater (sum, zero)
+    chosen = If (positive) <
+        then_branch = up () => (float[4,8] u) {
+            u0 = Reshape (known, flat)
+            u1 = Reshape (u0, back)
+            two = Constant <value = float {2.0}> ()
+            u2 = Mul (two, half)
+            u = Add (u1, u2)
+        },
+        else_branch = down () => (float[4,8] d) {
+            d0 = Identity (known)
+            d = Sub (d0, half)
+        }
+    >
+    y = Loop (times, yes, chosen) <
+        body = step (int64 i, bool go, float[4,8] state) => (bool on, float[4,8] next) {
+            on = Identity (go)
+            s0 = Identity (state)
+            s1 = Mul (s0, half)
+            s2 = Reshape (s1, flat)
+            s3 = Reshape (s2, back)
+            next = Add (s3, known)
+        }
+    >
+}
+"""
 
 
 class _Builder:
