@@ -150,13 +150,12 @@ def dtype_name(dtype: ir.DataType, owner: str) -> str:
     """TVM's name of an ONNX element type.
 
     Raises:
-        CompileError: strings, complex numbers and the like.
+        CompileError: strings, complex numbers and the like; bfloat16, whose vectors TVM 0.27 cannot store.
     """
     names = {
         ir.DataType.FLOAT: "float32",
         ir.DataType.DOUBLE: "float64",
         ir.DataType.FLOAT16: "float16",
-        ir.DataType.BFLOAT16: "bfloat16",
         ir.DataType.BOOL: "bool",
     }
     if dtype in names:

@@ -231,6 +231,11 @@ def test_every_target_gets_the_same_graph_of_calls(cnn):
             "node 'late' (Reshape)",
             CompileError,
         ),
+        (
+            "g (bfloat16[2,3] x) => (bfloat16[2,3] y) { y = Relu(x) }",
+            "'x' has element type BFLOAT16, which the TVM backend does not compile",
+            CompileError,
+        ),
     ],
 )
 def test_what_cannot_be_lowered_is_named(body, message, error, capfd):
