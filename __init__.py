@@ -1,4 +1,4 @@
-"""Graphwright: verified graph-rewriting passes that make neural networks smaller and faster, down to the device.
+"""Graphwright: verified graph-rewriting passes that make neural networks smaller and faster on devices.
 
 Everything a user needs is reachable from here (`import graphwright as gw`); the heavy dependencies behind a
 name are imported when it is first used.

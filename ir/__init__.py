@@ -1,1 +1,1 @@
-"""The graph IR (`onnx_ir.Model`) and its faces: in from torch and ONNX, verified, measured, executed, compared."""
+"""The graph IR (`onnx_ir.Model`) and its faces: from torch and ONNX, verified, measured, run, compared."""

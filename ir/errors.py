@@ -37,7 +37,7 @@ class PassError(GraphwrightError):
 
 
 class PassCrash(PassError):
-    """A pass raised, left an invalid graph, or changed the outputs although it is lossless: a bug in the pass.
+    """A pass raised, left an invalid graph, or changed the outputs although it is lossless: its own bug.
 
     Attributes:
         index: Position of the pass in its pipeline, from 0; -1 where it is not known.
