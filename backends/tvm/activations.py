@@ -7,7 +7,7 @@ from math import pi, sqrt
 from typing import Any
 
 from . import approximations as approx
-from .lazy import immediate
+from .lazy import bound, immediate
 from .op import Op
 
 Expression = Callable[..., Any]
@@ -21,10 +21,7 @@ def constant(x: Any, value: float) -> Any:
 
 def let(value: Any, body: Callable[[Any], Any]) -> Any:
     """`body(v)` for a variable `v` that holds `value`."""
-    from tvm import tirx
-
-    variable = tirx.Var("u", str(value.ty.dtype))
-    return tirx.Let(variable, value, body(variable))
+    return body(bound(value))
 
 
 def _relu(op: Op, x: Any) -> Any:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from .lazy import bound
+
 _exact: ContextVar[bool] = ContextVar("exact", default=False)
 
 
@@ -228,10 +230,7 @@ def _clamp(x: Any, low: float, high: float) -> Any:
 
 
 def _let(value: Any, body: Any) -> Any:
-    from tvm import tirx
-
-    variable = tirx.Var("v", _dtype(value))
-    return tirx.Let(variable, value, body(variable))
+    return body(bound(value))
 
 
 def _dtype(x: Any) -> str:

@@ -8,6 +8,7 @@ several kernels would compute something expensive again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -19,6 +20,14 @@ from .roles import Role, role_of
 
 _PER_CHANNEL = frozenset({"QuantizeLinear", "DequantizeLinear", "BatchNormalization"})
 _MAX_MEMBERS = 48
+# TVM simplifies an expression that uses variables by writing out what they hold, again and again: its time
+# grows exponentially with nested uses. This bounds the nesting: three sigmoids in a row would take half a
+# minute.
+_MAX_WEIGHT = 6
+_HEAVY = frozenset(
+    {"Acosh", "Asinh", "Atanh", "Celu", "Cosh", "Elu", "Erf", "Exp", "Gelu", "Mish", "Selu", "Sigmoid"}
+    | {"Sinh", "Softplus", "Swish", "Tanh"}
+)
 _MAX_COPIES = 4
 _CHEAP_MOVES = VIEWS | {"Transpose", "Slice", "Split", "Expand", "Gather", "ConstantOfShape", "Concat"}
 
@@ -97,6 +106,8 @@ class _Former:
             if following is None:
                 return best
             taken = sorted([*taken, following], key=self.order.__getitem__)
+            if self._weight(taken) > _MAX_WEIGHT:
+                return best
             leaving = [
                 value for value in [*made, following.outputs[0]] if self._leaves(value, {anchor, *taken})
             ]
@@ -180,6 +191,8 @@ class _Former:
             hosts.update(dict.fromkeys(self.homes[user]))
         if any(len(group.hosted) >= _MAX_MEMBERS for group in hosts):
             return None
+        if any(self._weight([*group.hosted, node]) > _MAX_WEIGHT for group in hosts):
+            return None
         if len(hosts) <= 1:
             return list(hosts)
         cheap = self.ops[node].type in _CHEAP_MOVES and len(hosts) <= _MAX_COPIES
@@ -204,6 +217,14 @@ class _Former:
 
     def _is_light(self, node: ir.Node) -> bool:
         return self.roles[node] in (Role.ELEMENTWISE, Role.MOVEMENT)
+
+    def _weight(self, nodes: Iterable[ir.Node]) -> int:
+        """How much the expressions of some nodes are nested when they are written as one."""
+        total = 0
+        for node in nodes:
+            repeated = self.roles[node] is Role.ELEMENTWISE and len(node.outputs[0].uses()) > 1
+            total += 3 if node.op_type in _HEAVY else int(repeated)
+        return total
 
     def _size(self, value: ir.Value) -> int:
         size = 1

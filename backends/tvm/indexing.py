@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .lazy import Index, Lazy, equal
+from .lazy import Index, Lazy, bound, equal
 from .op import Op
 
 
@@ -58,9 +58,9 @@ def _wrapped(position: Any, size: int) -> Any:
     position = tirx.Cast("int64", position) if str(position.ty.dtype) != "int64" else position
     if isinstance(position, tirx.IntImm):
         return int(position.value) % size if size else position
-    variable = tirx.Var("g", "int64")
-    bounded = tirx.Select(variable < 0, variable + size, variable)
-    return tirx.Let(variable, position, tirx.max(tirx.min(bounded, _at(size - 1)), _at(0)))
+    position = bound(position)
+    forward = tirx.Select(position < 0, position + size, position)
+    return bound(tirx.max(tirx.min(forward, _at(size - 1)), _at(0)))
 
 
 def _one_hot(op: Op, indices: Lazy, depth: Lazy, values: Lazy) -> list[Lazy]:
@@ -72,11 +72,10 @@ def _one_hot(op: Op, indices: Lazy, depth: Lazy, values: Lazy) -> list[Lazy]:
 
     def read(index: Index) -> Any:
         chosen = tirx.Cast("int64", indices.read((*index[:axis], *index[axis + 1 :])))
-        variable = tirx.Var("h", "int64")
+        chosen = bound(chosen)
         # An index outside -size .. size-1 sets nothing.
-        position = tirx.Select(variable < 0, variable + size, variable)
-        hit = tirx.Let(variable, chosen, equal(position, index[axis]))
-        return tirx.Select(hit, values.read((_at(1),)), values.read((_at(0),)))
+        position = bound(tirx.Select(chosen < 0, chosen + size, chosen))
+        return tirx.Select(equal(position, index[axis]), values.read((_at(1),)), values.read((_at(0),)))
 
     return [Lazy(shape, values.dtype, read)]
 

@@ -131,8 +131,6 @@ def shared(lazy: Lazy) -> Lazy:
     """`lazy`, computed once where several readers of one element ask for the same index."""
 
     def read(index: Index) -> Any:
-        from tvm import tirx
-
         # TVM 0.27 cannot generate code for a variable that holds a vector of truth values, nor for an integer
         # that is computed from them.
         if not _scopes or lazy.dtype == "bool":
@@ -141,11 +139,7 @@ def shared(lazy: Lazy) -> Lazy:
         for scope in reversed(_scopes):
             if key in scope.known:
                 return scope.known[key][0]
-        value = lazy.read(index)
-        if "int" in lazy.dtype and _tests(value):
-            return value
-        variable = tirx.Var(f"t{sum(len(s.bindings) for s in _scopes)}", lazy.dtype)
-        _scopes[-1].bindings.append((variable, value))
+        variable = bound(lazy.read(index))
         # The index is kept alive with its entry: ids of dead objects are reused.
         _scopes[-1].known[key] = (variable, (index, lazy))
         return variable
@@ -161,9 +155,24 @@ def _tests(value: Any) -> bool:
     return any(_tests(part) for part in (*parts, *getattr(value, "args", ())) if part is not None)
 
 
+def bound(value: Any) -> Any:
+    """A variable that holds `value` in the expression that is being written down (see `scoped`).
+
+    Variables are bound one after another around the whole expression, never inside the value of another: TVM
+    takes time exponential in the depth of such nests. Outside of any scope the value is returned.
+    """
+    from tvm import tirx
+
+    if not _scopes or isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm):
+        return value
+    variable = tirx.Var(f"t{sum(len(scope.bindings) for scope in _scopes)}", str(value.ty.dtype))
+    _scopes[-1].bindings.append((variable, value))
+    return variable
+
+
 def element(lazy: Lazy, index: Index) -> Any:
     """The expression of one element with its shared parts bound to variables."""
-    return _in_scope(lambda: lazy.read(index))
+    return scoped(lambda: lazy.read(index))
 
 
 def choose(condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
@@ -179,10 +188,11 @@ def choose(condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]
         return then()
     if proves(tirx.Not(condition)):
         return otherwise()
-    return tirx.if_then_else(condition, _in_scope(then), _in_scope(otherwise))
+    return tirx.if_then_else(condition, scoped(then), scoped(otherwise))
 
 
-def _in_scope(make: Callable[[], Any]) -> Any:
+def scoped(make: Callable[[], Any]) -> Any:
+    """The expression that `make` writes down, with the variables that it binds."""
     from tvm import tirx
 
     _scopes.append(_Scope())
@@ -190,8 +200,8 @@ def _in_scope(make: Callable[[], Any]) -> Any:
         value = make()
     finally:
         scope = _scopes.pop()
-    for variable, bound in reversed(scope.bindings):
-        value = tirx.Let(variable, bound, value)
+    for variable, held in reversed(scope.bindings):
+        value = tirx.Let(variable, held, value)
     return value
 
 

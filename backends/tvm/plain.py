@@ -14,7 +14,7 @@ import numpy as np
 from . import approximations as approx
 from .anchors import Window, conv_window, pool_window, transpose_window
 from .expressions import cast
-from .lazy import Index, Lazy, broadcast, immediate
+from .lazy import Index, Lazy, broadcast, immediate, scoped
 from .movement import padded
 from .op import Op
 from .reduce import accumulator_dtype, reduced_axes, reduction_of
@@ -276,7 +276,7 @@ def softmax(op: Op, x: Lazy) -> Lazy:
     )
     power = _stage(
         x.shape,
-        lambda index: approx.exp(cast(x.read(index), dtype) - top.read(outer(index))),
+        lambda index: scoped(lambda: approx.exp(cast(x.read(index), dtype) - top.read(outer(index)))),
         "softmax_exp",
         dtype,
     )

@@ -12,7 +12,7 @@ from . import approximations as approx
 from . import loops
 from .expressions import cast, is_float
 from .layout import Layout
-from .lazy import Index, Lazy, element, immediate
+from .lazy import Index, Lazy, bound, element, immediate, scoped
 from .loops import Machine
 from .op import Op
 from .rows import Row, each_row
@@ -110,7 +110,7 @@ def softmax_rows(op: Op, x: Lazy, layout: Layout, emit: Emit, scratch: Scratch, 
         find, top = row.reduce(dtype, -np.inf, tirx.max, first)
 
         def second(index: Index, lane: Any) -> tuple[Any, list[Any]]:
-            power = approx.exp(scratch.load(index) - row.value(top, lane))
+            power = scoped(lambda: approx.exp(scratch.load(index) - row.value(top, lane)))
             return (power, []) if log else scratch.keep(index, power)
 
         add, total = row.reduce(dtype, 0.0, lambda a, b: a + b, second)
@@ -169,9 +169,12 @@ def norm_rows(
             if not centred:
                 value, before = first(index, lane)
                 return value * value, before
-            value = tirx.Var("d", dtype)
-            distance = scratch.load(index) - row.value(mean, lane)
-            return tirx.Let(value, distance, value * value), []
+
+            def squared() -> Any:
+                distance = bound(scratch.load(index) - row.value(mean, lane))
+                return distance * distance
+
+            return scoped(squared), []
 
         square, squares = row.reduce(dtype, 0.0, lambda a, b: a + b, second)
         factor = row.register(dtype)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from .lazy import Index, Lazy, choose, immediate
+from .lazy import Index, Lazy, bound, choose, immediate
 from .op import Op
 from .resize import resize
 
 
 def local_response_norm(op: Op, x: Lazy) -> list[Lazy]:
     """X / (bias + alpha / size * sum of squares over neighbouring channels) ^ beta."""
-    from tvm import tirx
-
     size, channels = op.attr("size"), x.shape[1]
     alpha, beta, bias = op.attr("alpha", 1e-4), op.attr("beta", 0.75), op.attr("bias", 1.0)
     before, after = (size - 1) // 2, size // 2
@@ -35,8 +33,7 @@ def local_response_norm(op: Op, x: Lazy) -> list[Lazy]:
             term = neighbour(index, step)
             total = term if total is None else total + term
         base = total * immediate(alpha / size, x.dtype) + immediate(bias, x.dtype)
-        variable = tirx.Var("s", x.dtype)
-        return tirx.Let(variable, base, x.read(index) / _power(variable, beta))
+        return x.read(index) / _power(bound(base), beta)
 
     cuts = [x.cuts_of(axis) for axis in range(len(x.shape))]
     seams = {before, channels - after, *cuts[1]}
@@ -49,8 +46,8 @@ def _power(base: Any, exponent: float) -> Any:
     from tvm import tirx
 
     if exponent == 0.75:
-        root = tirx.Var("r", str(base.ty.dtype))
-        return tirx.Let(root, tirx.sqrt(base), root * tirx.sqrt(root))
+        root = bound(tirx.sqrt(base))
+        return root * tirx.sqrt(root)
     if exponent == 0.5:
         return tirx.sqrt(base)
     if exponent == 1.0:
