@@ -25,6 +25,8 @@ class MergeSlices(Pass):
        axis is the input, or one Slice of it.
     3. Slice(Slice(x)) on one axis with step 1 is one Slice.
     4. A Slice of a Concat that falls into one operand is a Slice of that operand, or the operand itself.
+    5. Squeeze(x[i:i+1]) along the same axis is Gather(x, i): one index instead of a cut of length one.
+    6. Slice(Slice(x)) on different axes is one Slice, with any steps.
 
     Bounds must be constant and the sizes along the axis known.
     """
@@ -33,7 +35,15 @@ class MergeSlices(Pass):
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive the rules to a fixpoint."""
-        context.rewrite(model, FlattenConcat(), ConcatOfPieces(), SliceOfSlice(), SliceOfConcat())
+        context.rewrite(
+            model,
+            FlattenConcat(),
+            ConcatOfPieces(),
+            SliceOfSlice(),
+            SliceOfConcat(),
+            SlicesOnOtherAxes(),
+            SqueezeOfSlice(),
+        )
 
 
 @dataclass(frozen=True)
@@ -169,6 +179,66 @@ class SliceOfConcat(Rule):
                 return True
             begin += size
         return "the range spans several operands of the Concat"
+
+
+class SlicesOnOtherAxes(Rule):
+    """x[a:b][:, c:d] = x[a:b, c:d]."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Slice",)
+    benefit: ClassVar[int] = 0
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Cut along all axes at once."""
+        inner = producer_of(node.inputs[0], "Slice")
+        if inner is None or not only_reader(inner.outputs[0]):
+            return False
+        first, second = _bounds(inner), _bounds(node)
+        if first is None or second is None or {bound[2] for bound in first} & {bound[2] for bound in second}:
+            return False
+        operands: list[ir.Value | None] = [inner.inputs[0]]
+        bounds = np.array([*first, *second], np.int64)
+        for column, name in enumerate(("starts", "ends", "axes", "steps")):
+            operands.append(rewriter.initializer(f"{node.name}/{name}", bounds[:, column].copy()))
+        rewriter.replace(node, rewriter.insert_before(node, "Slice", operands))
+        rewriter.erase_unread(inner)
+        return True
+
+
+class SqueezeOfSlice(Rule):
+    """Squeeze(x[i:i+1]) = Gather(x, i)."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Squeeze",)
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Pick the one index."""
+        maker = producer_of(node.inputs[0], "Slice")
+        cut, axes = cut_of(maker), constant_ints(input_of(node, 1))
+        if maker is None or cut is None or not only_reader(maker.outputs[0]):
+            return False
+        rank = rank_of(cut.source)
+        if rank is None or axes is None or [axis % rank for axis in axes] != [cut.axis]:
+            return False
+        if cut.stop - cut.start != 1:
+            return False
+        index = rewriter.initializer(f"{node.name}/index", np.array(cut.start, np.int64))
+        rewriter.replace(
+            node, rewriter.insert_before(node, "Gather", [cut.source, index], {"axis": cut.axis})
+        )
+        rewriter.erase_unread(maker)
+        return True
+
+
+def _bounds(node: ir.Node) -> list[tuple[int, int, int, int]] | None:
+    """(start, end, axis, step) for each axis that a Slice cuts; None where they are computed."""
+    rank = rank_of(node.inputs[0])
+    starts, ends = constant_ints(input_of(node, 1)), constant_ints(input_of(node, 2))
+    if rank is None or starts is None or ends is None:
+        return None
+    axes = list(range(len(starts))) if input_of(node, 3) is None else constant_ints(input_of(node, 3))
+    steps = [1] * len(starts) if input_of(node, 4) is None else constant_ints(input_of(node, 4))
+    if axes is None or steps is None or not len(starts) == len(ends) == len(axes) == len(steps):
+        return None
+    return [(s, e, a % rank, t) for s, e, a, t in zip(starts, ends, axes, steps, strict=True)]
 
 
 def _piece(value: ir.Value | None, axis: int | None) -> Cut | None:

@@ -224,3 +224,42 @@ def test_a_range_that_spans_operands_is_left_alone():
         "merge-slices",
     )
     assert [left.reason for left in record.left_alone] == ["the range spans several operands of the Concat"]
+
+
+def test_slices_on_different_axes_are_one_cut():
+    ops, _, model = run(
+        """
+        g (float[N,6,8] x) => (float[N,3,2] y) <int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2},
+            int64[1] six = {6}, int64[1] minus = {-1}, int64[1] four = {-4}, int64[1] back = {-2}> {
+            a = Slice(x, zero, six, one, two)
+            y = Slice(a, minus, four, two, back)
+        }""",
+        "merge-slices",
+    )
+    assert ops == ["Slice"]
+    assert model.graph[0].inputs[3].const_value.numpy().tolist() == [1, 2]
+
+
+def test_slices_on_the_same_axis_with_steps_stay():
+    ops, record, _ = run(
+        """
+        g (float[16] x) => (float[4] y) <int64[1] zero = {0}, int64[1] end = {99}, int64[1] two = {2}> {
+            a = Slice(x, zero, end, zero, two)
+            y = Slice(a, zero, end, zero, two)
+        }""",
+        "merge-slices",
+    )
+    assert ops == ["Slice", "Slice"] and not record.changed
+
+
+def test_an_index_of_an_unbound_tensor_is_gathered():
+    ops, _, model = run(
+        """
+        g (float[3,N,4] x) => (float[N,4] y) <int64[1] one = {1}, int64[1] two = {2}, int64[1] zero = {0}> {
+            a = Slice(x, one, two, zero)
+            y = Squeeze(a, zero)
+        }""",
+        "merge-slices",
+    )
+    assert ops == ["Gather"]
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == 1
