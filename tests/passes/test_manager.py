@@ -7,7 +7,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphwright.ir.errors import PassError, VerifyError
+from graphwright.ir.shapes import infer_shapes
 from graphwright.passes.base import Pass
+from graphwright.passes.equivalence import lossless_bound
 from graphwright.passes.manager import Observer, PassManager
 from graphwright.passes.optimize import optimize
 
@@ -145,3 +147,12 @@ def test_observers_see_every_pass():
         ("eliminate-dead", 1, 2),
         ("eliminate-dead", 2),
     ]
+
+
+def test_a_model_in_half_precision_is_held_to_its_own_rounding():
+    half = model_of("g (float16[2] x) => (float16[2] y) { y = Neg(x) }")
+    wide = model_of(MODEL)
+    infer_shapes(half)
+    infer_shapes(wide)
+    assert lossless_bound(wide).limit == 1e-4
+    assert lossless_bound(half).limit == pytest.approx(8 * np.finfo(np.float16).eps)
