@@ -77,7 +77,10 @@ def assign_scales(plan: Plan, ranges: Mapping[str, Range], grid: Grid) -> dict[i
 
 def _scale(span: Range, limit: Range | None, grid: Grid) -> Scale:
     scale, zero_point = activation_parameters(*span, grid)
-    if limit is not None:
+    if limit is not None and not any(span) and not grid.symmetric:
+        # Nothing but zeros was seen, so the range says nothing about the grid; the bound does.
+        zero_point = grid.low if limit[0] >= 0 else grid.high if limit[1] <= 0 else zero_point
+    elif limit is not None:
         # Rounding the zero point may move the grid half a step past a bound of the fused activation, which a
         # kernel that drops the activation would let through.
         below, above = zero_point - grid.low, grid.high - zero_point

@@ -612,3 +612,19 @@ def test_pairs_know_their_module_and_pass_and_nothing_else():
     assert all(node.metadata_props["graphwright.pass"] == "insert-qdq" for node in inserted)
     assert not any("fx_node" in key for node in inserted for key in node.metadata_props)
     assert "fx_node" in "".join(node_named(quantized, "Gemm_0").metadata_props)
+
+
+@pytest.mark.parametrize("table", ["x86", "arm", "cuda", "generic"])
+def test_a_fused_relu_that_only_ever_gave_zeros_keeps_a_positive_scale(table):
+    model = model_of(
+        "g (float[N,4,6,6] x, float[4,4,3,3] w, float[4] b, float[4,4,3,3] v, float[4] c) => (float[N,4,6,6] y) "
+        "{ k = Conv<pads=[1,1,1,1]>(x, w, b)  r = Relu(k)  l = Conv<pads=[1,1,1,1]>(r, v, c)  y = Relu(l) }"
+    )
+    bias = next(value for value in model.graph.initializers.values() if value.name == "b")
+    bias.const_value = ir.tensor(np.full(4, -5, np.float32), name="b")
+    feeds = {"x": np.zeros((1, 4, 6, 6), np.float32)}
+    quantized, _ = quantize(model, f"target={table}", data=[feeds])
+    scales = [v for v in quantized.graph.initializers.values() if v.name.endswith("_scale")]
+    assert scales and all((v.const_value.numpy() > 0).all() for v in scales)
+    found = run_reference(quantized, feeds)["y"]
+    np.testing.assert_allclose(found, run_reference(model, feeds)["y"], atol=0.05)
