@@ -131,7 +131,7 @@ def shared(lazy: Lazy) -> Lazy:
     """`lazy`, computed once where several readers of one element ask for the same index."""
 
     def read(index: Index) -> Any:
-        # TVM 0.27 cannot generate code for a variable that holds a vector of truth values, nor for an integer
+        # TVM 0.27 cannot generate code for a variable that holds a vector of truth values, nor for a number
         # that is computed from them.
         if not _scopes or lazy.dtype == "bool":
             return lazy.read(index)
@@ -139,7 +139,11 @@ def shared(lazy: Lazy) -> Lazy:
         for scope in reversed(_scopes):
             if key in scope.known:
                 return scope.known[key][0]
-        variable = bound(lazy.read(index))
+        value = lazy.read(index)
+        # In floats only the cast itself is left unbound: selections must be bound, or nests of them explode.
+        if _tests(value) if "int" in lazy.dtype else _is_truth(getattr(value, "value", None)):
+            return value
+        variable = bound(value)
         # The index is kept alive with its entry: ids of dead objects are reused.
         _scopes[-1].known[key] = (variable, (index, lazy))
         return variable
@@ -149,10 +153,14 @@ def shared(lazy: Lazy) -> Lazy:
 
 def _tests(value: Any) -> bool:
     """Whether truth values take part in an expression."""
-    if str(getattr(getattr(value, "ty", None), "dtype", "")) == "bool":
+    if _is_truth(value):
         return True
     parts = [getattr(value, name, None) for name in ("a", "b", "value", "body", "condition")]
     return any(_tests(part) for part in (*parts, *getattr(value, "args", ())) if part is not None)
+
+
+def _is_truth(value: Any) -> bool:
+    return str(getattr(getattr(value, "ty", None), "dtype", "")) == "bool"
 
 
 def bound(value: Any) -> Any:

@@ -288,3 +288,14 @@ def test_an_integer_quotient_is_not_tried_on_a_divisor_of_zero():
         '<ir_version: 10, opset_import: ["" : 23]> g (int32[64] a, int32[64] b) => (int32[64] y) { y = Div(a, b) }'
     )
     assert gw.compile(model, "x86").report.check.checked
+
+
+@pytest.mark.parametrize(("to", "dtype"), [(7, "int64"), (6, "int32"), (1, "float")])
+def test_comparisons_can_be_counted(to, dtype):
+    model = ir.from_onnx_text(
+        f'<ir_version: 10, opset_import: ["" : 23]> g (float[2,6,5,7] x) => ({dtype}[2] y) '
+        f"<float zero = {{0.0}}, int64[3] axes = {{1, 2, 3}}> {{ b = Greater(x, zero)\n c = Cast<to = {to}>(b)\n "
+        "y = ReduceSum<keepdims = 0>(c, axes) }"
+    )
+    x = np.random.default_rng(0).standard_normal((2, 6, 5, 7)).astype(np.float32)
+    np.testing.assert_array_equal(gw.compile(model, "x86")(x), (x > 0).sum((1, 2, 3)))
