@@ -14,6 +14,7 @@ import onnx_ir as ir
 from ..ir.bodies import graphs_of
 from ..ir.errors import GraphwrightError, PassCrash
 from .base import Firing, PassContext
+from .functions.definitions import DOMAIN
 from .rules import NoMatch, Rule
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _REWRITES_PER_NODE = 8
 
 
 def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
-    """Apply `rules` everywhere in `model` (subgraphs and functions included) until none fires.
+    """Apply `rules` everywhere in `model` until none fires: in subgraphs too, and in functions but our own.
 
     Returns:
         Whether anything changed.
@@ -36,8 +37,10 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
     by_op, everywhere = _index(rules)
     nodes = [node for graph in graphs_of(model) for node in graph]
     for function in model.functions.values():
-        nodes.extend(function.all_nodes())
-    worklist = dict.fromkeys(reversed([n for n in nodes if everywhere or n.op_type in by_op]))
+        # The bodies of our own functions are what a fusion put there.
+        if function.domain != DOMAIN:
+            nodes.extend(function.all_nodes())
+    worklist = dict.fromkeys(reversed([n for n in nodes if everywhere or _key(n) in by_op]))
     budget = _REWRITES_PER_NODE * len(nodes) + 1000
     refusals: dict[ir.Node, dict[str, None]] = {}
     fired = 0
@@ -45,7 +48,7 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
         node, _ = worklist.popitem()
         if node.graph is None:
             continue
-        candidates = by_op.get(node.op_type, ()) if node.domain in ("", "ai.onnx") else ()
+        candidates = by_op.get(_key(node), ())
         refusals.pop(node, None)
         for rule in candidates or everywhere:
             if node.graph is None or (context.active is not None and not context.active.selects(node)):
@@ -73,7 +76,7 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
                     f"no fixpoint after {fired} rewrites of {len(nodes)} nodes"
                 )
             for touched in reversed([node, *rewriter.take_touched()]):
-                if touched.graph is not None and (everywhere or touched.op_type in by_op):
+                if touched.graph is not None and (everywhere or _key(touched) in by_op):
                     worklist.pop(touched, None)
                     worklist[touched] = None
             break
@@ -82,6 +85,12 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
         if node.graph is not None:
             context.leave(node, "; ".join(reasons))
     return fired > 0
+
+
+def _key(node: ir.Node) -> str:
+    """How `Rule.op_types` names the operator of a node."""
+    domain = node.domain
+    return node.op_type if domain == "" or domain == "ai.onnx" else f"{domain}::{node.op_type}"
 
 
 def _said(outcome: bool | str) -> str:

@@ -126,9 +126,9 @@ def maybe(op_type: str | Sequence[str], operand: Pattern, **options: Any) -> Pat
 
 
 def root_types(pattern: Pattern) -> tuple[str, ...]:
-    """Operator types at which `pattern` can be rooted."""
+    """Operator types at which `pattern` can be rooted, those of other domains as `domain::type`."""
     if isinstance(pattern, OpPattern):
-        return pattern.op_types
+        return tuple(f"{pattern.domain}::{t}" if pattern.domain else t for t in pattern.op_types)
     if isinstance(pattern, AnyOf):
         return tuple(dict.fromkeys(t for choice in pattern.choices for t in root_types(choice)))
     raise TypeError("the root of a pattern must be an operator")

@@ -29,6 +29,7 @@ _BUILT_IN = {
     "fuse-activation": ".fuse_activation",
     "fuse-gemm": ".fuse_gemm",
     "fuse-normalization": ".fuse_normalization",
+    "inline-functions": ".inline_functions",
     "inline-ifs": ".inline_ifs",
     "insert-qdq": ".insert_qdq",
     "prune-channels": ".prune_channels",

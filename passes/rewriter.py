@@ -347,6 +347,20 @@ class Rewriter:
             self._stale.update({node: None} if node is not None else {})
         value.shape = shape if shape is None or isinstance(shape, ir.Shape) else ir.Shape(list(shape))
 
+    def add_function(self, function: ir.Function) -> None:
+        """Add a function whose name the model does not have yet, and import its domain."""
+        identifier = function.identifier()
+        if identifier in self.model.functions:
+            raise PassError(f"the model has a function {'::'.join(identifier[:2])} already")
+        self._changed()
+        self.model.functions[identifier] = function
+        self.model.opset_imports.setdefault(function.domain, 1)
+
+    def remove_function(self, identifier: ir.OperatorIdentifier) -> None:
+        """Remove a function that nothing calls."""
+        self._changed()
+        del self.model.functions[identifier]
+
     def rename(self, value: ir.Value, hint: str) -> None:
         """Give a value a fresh name made from `hint`."""
         self._changed()

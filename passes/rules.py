@@ -18,7 +18,8 @@ class Rule:
     """One local rewrite, rooted at a node of one of `op_types`.
 
     Attributes:
-        op_types: ONNX operator types (default domain) at which the rule may start; empty means every node.
+        op_types: Operator types at which the rule may start, those outside of the default domain as
+            `domain::type`; empty means every node.
         benefit: Among rules for one node the higher benefit is tried first; ties keep the order given.
         label: Name in statistics and error messages; the class name unless given.
     """
