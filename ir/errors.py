@@ -6,6 +6,8 @@ that line and exits with code 2; anything that is not a `GraphwrightError` is a 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class GraphwrightError(Exception):
     """Base of every error that a user can cause and understand."""
@@ -41,9 +43,14 @@ class PassCrash(PassError):
 
     Attributes:
         index: Position of the pass in its pipeline, from 0; -1 where it is not known.
+        kind: "raised", "graph" (invalid), "shapes" (lost or contradictory), "numbers" (other outputs) or
+            "analysis" (one that it claims to preserve is wrong).
+        before: The model as it was right before the pass, or None where it could not be had again.
     """
 
     index: int = -1
+    kind: str = "raised"
+    before: Any = None
 
 
 class PipelineError(PassError):

@@ -19,7 +19,7 @@ _GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _VISITS_PER_NODE = 16
 
 
-def infer_changed(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
+def infer_changed(model: ir.Model, nodes: Iterable[ir.Node]) -> bool:
     """Bring the shapes of a model whose shapes were inferred up to date after `nodes` were made or changed.
 
     Args:
@@ -27,12 +27,17 @@ def infer_changed(model: ir.Model, nodes: Iterable[ir.Node]) -> None:
         nodes: Nodes that are new or whose inputs or attributes changed, producers before their readers as
             far as possible; those that are no longer in a graph are passed over.
 
+    Returns:
+        Whether only the neighbourhood was looked at; False where the whole model was inferred.
+
     Raises:
         ShapeError: Shapes contradict each other; names the node.
     """
     pending = {node: None for node in nodes if node.graph is not None}
     if pending and (model.functions or not _propagate(model, pending)):
         infer_shapes(model)
+        return False
+    return True
 
 
 def _propagate(model: ir.Model, pending: dict[ir.Node, None]) -> bool:

@@ -6,19 +6,25 @@ A pass declares `name`, says whether it is `lossless`, and implements `apply(mod
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import onnx_ir as ir
 
 from ..ir.errors import PassError
 from ..ir.provenance import module_path
+from .analyses import Analyses, Analysis
 
 if TYPE_CHECKING:
     from .rewriter import Rewriter
     from .rules import Rule
+    from .timings import Stopwatch
+    from .watched import Event
+
+A = TypeVar("A", bound=Analysis)
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,10 @@ class Pass:
     """Kebab-case name used in pipelines."""
     lossless: ClassVar[bool] = True
     """Whether the outputs stay the same to float tolerance; a lossy pass is measured instead of proven."""
+    needs: ClassVar[tuple[type[Analysis], ...]] = ()
+    """The analyses that `apply` reads through `context.analysis`."""
+    preserves: ClassVar[tuple[type[Analysis], ...]] = ()
+    """Analyses that stay true whatever the pass does; checked wherever graphs are verified."""
 
     only: str | None = field(default=None, kw_only=True)
     """Touch only nodes whose name, module path or op type this regular expression matches from the start."""
@@ -107,6 +117,11 @@ class PassContext:
         explain: Name of a node of which every attempt of a rule is to be recorded; None for none.
         attempts: What the rules said to the node named by `explain`: (rule, outcome).
         rewrite_limit: The driver stops after this many rewrites; None for no limit. Bisection uses it.
+        model: The model that the pass runs on.
+        analyses: The analyses of that model that are known.
+        stopwatch: Where times go, or None where nobody wants them.
+        story: Everything that happened to nodes, or None where nobody wants to know.
+        looked_at: By label, the operators at which the rules of this pass start; () for every operator.
     """
 
     target: Any = None
@@ -122,6 +137,11 @@ class PassContext:
     rewrite_limit: int | None = None
     explain: str | None = None
     attempts: list[tuple[str, str]] = field(default_factory=list)
+    model: ir.Model | None = field(default=None, repr=False)
+    analyses: Analyses | None = field(default=None, repr=False)
+    stopwatch: Stopwatch | None = field(default=None, repr=False)
+    story: list[Event] | None = field(default=None, repr=False)
+    looked_at: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _rewriters: dict[int, Rewriter] = field(default_factory=dict, repr=False)
 
     def for_pass(self, active: Pass) -> PassContext:
@@ -134,6 +154,7 @@ class PassContext:
             active,
             rewrite_limit=self.rewrite_limit,
             explain=self.explain,
+            stopwatch=self.stopwatch,
         )
 
     def count(self, statistic: str, n: int = 1) -> None:
@@ -152,11 +173,50 @@ class PassContext:
 
     def rewriter(self, model: ir.Model) -> Rewriter:
         """Return the one rewriter of `model` in this pass."""
-        from .rewriter import Rewriter
+        known = self._rewriters.get(id(model))
+        if known is not None:
+            return known
+        if self.model is None:
+            self.model = model
+        origin = self.active.name if self.active else ""
+        if self.model is model and (self.analyses or self.story is not None):
+            from .watched import WatchedRewriter
 
-        if id(model) not in self._rewriters:
-            self._rewriters[id(model)] = Rewriter(model, origin=self.active.name if self.active else "")
-        return self._rewriters[id(model)]
+            analyses = self.analyses if self.analyses is not None else Analyses(model)
+            made: Rewriter = WatchedRewriter(model, origin, analyses=analyses, story=self.story)
+        else:
+            from .rewriter import Rewriter
+
+            made = Rewriter(model, origin)
+        self._rewriters[id(model)] = made
+        return made
+
+    def analysis(self, wanted: type[A]) -> A:
+        """Return an analysis of the model as it is now; it stays right until the next rewrite.
+
+        Raises:
+            PassError: The pass did not declare that it needs it, or runs on no model yet.
+        """
+        active = self.active
+        if active is not None and wanted not in active.needs:
+            raise PassError(
+                f"analysis '{wanted.name}' is used but not declared; write needs = ({wanted.__name__},)"
+            )
+        if self.model is None:
+            raise PassError(f"analysis '{wanted.name}': say of which model, by context.rewriter(model) first")
+        if self.analyses is None:
+            self.analyses = Analyses(self.model)
+            self.analyses.settle(self.mutations)
+        with self.timed(f"analysis {wanted.name}"):
+            return self.analyses.get(wanted)
+
+    def mutations(self) -> int:
+        """How many mutations the rewriters of this pass made."""
+        return sum(rewriter.changes for rewriter in self._rewriters.values())
+
+    def timed(self, part: str) -> contextlib.AbstractContextManager[Any]:
+        """Measure a stretch of the pass, shown by `--timing`: `with context.timed("search"): ...`."""
+        return contextlib.nullcontext() if self.stopwatch is None else self.stopwatch.timed(part)
 
     def update_shapes(self, model: ir.Model) -> None:
         """Infer shapes again, around what the rewriter of this pass changed since the last call.
@@ -168,10 +228,14 @@ class PassContext:
         from ..ir.shapes import infer_shapes
 
         rewriter = self._rewriters.get(id(model))
-        if self.active is None or not self.active.lossless or rewriter is None:
-            infer_shapes(model)
-        else:
-            infer_changed(model, rewriter.take_stale())
+        with self.timed("shape update"):
+            if self.active is None or not self.active.lossless or rewriter is None:
+                infer_shapes(model)
+                local = False
+            else:
+                local = infer_changed(model, rewriter.take_stale())
+        if not local and self.analyses and model is self.model:
+            self.analyses.forget()
 
     @property
     def changed(self) -> bool:
@@ -182,4 +246,10 @@ class PassContext:
         """Drive `rules` over `model` to a fixpoint; returns whether anything changed."""
         from .driver import drive
 
-        return drive(model, rules, self)
+        self.looked_at.update((rule.label, tuple(rule.op_types)) for rule in rules)
+        if self.stopwatch is None:
+            return drive(model, rules, self)
+        from .timings import TimedRule
+
+        with self.stopwatch.timed("rules") as part:
+            return drive(model, [TimedRule(rule, part) for rule in rules], self)

@@ -104,8 +104,10 @@ def _attempt(rule: Rule, node: ir.Node, rewriter: Rewriter) -> bool | str:
     rewriter.rule = rule.label
     try:
         return rule.match_and_rewrite(node, rewriter)
-    except GraphwrightError:
+    except PassCrash:
         raise
+    except GraphwrightError as error:
+        raise PassCrash(f"{where}: {error}") from error
     except Exception as error:
         raise PassCrash(f"{where} raised {type(error).__name__}: {error}") from error
     finally:
