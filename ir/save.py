@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from .bodies import all_graphs
-from .clone import clone
+from .collector import without_collector
 from .errors import ModelError
-from .provenance import STACK_TRACE_KEY
+from .local_paths import PathFilter
 from .quiet import collected_warnings
-
-if TYPE_CHECKING:
-    import onnx
+from .wire import ExternalPlace, Message, Piece, message, tensor_bytes
 
 # Protobuf messages end at 2 GB; the margin leaves room for the graph itself.
 _INLINE_LIMIT = 1_500_000_000
@@ -32,10 +27,7 @@ _EXTERNAL_ABOVE = 1024
 _ALIGNMENT = 64
 
 
-_SOURCE_FILE = re.compile(r"""[/\\][^\s"',:]*\.(?:py|pyx|ipynb|cc|cpp|cu|h|so)\b|[A-Za-z]:\\\w""")
-_COMMON_ROOTS = re.compile(r"/(?:home|root|Users|tmp|usr|opt|mnt|var|srv|private|workspace)/")
-
-
+@without_collector
 def save(
     model: ir.Model,
     path: str | os.PathLike[str],
@@ -59,97 +51,26 @@ def save(
         raise ModelError(f"cannot write '{path}': it is a folder")
     if not final.parent.is_dir():
         raise ModelError(f"cannot write '{path}': there is no folder '{final.parent}'")
-    copy = _to_write(model, keep_paths)
     if external_data is None:
-        external_data = _tensor_bytes(copy) > _INLINE_LIMIT
+        external_data = _tensor_bytes(model) > _INLINE_LIMIT
+    paths = PathFilter(keep_paths)
     try:
         if external_data:
-            _save_external(copy, final)
-        elif _tensor_bytes(copy) > _HARD_LIMIT:
+            _save_external(model, final, paths)
+        elif _tensor_bytes(model) > _HARD_LIMIT:
             raise ModelError(f"cannot write '{path}': over 2 GB in one file; save it with external data")
         else:
-            _save_inline(copy, final)
+            _save_inline(model, final, paths)
     except OSError as error:
         raise ModelError(f"cannot write '{path}': {error.strerror or error}") from error
 
 
 def serialized_size(model: ir.Model) -> int:
     """Bytes that `save` writes for a model by default, external data included."""
-    copy = _to_write(model, keep_paths=False)
-    inline = _tensor_bytes(copy) <= _INLINE_LIMIT
-    tensors = _externalize(copy, "model.onnx.data")
-    with collected_warnings("onnx_ir"):
-        proto = ir.to_proto(copy)
-    if inline:
-        return _inline_size(proto)
-    return proto.ByteSize() + max((offset + tensor.nbytes for tensor, offset in tensors), default=0)
-
-
-def _inline_size(proto: onnx.ModelProto) -> int:
-    """The size of a message after its external tensors were put into it, without copying them."""
-    growth = 0
-    for tensor in proto.graph.initializer:
-        if tensor.data_location != tensor.EXTERNAL:
-            continue
-        length = next(int(entry.value) for entry in tensor.external_data if entry.key == "length")
-        tensor.ClearField("external_data")
-        tensor.ClearField("data_location")
-        growth += _growth(tensor.ByteSize(), 1 + _varint_size(length) + length)
-    return proto.ByteSize() + _growth(proto.graph.ByteSize(), growth)
-
-
-def _growth(size: int, added: int) -> int:
-    """How much longer a nested message of `size` bytes makes its parent, its length prefix included."""
-    return added + _varint_size(size + added) - _varint_size(size)
-
-
-def _varint_size(number: int) -> int:
-    """Bytes that protobuf spends on a length."""
-    return max(1, -(-number.bit_length() // 7))
-
-
-def _to_write(model: ir.Model, keep_paths: bool) -> ir.Model:
-    copy = clone(model)
-    if not keep_paths:
-        drop_paths(copy)
-    return copy
-
-
-def drop_paths(model: ir.Model) -> None:
-    """Removes metadata and doc strings that name files of this machine, in place."""
-    local = re.compile("|".join(re.escape(folder) for folder in _own_folders()) or r"(?!)")
-
-    def names_a_file(text: str | None) -> bool:
-        return bool(text and (_SOURCE_FILE.search(text) or _COMMON_ROOTS.search(text) or local.search(text)))
-
-    def clean(properties: MutableMapping[str, str]) -> None:
-        for key in [key for key, text in properties.items() if key == STACK_TRACE_KEY or names_a_file(text)]:
-            del properties[key]
-
-    clean(model.metadata_props)
-    if names_a_file(model.doc_string):
-        model.doc_string = None
-    for function in model.functions.values():
-        clean(function.metadata_props)
-        if names_a_file(function.doc_string):
-            function.doc_string = None
-    for graph in all_graphs(model):
-        clean(graph.metadata_props)
-        if names_a_file(graph.doc_string):
-            graph.doc_string = None
-        for value in (*graph.inputs, *graph.initializers.values()):
-            clean(value.metadata_props)
-        for node in graph:
-            clean(node.metadata_props)
-            if names_a_file(node.doc_string):
-                node.doc_string = None
-            for value in node.outputs:
-                clean(value.metadata_props)
-
-
-def _own_folders() -> list[str]:
-    folders = {os.getcwd(), str(Path.home())}
-    return [folder for folder in folders if len(folder) > 1]
+    external = _tensor_bytes(model) > _INLINE_LIMIT
+    places = _places(model, "model.onnx.data") if external else {}
+    whole = message(model, PathFilter(), places)
+    return whole.size + max((place.offset + place.length for place in places.values()), default=0)
 
 
 def _tensor_bytes(model: ir.Model) -> int:
@@ -160,56 +81,55 @@ def _tensor_bytes(model: ir.Model) -> int:
     )
 
 
-def _save_inline(model: ir.Model, final: Path) -> None:
+def _save_inline(model: ir.Model, final: Path, paths: PathFilter) -> None:
+    whole = _message(model, final, paths, {})
+    if whole.size > _HARD_LIMIT:
+        raise ModelError(f"cannot write '{final}': over 2 GB in one file; save it with external data")
     with _temporary(final) as temporary:
-        _write(temporary, _message(model, final), final)
+        _write(temporary, whole.pieces(), final)
         os.replace(temporary, final)
     _sync_folder(final.parent)
 
 
-def _save_external(model: ir.Model, final: Path) -> None:
+def _save_external(model: ir.Model, final: Path, paths: PathFilter) -> None:
     final_data = final.with_name(final.name + ".data")
-    tensors = _externalize(model, final_data.name)
-    message = _message(model, final)
+    places = _places(model, final_data.name)
+    whole = _message(model, final, paths, places)
     with _temporary(final_data) as data, _temporary(final) as temporary:
-        with open(data, "xb") as file:
-            for tensor, offset in tensors:
-                file.write(b"\0" * (offset - file.tell()))
-                file.write(tensor.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        _copy_mode(final_data, data)
-        _write(temporary, message, final)
+        _write(data, _data_pieces(model, places), final_data)
+        _write(temporary, whole.pieces(), final)
         _replace_both(data, final_data, temporary, final)
     _sync_folder(final.parent)
 
 
-def _externalize(model: ir.Model, location: str) -> list[tuple[ir.TensorProtocol, int]]:
-    """Points large initializers at an external file; returns what it must hold at which offset."""
-    tensors: list[tuple[ir.TensorProtocol, int]] = []
-    offset = 0
-    for value in model.graph.initializers.values():
+def _places(model: ir.Model, location: str) -> dict[str, ExternalPlace]:
+    """Where large initializers go in an external file, by name."""
+    places: dict[str, ExternalPlace] = {}
+    end = 0
+    for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes <= _EXTERNAL_ABOVE:
             continue
-        offset = -(-offset // _ALIGNMENT) * _ALIGNMENT
-        tensors.append((tensor, offset))
-        value.const_value = ir.ExternalTensor(
-            location,
-            offset,
-            tensor.nbytes,
-            tensor.dtype,
-            shape=ir.Shape(tensor.shape.numpy()),
-            name=str(value.name),
-        )
-        offset += tensor.nbytes
-    return tensors
+        offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+        places[name] = ExternalPlace(location, offset, tensor.nbytes)
+        end = offset + tensor.nbytes
+    return places
 
 
-def _message(model: ir.Model, final: Path) -> bytes:
+def _data_pieces(model: ir.Model, places: Mapping[str, ExternalPlace]) -> Iterator[Piece]:
+    end = 0
+    for name, place in places.items():
+        tensor = model.graph.initializers[name].const_value
+        assert tensor is not None
+        yield b"\0" * (place.offset - end)
+        yield tensor_bytes(tensor)
+        end = place.offset + place.length
+
+
+def _message(model: ir.Model, final: Path, paths: PathFilter, places: dict[str, ExternalPlace]) -> Message:
     try:
         with collected_warnings("onnx_ir"):
-            return ir.to_proto(model).SerializeToString()
+            return message(model, paths, places)
     except Exception as error:
         lines = str(error).splitlines()
         raise ModelError(
@@ -217,9 +137,10 @@ def _message(model: ir.Model, final: Path) -> bytes:
         ) from error
 
 
-def _write(temporary: Path, message: bytes, final: Path) -> None:
+def _write(temporary: Path, pieces: Iterable[Piece], final: Path) -> None:
     with open(temporary, "xb") as file:
-        file.write(message)
+        for piece in pieces:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
     _copy_mode(final, temporary)
