@@ -100,9 +100,8 @@ class Order(Analysis):
         for node in changes.nodes:
             if node.graph is None:
                 self._labels.pop(node, None)
-            elif node not in self._labels:
-                if bodies_of(node) or not self._label(node):
-                    return False
+            elif node not in self._labels and (bodies_of(node) or not self._label(node)):
+                return False
         return True
 
     def facts(self) -> Any:

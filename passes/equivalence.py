@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from ..ir.compare import Comparison, compare
-from ..ir.inputs import edge_inputs, random_inputs
+from ..ir.errors import ModelError
+from ..ir.inputs import edge_inputs, input_shapes, random_inputs
 from ..ir.reference import Reference
 from .bounds import Bound
 
@@ -19,6 +21,11 @@ LOSSLESS = Bound("max_rel", 1e-4)
 _ROUNDINGS = 8
 
 _SEEDS = 3
+
+_OTHER_SIZES = (1, 5)
+"""Sizes that symbolic dimensions are also tried at, where the model runs with them."""
+
+Progress = Callable[[int, int | None, str], None]
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Equivalence:
         tried: Number of input sets.
         passed: Whether every output kept `bound` on every input set.
         bound: The bound that was asked for.
+        feeds: The inputs that `inputs` names.
     """
 
     worst: Comparison
@@ -40,6 +48,7 @@ class Equivalence:
     tried: int
     passed: bool
     bound: Bound = LOSSLESS
+    feeds: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
         return (
@@ -59,6 +68,77 @@ class Equivalence:
         }
 
 
+class Expectation:
+    """What a model computes on some inputs: run once, held against as many changed models as one likes.
+
+    Args:
+        model: The model to compare with; it must not change as long as this lives.
+        inputs: Feeds to use; seeded random inputs, edge cases, and other sizes of symbolic dimensions where
+            None.
+        seed: First seed of the random inputs.
+        progress: Called with (done, total, text) between runs.
+
+    Raises:
+        ModelError: The model does not run on the reference.
+    """
+
+    def __init__(
+        self,
+        model: ir.Model,
+        *,
+        inputs: Sequence[dict[str, Any]] | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ):
+        self.bound = lossless_bound(model)
+        self._progress = progress or (lambda done, total, text: None)
+        reference = Reference(model)
+        labelled = _given(inputs) if inputs is not None else _made_up(model, seed)
+        self._cases: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
+        for i, (label, feeds) in enumerate(labelled):
+            self._progress(i, len(labelled), f"reference on {label}")
+            self._cases.append((label, feeds, reference.run(feeds)))
+        for label, feeds in _resized(model, seed) if inputs is None else ():
+            try:
+                self._cases.append((label, feeds, reference.run(feeds)))
+            except ModelError:
+                # The model has sizes that it cannot take; those say nothing about a pass.
+                continue
+        if not self._cases or not model.graph.outputs:
+            raise ValueError("there is nothing to compare: no inputs or no outputs")
+
+    def compare(
+        self, after: ir.Model, *, bound: Bound | None = None, first: bool = False, label: str | None = None
+    ) -> Equivalence:
+        """Run `after` on the same inputs and compare every output.
+
+        Args:
+            after: The changed model; same inputs and outputs.
+            bound: What every output must keep; the lossless bound of the model where None.
+            first: Stop at the first inputs that break the bound.
+            label: Only the inputs of this label.
+
+        Raises:
+            ModelError: The model does not run on the reference.
+        """
+        bound = bound or self.bound
+        actual = Reference(after)
+        worst: tuple[Comparison, str, str, dict[str, Any]] | None = None
+        cases = [case for case in self._cases if label is None or case[0] == label]
+        for i, (name_of_inputs, feeds, expected) in enumerate(cases):
+            self._progress(i, len(cases), f"comparing on {name_of_inputs}")
+            results = actual.run(feeds)
+            for name, value in expected.items():
+                found = compare(value, results[name])
+                if worst is None or bound.is_worse(found, worst[0]):
+                    worst = (found, name, name_of_inputs, feeds)
+            if first and worst is not None and not bound.holds(worst[0]):
+                break
+        assert worst is not None
+        comparison, output, inputs, feeds = worst
+        return Equivalence(comparison, output, inputs, len(cases), bound.holds(comparison), bound, feeds)
+
+
 def check_equivalent(
     before: ir.Model,
     after: ir.Model,
@@ -66,38 +146,23 @@ def check_equivalent(
     inputs: Sequence[dict[str, Any]] | None = None,
     seed: int = 0,
     bound: Bound | None = None,
+    progress: Progress | None = None,
 ) -> Equivalence:
     """Run both models on the same inputs and compare every output.
 
     Args:
         before: The model to compare with.
         after: The changed model; same inputs and outputs.
-        inputs: Feeds to use; seeded random inputs and edge cases of `before` where None.
+        inputs: Feeds to use; seeded random inputs, edge cases and other sizes of the symbolic dimensions of
+            `before` where None.
         seed: First seed of the random inputs.
         bound: What every output must keep; `lossless_bound(before)` where None.
+        progress: Called with (done, total, text) between runs.
 
     Raises:
         ModelError: A model does not run on the reference.
     """
-    if inputs is not None:
-        labelled = [(f"input set {i}", feeds) for i, feeds in enumerate(inputs)]
-    else:
-        labelled = [
-            (f"random inputs (seed {s})", random_inputs(before, seed=s)) for s in range(seed, seed + _SEEDS)
-        ]
-        labelled += [(f"edge-case inputs '{label}'", feeds) for label, feeds in edge_inputs(before)]
-    bound = bound or lossless_bound(before)
-    expected, actual = Reference(before), Reference(after)
-    worst: tuple[Comparison, str, str] | None = None
-    for label, feeds in labelled:
-        reference, results = expected.run(feeds), actual.run(feeds)
-        for name, value in reference.items():
-            found = compare(value, results[name])
-            if worst is None or bound.is_worse(found, worst[0]):
-                worst = (found, name, label)
-    if worst is None:
-        raise ValueError("there is nothing to compare: no inputs or no outputs")
-    return Equivalence(*worst, tried=len(labelled), passed=bound.holds(worst[0]), bound=bound)
+    return Expectation(before, inputs=inputs, seed=seed, progress=progress).compare(after, bound=bound)
 
 
 def lossless_bound(model: ir.Model) -> Bound:
@@ -110,3 +175,37 @@ def lossless_bound(model: ir.Model) -> Bound:
     types = {value.dtype for node in model.graph for value in node.outputs}
     coarsest = max((epsilons[t] for t in types if t in epsilons), default=0.0)
     return Bound("max_rel", max(LOSSLESS.limit, _ROUNDINGS * coarsest))
+
+
+def _given(inputs: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    return [(f"input set {i}", feeds) for i, feeds in enumerate(inputs)]
+
+
+def _made_up(model: ir.Model, seed: int) -> list[tuple[str, dict[str, Any]]]:
+    labelled = [
+        (f"random inputs (seed {s})", random_inputs(model, seed=s)) for s in range(seed, seed + _SEEDS)
+    ]
+    return labelled + [(f"edge-case inputs '{label}'", feeds) for label, feeds in edge_inputs(model)]
+
+
+def _resized(model: ir.Model, seed: int) -> list[tuple[str, dict[str, Any]]]:
+    """Random inputs with every symbolic dimension at other sizes, as far as those fit each other."""
+    names = sorted(
+        {
+            dim.value
+            for value in model.graph.inputs
+            for dim in value.shape or ()
+            if not isinstance(dim, int) and dim.value is not None and dim.value.isidentifier()
+        }
+    )
+    found = []
+    for size in _OTHER_SIZES if names else ():
+        dims = dict.fromkeys(names, size)
+        try:
+            input_shapes(model, dims)
+        except ModelError:
+            continue
+        found.append(
+            (f"random inputs with {', '.join(names)} = {size}", random_inputs(model, seed, dims=dims))
+        )
+    return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,75 +16,21 @@ import onnx_ir as ir
 
 from ..ir.bodies import graphs_of
 from ..ir.clone import clone
-from ..ir.errors import GraphwrightError, PassCrash, PassError, VerifyError
+from ..ir.errors import GraphwrightError, PassCrash, PassError, ShapeError, VerifyError
 from ..ir.shapes import infer_shapes
 from ..ir.verify import verify
-from .base import Firing, LeftAlone, Pass, PassContext
-from .equivalence import Equivalence, check_equivalent
+from .analyses import Analyses
+from .base import Firing, Pass, PassContext
+from .blame import blamed, raised_by_rewriter
+from .equivalence import Expectation, check_equivalent
 from .pipeline import Pipeline, as_pipeline, pass_text
+from .records import PassRecord
+from .shape_loss import Known, contradicted, known_values, lost
+from .timings import Stopwatch, Timing
 
+__all__ = ["Observer", "PassManager", "PassRecord", "count_nodes"]
 
-@dataclass
-class PassRecord:
-    """What one pass did.
-
-    Attributes:
-        name: Pass name.
-        text: The pass as pipeline text, with its options.
-        lossless: Whether the pass promises equal outputs.
-        seconds: Wall time of the pass itself, without checks.
-        changed: Whether the graph was changed.
-        nodes_before: Nodes in all graphs before the pass.
-        nodes_after: Nodes in all graphs after it.
-        statistics: Counters the pass kept.
-        left_alone: Candidates that were not touched, with the reason.
-        notes: Lines for the report.
-        details: JSON-able facts for the report.
-        check: Numbers of `--check-each`, or None where it was off.
-        firings: Every rewrite of the pass's rules, in order.
-        attempts: What each rule said to the node that was to be explained: (rule, outcome).
-    """
-
-    name: str
-    text: str
-    lossless: bool
-    seconds: float
-    changed: bool
-    nodes_before: int
-    nodes_after: int
-    statistics: dict[str, int] = field(default_factory=dict)
-    left_alone: list[LeftAlone] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
-    check: Equivalence | None = None
-    firings: list[Firing] = field(default_factory=list)
-    attempts: list[tuple[str, str]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON-able data; repeated reasons are grouped."""
-        reasons = Counter((entry.op_type, entry.reason) for entry in self.left_alone)
-        return {
-            "name": self.name,
-            "text": self.text,
-            "lossless": self.lossless,
-            "seconds": round(self.seconds, 6),
-            "changed": self.changed,
-            "nodes_before": self.nodes_before,
-            "nodes_after": self.nodes_after,
-            "statistics": dict(self.statistics),
-            "left_alone": [
-                {
-                    "op_type": op,
-                    "reason": reason,
-                    "count": count,
-                    "nodes": [e.node for e in self.left_alone if (e.op_type, e.reason) == (op, reason)],
-                }
-                for (op, reason), count in reasons.items()
-            ],
-            "notes": list(self.notes),
-            "details": self.details,
-            "check": self.check.to_json() if self.check else None,
-        }
+_PACKAGE = __name__.partition(".passes")[0]
 
 
 class Observer:
@@ -98,12 +43,25 @@ class Observer:
         """Called after a pass ran and the graph was verified; `model` must not be changed."""
 
 
+@dataclass
+class _Run:
+    """The state of one run: the model at hand, and what is needed to go back."""
+
+    model: ir.Model
+    known: Known
+    analyses: Analyses
+    stopwatch: Stopwatch
+    saved: tuple[int, ir.Model]
+    expected: Expectation | None = None
+    records: list[PassRecord] = field(default_factory=list)
+
+
 class PassManager:
     """Applies the passes of a pipeline to a model.
 
     Args:
         pipeline: Pipeline, its text, or passes.
-        verify_each: Verify the structure of the graph after every pass that changed it.
+        verify_each: Verify graph, shapes and preserved analyses after every pass that changed something.
         check_each: After every pass compare the outputs with those before it on the reference; a lossless
             pass that is off raises, a lossy one is measured.
         check_inputs: Feeds for `check_each`; seeded random and edge-case inputs where None.
@@ -114,9 +72,14 @@ class PassManager:
         progress: Callback for long passes.
         rewrite_limit: Each pass stops after this many rewrites of its rules; for bisection.
         explain: Name of a node of which every attempt of a rule is recorded.
+        timing: Time rules and the parts of passes one by one.
+        statistics: Record what the model costs after every pass.
+        keep_going: Leave out a pass that fails and go on with the model from before it.
+        investigate: When a pass fails, search the rule and node at fault and recover the model before it.
 
     Attributes:
         firings: Every rewrite of the last run, also of one that failed.
+        timing: The tree of the last run; its parts are the passes.
     """
 
     def __init__(
@@ -133,6 +96,10 @@ class PassManager:
         progress: Any = None,
         rewrite_limit: int | None = None,
         explain: str | None = None,
+        timing: bool = False,
+        statistics: bool = False,
+        keep_going: bool = False,
+        investigate: bool = True,
     ):
         self.pipeline = as_pipeline(pipeline)
         self.verify_each = verify_each
@@ -140,6 +107,11 @@ class PassManager:
         self.check_inputs = check_inputs
         self.observers = list(observers)
         self.firings: list[Firing] = []
+        self.timing = Timing("pipeline")
+        self._detailed = timing
+        self._statistics = statistics
+        self._keep_going = keep_going
+        self._investigate = investigate
         self._context = PassContext(
             target, calibration, seed, progress, rewrite_limit=rewrite_limit, explain=explain
         )
@@ -150,76 +122,246 @@ class PassManager:
         Raises:
             VerifyError: The model is invalid before any pass ran.
             PassError: A pass cannot do what it was asked to do.
-            PassCrash: A pass raised, left an invalid graph, or changed the outputs though it is lossless.
+            PassCrash: A pass raised, left an invalid graph, lost a shape, or changed the outputs though it is
+                lossless; `.before` is the model from before it.
         """
         self.firings = []
-        with _collector_paused():
-            verify(model)
-            working = clone(model)
-            infer_shapes(working)
-        records = []
+        run = self._prepare(model)
         for index, instance in enumerate(self.pipeline):
             for observer in self.observers:
-                observer.before_pass(instance, working, index, len(self.pipeline))
+                observer.before_pass(instance, run.model, index, len(self.pipeline))
+            start = time.perf_counter()
             try:
                 with _collector_paused() if instance.lossless else contextlib.nullcontext():
-                    record = self._run_one(instance, working)
-            except PassCrash as error:
-                error.index = index
-                raise
-            records.append(record)
+                    record = self._run_one(instance, run)
+            except PassCrash as crash:
+                record = self._failed(crash, instance, index, run, time.perf_counter() - start)
+            if not instance.lossless and index + 1 < len(self.pipeline):
+                # What depends on data may not come out the same when it is run again.
+                run.saved = (index + 1, clone(run.model))
+            run.records.append(record)
             for observer in self.observers:
-                observer.after_pass(instance, working, record)
-        return working, records
+                observer.after_pass(instance, run.model, record)
+        return run.model, run.records
 
-    def _run_one(self, instance: Pass, model: ir.Model) -> PassRecord:
-        before = clone(model) if self.check_each else None
-        nodes_before = count_nodes(model)
+    def _prepare(self, model: ir.Model) -> _Run:
+        stopwatch = Stopwatch("pipeline")
+        self.timing = stopwatch.tree
+        with _collector_paused(), stopwatch.timed("preparation"):
+            with stopwatch.timed("verify"):
+                verify(model)
+            with stopwatch.timed("copy"):
+                working = clone(model)
+            with stopwatch.timed("infer shapes"):
+                infer_shapes(working)
+        known = known_values(working) if self.verify_each else {}
+        return _Run(working, known, Analyses(working), stopwatch, (0, model))
+
+    def _run_one(self, instance: Pass, run: _Run) -> PassRecord:
+        if self.check_each and run.expected is None:
+            run.expected = self._expectation(clone(run.model))
+        nodes_before = count_nodes(run.model)
         context = self._context.for_pass(instance)
-        start = time.perf_counter()
-        try:
-            instance.apply(model, context)
-            if context.changed:
-                context.update_shapes(model)
-        except GraphwrightError as error:
-            if str(error).startswith(f"pass '{instance.name}'"):
-                raise
-            kind = type(error) if isinstance(error, PassCrash) else PassError
-            raise kind(f"pass '{instance.name}': {error}") from error
-        except Exception as error:
-            raise PassCrash(f"pass '{instance.name}' failed: {type(error).__name__}: {error}") from error
-        finally:
-            self.firings.extend(context.firings)
-        seconds = time.perf_counter() - start
-        if self.verify_each and context.changed:
-            self._verify_after(instance, model)
-        record = PassRecord(
-            name=instance.name,
-            text=pass_text(instance),
-            lossless=instance.lossless,
-            seconds=seconds,
-            changed=context.changed,
-            nodes_before=nodes_before,
-            nodes_after=count_nodes(model),
-            statistics=context.statistics,
-            left_alone=context.left_alone,
-            notes=context.notes,
-            details=context.details,
-            firings=context.firings,
-            attempts=context.attempts,
-        )
-        if before is not None and context.changed:
-            record.check = check_equivalent(before, model, inputs=self.check_inputs, seed=self._context.seed)
-            if instance.lossless and not record.check.passed:
-                raise PassCrash(f"pass '{instance.name}' is lossless but changed the outputs: {record.check}")
+        context.model, context.analyses = run.model, run.analyses
+        context.stopwatch = run.stopwatch if self._detailed else None
+        context.story = [] if context.explain is not None else None
+        run.analyses.settle(context.mutations)
+        with run.stopwatch.timed(f"{len(run.records) + 1} {pass_text(instance)}") as timing:
+            start = time.perf_counter()
+            self._apply(instance, run.model, context)
+            seconds = time.perf_counter() - start
+            nodes_after = count_nodes(run.model)
+            changed = context.changed or nodes_after != nodes_before
+            if self.verify_each and (changed or not _is_ours(instance)):
+                with run.stopwatch.timed("verify"):
+                    self._inspect(instance, run, context)
+            run.analyses.trust(instance.preserves)
+            record = PassRecord(
+                name=instance.name,
+                text=pass_text(instance),
+                lossless=instance.lossless,
+                seconds=seconds,
+                changed=changed,
+                nodes_before=nodes_before,
+                nodes_after=nodes_after,
+                statistics=context.statistics,
+                left_alone=context.left_alone,
+                notes=context.notes,
+                details=context.details,
+                firings=context.firings,
+                attempts=context.attempts,
+                looked_at=context.looked_at,
+                story=context.story or [],
+                timing=timing if self._detailed else None,
+            )
+            if self.check_each and (changed or not _is_ours(instance)):
+                with run.stopwatch.timed("check"):
+                    self._check(instance, run, record)
+        if self._statistics:
+            record.costs = _costs(run)
         return record
 
-    @staticmethod
-    def _verify_after(instance: Pass, model: ir.Model) -> None:
+    def _apply(self, instance: Pass, model: ir.Model, context: PassContext) -> None:
+        """Run the pass and bring shapes up to date; whatever goes wrong ends in one line that names it."""
+        name = f"pass '{instance.name}'"
         try:
-            verify(model)
+            if context.analyses is not None:
+                for needed in instance.needs:
+                    context.analysis(needed)
+            instance.apply(model, context)
+            if context.changed or not _is_ours(instance):
+                context.update_shapes(model)
+        except PassCrash as error:
+            raise PassCrash(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
+        except ShapeError as error:
+            raise _crash("shapes", f"{name} left contradictory shapes: {error}") from error
         except VerifyError as error:
-            raise PassCrash(f"pass '{instance.name}' left an {error}") from error
+            raise _crash("graph", f"{name} left an {error}") from error
+        except GraphwrightError as error:
+            line = str(error) if str(error).startswith(name) else f"{name}: {error}"
+            if raised_by_rewriter(error):
+                raise PassCrash(line) from error
+            raise PassError(line) from error
+        except Exception as error:
+            raise PassCrash(f"{name} failed: {type(error).__name__}: {error}") from error
+        finally:
+            self.firings.extend(context.firings)
+
+    def _inspect(self, instance: Pass, run: _Run, context: PassContext) -> None:
+        """Look for what a pass must not leave behind: an invalid graph, a lost shape, a broken promise."""
+        name = f"pass '{instance.name}'"
+        try:
+            verify(run.model)
+        except VerifyError as error:
+            raise _crash("graph", f"{name} left an {error}") from error
+        now = known_values(run.model)
+        problem = lost(run.known, now)
+        if problem is not None:
+            raise _crash("shapes", f"{name} lost a shape: {problem}")
+        problem = contradicted(run.known, now) if instance.lossless else None
+        if problem is not None:
+            self._judge(instance, run, context, problem)
+        run.known = now
+        promised = [cls for cls in instance.preserves if run.analyses.cached(cls)]
+        wrong = run.analyses.wrong(promised)
+        if wrong is not None:
+            raise _crash(
+                "analysis", f"{name} says that it preserves analysis '{wrong.name}', but it does not"
+            )
+
+    def _judge(self, instance: Pass, run: _Run, context: PassContext, problem: str) -> None:
+        """A shape is another one: is the rewrite wrong, or what was declared? Let the reference say."""
+        line = f"pass '{instance.name}' changed a shape: {problem}"
+        before = self._replayed(len(run.records), run)
+        try:
+            same = before is not None and check_equivalent(before, run.model).passed
+        except GraphwrightError as error:
+            raise _crash("shapes", f"{line} ({error})") from error
+        if not same:
+            raise _crash("shapes", line)
+        context.note(f"{problem}; the outputs are the same, so the shape declared before was wrong")
+
+    def _check(self, instance: Pass, run: _Run, record: PassRecord) -> None:
+        assert run.expected is not None
+        try:
+            record.check = run.expected.compare(run.model)
+        except GraphwrightError as error:
+            raise _crash(
+                "numbers", f"pass '{instance.name}' left a model that does not run: {error}"
+            ) from error
+        if instance.lossless and not record.check.passed:
+            line = f"pass '{instance.name}' is lossless but changed the outputs: {record.check}"
+            raise _crash("numbers", line)
+        run.expected = None
+
+    def _expectation(self, model: ir.Model) -> Expectation:
+        progress = self._context.progress
+        return Expectation(model, inputs=self.check_inputs, seed=self._context.seed, progress=progress)
+
+    def _failed(self, crash: PassCrash, instance: Pass, index: int, run: _Run, seconds: float) -> PassRecord:
+        """Find out what can be found out about a crash; go on without the pass where that was asked for."""
+        found = crash
+        if self._investigate:
+            before = self._replayed(index, run)
+            if before is not None:
+                found = blamed(crash, before, lambda limit: self._trial(instance, before, limit, crash.kind))
+                found.before = before
+        found.index = index
+        if not self._keep_going or found.before is None:
+            raise found from crash.__cause__
+        run.model = clone(found.before)
+        infer_shapes(run.model)
+        run.known = known_values(run.model) if self.verify_each else {}
+        run.analyses = Analyses(run.model)
+        run.expected = None
+        nodes = count_nodes(run.model)
+        return PassRecord(
+            instance.name,
+            pass_text(instance),
+            instance.lossless,
+            seconds,
+            False,
+            nodes,
+            nodes,
+            notes=["it failed and was left out"],
+            error=str(found),
+        )
+
+    def _replayed(self, index: int, run: _Run) -> ir.Model | None:
+        """The model as it was before pass `index`, made once more; None where that does not work."""
+        start, model = run.saved
+        skipped = {i for i, record in enumerate(run.records) if record.error}
+        passes = [p for i, p in enumerate(self.pipeline) if start <= i < index and i not in skipped]
+        try:
+            return self._plain(passes).run(model)[0]
+        except GraphwrightError:
+            return None
+
+    def _trial(self, instance: Pass, before: ir.Model, limit: int | None, kind: str) -> list[Firing] | None:
+        """Run one pass again with at most `limit` rewrites; its rewrites if it fails in the same way."""
+        manager = self._plain([instance], limit)
+        manager.check_each = kind == "numbers"
+        manager.check_inputs = self.check_inputs
+        try:
+            manager.run(before)
+        except PassCrash as crash:
+            return manager.firings if crash.kind == kind else None
+        except GraphwrightError:
+            return None
+        return None
+
+    def _plain(self, passes: list[Pass], limit: int | None = None) -> PassManager:
+        mine = self._context
+        return PassManager(
+            passes,
+            target=mine.target,
+            calibration=mine.calibration,
+            seed=mine.seed,
+            rewrite_limit=limit,
+            investigate=False,
+        )
+
+
+def _crash(kind: str, line: str) -> PassCrash:
+    crash = PassCrash(line)
+    crash.kind = kind
+    return crash
+
+
+def _is_ours(instance: Pass) -> bool:
+    """Whether a pass belongs to this package; of others it is not known that they tell what they change."""
+    return type(instance).__module__.startswith(f"{_PACKAGE}.")
+
+
+def _costs(run: _Run) -> dict[str, Any]:
+    from .analyses_values import Costs
+
+    costs = run.analyses.get(Costs)
+    macs = costs.macs()
+    return {
+        "macs": macs if macs is None or isinstance(macs, int) else str(macs),
+        "bytes_moved": costs.moved(),
+    }
 
 
 @contextlib.contextmanager
