@@ -43,17 +43,20 @@ bench: $(STAMP)
 	mkdir -p $(DEMO_OUT)
 	$(BIN)/graphwright bench --zoo -o $(DEMO_OUT)/bench.md
 
-# Refresh the tables in the README from the last `make demo` and `make bench`.
+# Refresh the tables in README and docs from the last `make demo`, `make bench` and `make bench-simplify`.
 readme: $(STAMP)
 	$(BIN)/python -m graphwright.tools.readme README.md \
 		--table demo=$(DEMO_OUT)/demo.md --table bench=$(DEMO_OUT)/bench.md
+	test ! -f $(DEMO_OUT)/simplify.md || $(BIN)/python -m graphwright.tools.readme \
+		docs/simplify-benchmark.md --table simplify=$(DEMO_OUT)/simplify.md
 
 # The rivals may want another onnx than we do; they get an environment of their own.
 bench-simplify: $(STAMP)
 	@test -x $(VENV)-rivals/bin/onnxsim || { \
 		"$(PYTHON)" -m venv $(VENV)-rivals && \
 		$(VENV)-rivals/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,rivals]'; }
-	$(VENV)-rivals/bin/python -m graphwright.tools.simplify_bench
+	mkdir -p $(DEMO_OUT)
+	$(VENV)-rivals/bin/graphwright bench --simplify --models $(DEMO_OUT)/models -o $(DEMO_OUT)/simplify.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

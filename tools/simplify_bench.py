@@ -1,8 +1,8 @@
 """Simplifiers side by side: time, memory, what is left, and whether it still computes the same.
 
-`python -m graphwright.tools.simplify_bench` (or `make bench-simplify`) exports the models, runs every tool on
-every model in a process of its own with its threads pinned, and prints one table and a list of everything
-that crashed, changed outputs or beat us. The rivals are the extra `rivals`; those not installed are named.
+`graphwright bench --simplify` (or `make bench-simplify`, which installs the rivals) exports the models, runs
+every tool on every model in processes of its own with its threads pinned, and prints a table and a list of
+everything that crashed, changed outputs or beat us. Rivals that are not installed are named.
 """
 
 from __future__ import annotations
@@ -12,241 +12,245 @@ import json
 import math
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
-import typer
-
-from ..ir.errors import GraphwrightError
-from .console import print_line, print_table, progress
-from .simplify_models import MODELS, build_model
+from ..ir.errors import ToolError
+from .simplify_models import LARGE, MODELS, build_model, drop_model
 
 OURS = "graphwright"
+FUSED = "graphwright+fuse"
 RIVALS = ("onnxsim", "onnxslim", "onnxscript", "onnxruntime")
-TOLERANCE = 1e-4
-GROWTH = 1.05
-TIMEOUT = 600
+SLOW_SECONDS = 60
+"""A tool that takes longer on a model is run once: the run that also gives its memory."""
+LARGE_SPACE = 8 * 2**30
+"""Free bytes wanted for the model over 2 GB and a result of the same size."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one tool made of one model; `error` says why there is no result, or what is wrong with it."""
+    """What one tool made of one model; `error` says why there is no result, or what is wrong with it.
+
+    Attributes:
+        model: its name in `MODELS`.
+        tool: `OURS`, `FUSED` or one of `RIVALS`.
+        nodes_before: in the file the tool was given.
+        bytes_before: of its constants.
+        wall: median seconds from file to file in a process that has warmed up.
+        fastest: least such seconds.
+        slowest: most such seconds.
+        cpu: median CPU seconds.
+        cold: seconds from the start of a fresh process to its end with the finished file.
+        memory: bytes by which resident memory grew at its peak in the fresh process.
+        runs: measured runs behind the medians.
+        nodes: left in graph and subgraphs.
+        foreign: of them, operators that are not standard.
+        calls: of them, calls of functions that the model holds.
+        constant_bytes: of the result.
+        difference: largest relative difference of outputs over all seeds.
+        error: empty where all is well.
+    """
 
     model: str
     tool: str
     nodes_before: int
     bytes_before: int
     wall: float = math.nan
+    fastest: float = math.nan
+    slowest: float = math.nan
     cpu: float = math.nan
+    cold: float = math.nan
     memory: int = 0
+    runs: int = 0
     nodes: int = 0
+    foreign: int = 0
+    calls: int = 0
     constant_bytes: int = 0
     difference: float = math.nan
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary."""
+        """A JSON-able dictionary; numbers that there are not are null."""
         return {name: None if value != value else value for name, value in vars(self).items()}
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Outcome:
+        """What `to_json` made.
 
-def run_tool(tool: str, name: str, source: Path, *, repeat: int, core: int) -> Outcome:
-    """Simplify `source` with `tool` in a process of its own and look at the result."""
-    nodes, size = _account(source)
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder, "out.onnx")
-        command = [sys.executable, "-m", "graphwright.tools.simplify_worker", tool, str(source), str(target)]
-        try:
-            done = subprocess.run(
-                [*command, str(repeat)],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT,
-            )
-        except subprocess.TimeoutExpired:
-            return Outcome(name, tool, nodes, size, error=f"not done after {TIMEOUT} s")
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            return Outcome(name, tool, nodes, size, error=f"crashes: {last[:160]}")
-        measured = json.loads(done.stdout.splitlines()[-1])
-        found, problem = _difference(source, target)
-        after = _account(target)
-        return Outcome(
-            *(name, tool, nodes, size),
-            wall=statistics.median(measured["wall"]),
-            cpu=statistics.median(measured["cpu"]),
-            memory=measured["peak"] - measured["baseline"],
-            nodes=after[0],
-            constant_bytes=after[1],
-            difference=found,
-            error=problem,
-        )
+        Raises:
+            ToolError: a field is missing or unknown.
+        """
+        if set(data) != {field.name for field in fields(cls)}:
+            raise ToolError("the file of results was written by another version; remove it")
+        values: dict[str, Any] = {name: math.nan if v is None else v for name, v in data.items()}
+        return cls(**values)
 
 
-def _account(path: Path) -> tuple[int, int]:
-    """Nodes in all graphs, constants lifted out of nodes not counted, and bytes of the constants."""
-    import onnx_ir as ir
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
 
-    model = ir.load(path)
-    nodes = size = 0
-    scopes = [*model.graphs(), *model.functions.values()]
-    for graph in scopes:
-        for node in graph:
-            attribute = node.attributes.get("value") if node.op_type == "Constant" else None
-            nodes += node.op_type != "Constant"
-            size += attribute.value.nbytes if attribute is not None else 0
-        if isinstance(graph, ir.Graph):
-            size += sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value)
-    return nodes, size
+    Attributes:
+        repeats: measured runs.
+        core: CPU that every tool is pinned to.
+        timeout: seconds that one run may take.
+    """
 
-
-def _difference(source: Path, target: Path) -> tuple[float, str]:
-    """Largest relative difference of the outputs over three seeds, and what is wrong with the result."""
-    import onnx
-
-    from ..ir.compare import compare
-    from ..ir.inputs import random_inputs
-    from ..ir.load import load
-
-    try:
-        onnx.checker.check_model(str(target))
-    except Exception as error:
-        return math.nan, f"the checker refuses it: {str(error).splitlines()[0][:120]}"
-    original = load(source)
-    worst = 0.0
-    try:
-        sessions = [_session(path) for path in (source, target)]
-        for seed in range(3):
-            feeds = random_inputs(original, seed=seed, dims=_sizes(original))
-            results = [
-                dict(zip((o.name for o in s.get_outputs()), s.run(None, feeds), strict=True))
-                for s in sessions
-            ]
-            worst = max(worst, compare(*results).max_rel)
-    except GraphwrightError as error:
-        return math.nan, f"outputs cannot be compared: {error}"
-    except Exception as error:
-        return math.nan, f"ONNX Runtime refuses it: {str(error).splitlines()[0][:120]}"
-    if not worst <= TOLERANCE:
-        return worst, f"outputs differ by {worst:.2g}"
-    return worst, ""
-
-
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _sizes(model: Any) -> dict[str, int]:
-    from ..ir.symbols import input_symbols
-
-    return dict.fromkeys(input_symbols(model), 3)
-
-
-def findings(outcomes: Sequence[Outcome]) -> list[str]:
-    """Where a rival wins, crashes or changes outputs, and where we miss what we promise; one line each."""
-    lines = [f"{o.model}: {o.tool} {o.error}" for o in outcomes if o.error]
-    for ours in (o for o in outcomes if o.tool == OURS):
-        good = [o for o in outcomes if o.model == ours.model and o.tool != OURS and not o.error]
-        for rival in good:
-            if rival.nodes < ours.nodes:
-                lines.append(f"{ours.model}: {rival.tool} leaves {rival.nodes} nodes, we {ours.nodes}")
-            if rival.wall < ours.wall:
-                lines.append(
-                    f"{ours.model}: {rival.tool} takes {rival.wall * 1e3:.0f} ms, we {ours.wall * 1e3:.0f}"
-                )
-        if ours.constant_bytes > GROWTH * ours.bytes_before + 65536:
-            lines.append(
-                f"{ours.model}: our constants grew from {ours.bytes_before} to {ours.constant_bytes}"
-            )
-    return lines
-
-
-def growth_exponent(outcomes: Sequence[Outcome], tool: str) -> float:
-    """Exponent b of time = a * nodes^b over the synthetic graphs; NaN with fewer than two."""
-    points = [
-        (o.nodes_before, o.wall) for o in outcomes if o.tool == tool and o.model.startswith("synthetic")
-    ]
-    points = [(n, t) for n, t in points if t == t]
-    if len(points) < 2:
-        return math.nan
-    nodes, seconds = np.log(np.array(points)).T
-    return float(np.polyfit(nodes, seconds, 1)[0])
+    repeats: int = 5
+    core: int = 0
+    timeout: float = 600.0
 
 
 def installed() -> list[str]:
-    """Our tool and the rivals that can be imported."""
-    return [OURS, *(tool for tool in RIVALS if importlib.util.find_spec(tool) is not None)]
+    """Our tools and the rivals that can be imported."""
+    from ..passes.registry import PRESETS
+
+    ours = [OURS, FUSED] if "fuse" in PRESETS else [OURS]
+    return [*ours, *(tool for tool in RIVALS if importlib.util.find_spec(tool) is not None)]
 
 
-def main(
-    only: Annotated[str, typer.Option(help="Models whose name this regular expression matches.")] = "",
-    tools: Annotated[str, typer.Option(help="Comma-separated tools; all installed by default.")] = "",
-    repeat: Annotated[int, typer.Option(help="Measured runs; medians are printed.")] = 5,
-    core: Annotated[int, typer.Option(help="CPU that every tool is pinned to.")] = 0,
-    models: Annotated[Path | None, typer.Option(help="Folder in which exported models are kept.")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write all numbers here too.")] = None,
-) -> None:
-    """Compare simplifiers on the models of the zoo."""
-    chosen = [name for name in tools.split(",") if name] or installed()
+def run_benchmark(
+    *,
+    only: str = "",
+    tools: Sequence[str] = (),
+    settings: Settings = Settings(),
+    models: Path | None = None,
+    results: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Outcome]:
+    """Run the tools on the models whose name `only` matches.
+
+    Args:
+        only: regular expression.
+        tools: names; all that are installed where empty.
+        settings: how to measure.
+        models: folder in which exported models are kept; a temporary one where None. The model over 2 GB is
+            removed again in either case.
+        results: file of outcomes; those in it are not measured again, and new ones are added one by one.
+        say: called with what is going on.
+
+    Raises:
+        ToolError: an unknown tool, no model of that name, or a file of results that cannot be read.
+    """
+    chosen = list(tools) or installed()
+    for tool in chosen:
+        if tool not in installed():
+            known = tool in (OURS, FUSED, *RIVALS)
+            raise ToolError(f"{tool!r} is not installed" if known else f"there is no simplifier {tool!r}")
     names = [name for name in MODELS if re.search(only, name)]
-    missing = [name for name in RIVALS if name not in installed()]
-    if missing:
-        print_line(f"not installed: {', '.join(missing)} (pip install 'graphwright[rivals]')")
-    outcomes: list[Outcome] = []
+    if not names:
+        raise ToolError(f"no model's name matches {only!r}; there are: {', '.join(MODELS)}")
+    outcomes = _read(results)
     with tempfile.TemporaryDirectory() as scratch:
         folder = models or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        with progress("simplifiers") as say:
-            for name in names:
-                say(f"building {name}")
-                source = build_model(name, folder)
-                for tool in chosen:
-                    say(f"{name} with {tool}")
-                    outcomes.append(run_tool(tool, name, source, repeat=repeat, core=core))
-    report(outcomes, chosen)
-    if json_out is not None:
-        json_out.write_text(json.dumps([outcome.to_json() for outcome in outcomes], indent=1))
+        for name in names:
+            missing = [t for t in chosen if not any((o.model, o.tool) == (name, t) for o in outcomes)]
+            if not missing:
+                continue
+            if name == LARGE and shutil.disk_usage(folder).free < LARGE_SPACE:
+                say(f"skipping {name}: it wants {LARGE_SPACE / 2**30:.0f} GiB of free disk")
+                continue
+            say(f"building {name}")
+            source = build_model(name, folder)
+            for tool in missing:
+                say(f"{name} with {tool}")
+                outcomes.append(run_tool(tool, name, source, settings, scratch=folder))
+                _write(results, outcomes)
+            if name == LARGE:
+                drop_model(source)
+    return [o for name in names for tool in chosen for o in outcomes if (o.model, o.tool) == (name, tool)]
 
 
-def report(outcomes: Sequence[Outcome], tools: Sequence[str]) -> None:
-    """Print the table, the sums over the models on which all tools succeed, and the findings."""
-    rows = [
-        [
-            o.model,
-            o.tool,
-            f"{o.nodes_before} -> {o.nodes or '-'}",
-            f"{o.wall * 1e3:.1f}",
-            f"{o.cpu * 1e3:.1f}",
-            f"{o.memory / 2**20:.0f}",
-            f"{o.constant_bytes / max(o.bytes_before, 1):.2f}",
-            f"{o.difference:.1g}" if o.difference == o.difference else "-",
-        ]
-        for o in outcomes
-    ]
-    head = ["model", "tool", "nodes", "wall ms", "CPU ms", "memory MiB", "constants", "difference"]
-    print_table("simplifiers", head, rows, left=2)
-    failed = {o.model for o in outcomes if o.wall != o.wall}
-    for tool in tools:
-        total = sum(o.wall for o in outcomes if o.tool == tool and o.model not in failed)
-        exponent = growth_exponent(outcomes, tool)
-        grows = f", growth exponent {exponent:.2f}" if exponent == exponent else ""
-        print_line(f"{tool}: {total * 1e3:.0f} ms on the models that every tool takes{grows}")
-    for line in findings(outcomes):
-        print_line(line)
+def _read(path: Path | None) -> list[Outcome]:
+    if path is None or not path.exists():
+        return []
+    try:
+        return [Outcome.from_json(each) for each in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise ToolError(f"'{path}' holds no results of this benchmark: {error}") from error
 
 
-if __name__ == "__main__":
-    typer.run(main)
+def _write(path: Path | None, outcomes: Sequence[Outcome]) -> None:
+    if path is None:
+        return
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps([outcome.to_json() for outcome in outcomes], indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+class _Failed(ToolError):
+    """A process gave no result; the text says why."""
+
+
+def run_tool(
+    tool: str, name: str, source: Path, settings: Settings, *, scratch: Path | None = None
+) -> Outcome:
+    """Simplify `source` with `tool` in processes of its own and look at the result.
+
+    A fresh process runs it once (`cold`, `memory`), a second one warms up and runs it `repeats` times.
+    """
+    before = _process(["simplify_judge", str(source)], settings, settings.timeout)
+    known = Outcome(name, tool, before["nodes"], before["constant_bytes"])
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        target = str(Path(folder, "out.onnx"))
+        command = ["simplify_worker", tool, str(source), target]
+        try:
+            start = time.perf_counter()
+            first = _process([*command, "0", "1"], settings, settings.timeout)
+            cold = time.perf_counter() - start
+            again = first
+            if cold <= SLOW_SECONDS:
+                limit = settings.timeout + SLOW_SECONDS * settings.repeats
+                again = _process([*command, "1", str(settings.repeats)], settings, limit)
+            result = _process(["simplify_judge", str(source), target], settings, settings.timeout)
+        except _Failed as error:
+            return replace(known, error=str(error))
+    return replace(
+        known,
+        wall=statistics.median(again["wall"]),
+        fastest=min(again["wall"]),
+        slowest=max(again["wall"]),
+        cpu=statistics.median(again["cpu"]),
+        runs=len(again["wall"]),
+        cold=cold,
+        memory=first["memory"],
+        **result,
+    )
+
+
+def _process(arguments: list[str], settings: Settings, timeout: float) -> dict[str, Any]:
+    """What a module of ours prints as JSON, run on one pinned core.
+
+    Raises:
+        _Failed: it exceeds `timeout` or dies; the text is the last line that it wrote.
+    """
+    module, *rest = arguments
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", f"graphwright.tools.{module}", *rest],
+            env={**os.environ, **threads},
+            preexec_fn=lambda: os.sched_setaffinity(0, {settings.core}),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        raise _Failed(f"not done after {timeout:.0f} s") from None
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        reason = (
+            f"killed by signal {-done.returncode}" if done.returncode < 0 else (lines or ["no reason"])[-1]
+        )
+        raise _Failed(f"crashes: {reason[:160]}")
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,39 +1,43 @@
 """One simplifier on one model, file to file, in a process of its own; prints one line of JSON.
 
-Run by `graphwright.tools.simplify_bench`: `python -m graphwright.tools.simplify_worker TOOL IN OUT REPEAT`.
+Run by `graphwright.tools.simplify_bench`:
+`python -m graphwright.tools.simplify_worker TOOL IN OUT WARM REPEAT`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 Run = Callable[[str, str], None]
 
 
-PIPELINE = "simplify,fold-batch-norm"
-"""What we are measured with: the rivals fold batch norms too."""
+PIPELINES = {
+    "graphwright": "simplify,fold-batch-norm",
+    "graphwright+fuse": "simplify,fold-batch-norm,fuse",
+}
+"""What we are measured with: the rivals fold batch norms too, and ONNX Runtime and onnxscript fuse layers."""
 
 
-def _graphwright() -> Run:
+def _graphwright(tool: str) -> Run:
     from ..ir.load import load
     from ..ir.save import save
     from ..passes.optimize import optimize
 
-    return lambda source, target: save(optimize(load(source), PIPELINE).model, target)
+    return lambda source, target: save(optimize(load(source), PIPELINES[tool]).model, target)
 
 
 def _onnxsim() -> Run:
-    import onnx
     import onnxsim
 
     def run(source: str, target: str) -> None:
-        simplified, _ = onnxsim.simplify(onnx.load(source))
-        onnx.save(simplified, target)
+        onnxsim.simplify(source, output_path=target)
 
     return run
 
@@ -41,7 +45,10 @@ def _onnxsim() -> Run:
 def _onnxslim() -> Run:
     import onnxslim
 
-    return lambda source, target: onnxslim.slim(source, target)
+    def run(source: str, target: str) -> None:
+        onnxslim.slim(source, target, save_as_external_data=_has_external_data(source))
+
+    return run
 
 
 def _onnxscript() -> Run:
@@ -51,7 +58,8 @@ def _onnxscript() -> Run:
     def run(source: str, target: str) -> None:
         model = ir.load(source)
         onnxscript.optimizer.optimize_ir(model)
-        ir.save(model, target)
+        data = f"{Path(target).name}.data" if _has_external_data(source) else None
+        ir.save(model, target, external_data=data)
 
     return run
 
@@ -65,13 +73,21 @@ def _onnxruntime() -> Run:
         options.optimized_model_filepath = target
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        if _has_external_data(source):
+            prefix = "session.optimized_model_external_initializers"
+            options.add_session_config_entry(f"{prefix}_file_name", f"{Path(target).name}.data")
+            options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     return run
 
 
+def _has_external_data(source: str) -> bool:
+    return Path(f"{source}.data").exists()
+
+
 TOOLS: dict[str, Callable[[], Run]] = {
-    "graphwright": _graphwright,
+    **{tool: lambda tool=tool: _graphwright(tool) for tool in PIPELINES},  # type: ignore[misc]
     "onnxsim": _onnxsim,
     "onnxslim": _onnxslim,
     "onnxscript": _onnxscript,
@@ -79,28 +95,44 @@ TOOLS: dict[str, Callable[[], Run]] = {
 }
 
 
-def main(tool: str, source: str, target: str, repeat: int) -> dict[str, object]:
-    """Run `tool` once to warm up and `repeat` times measured.
+def main(tool: str, source: str, target: str, warm: int, repeat: int) -> dict[str, object]:
+    """Run `tool` `warm` times to warm up and `repeat` times measured.
 
     Returns:
-        Lists of wall and CPU seconds, the peak of resident memory in bytes, and that before the first run.
+        Lists of wall and CPU seconds, and by how many bytes resident memory grew at its peak over what the
+        imported tool held (0 where the system does not tell).
     """
     run = TOOLS[tool]()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    _forget_peak()
+    before = _status("VmRSS")
     wall, cpu = [], []
-    for count in range(repeat + 1):
+    for count in range(warm + repeat):
         start, start_cpu = time.perf_counter(), time.process_time()
         run(source, target)
-        if count or not repeat:
+        if count >= warm:
             wall.append(time.perf_counter() - start)
             cpu.append(time.process_time() - start_cpu)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"wall": wall, "cpu": cpu, "peak": peak, "baseline": before}
+    return {"wall": wall, "cpu": cpu, "memory": max(_status("VmHWM") - before, 0)}
+
+
+def _forget_peak() -> None:
+    # The peak that getrusage reports is inherited from the parent process; this one is our own.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status(key: str) -> int:
+    """A size in bytes out of /proc/self/status; elsewhere the largest resident set ever."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 if __name__ == "__main__":
     # What a tool prints must not be taken for the result.
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    result = main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    result = main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
     print(json.dumps(result), file=channel, flush=True)

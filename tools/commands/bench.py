@@ -1,4 +1,4 @@
-"""`graphwright bench MODEL|DIR`: latency beside ONNX Runtime's, in one run."""
+"""`graphwright bench MODEL|DIR`: latency beside ONNX Runtime's, in one run; or simplifiers side by side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...ir.errors import ToolError
-from ..console import print_json, progress
+from ..console import print_json, print_line, progress
 from ..options import (
     DimOption,
     JsonOption,
@@ -31,20 +31,32 @@ def bench(
     zoo: Annotated[
         bool, typer.Option("--zoo", help="Measure every model of the zoo instead, and print the tables.")
     ] = False,
+    simplify: Annotated[
+        bool,
+        typer.Option("--simplify", help="Compare simplifiers instead: time, memory, nodes left, equality."),
+    ] = False,
     only: Annotated[
         str | None,
-        typer.Option("--only", metavar="REGEX", help="Models of the zoo to measure.", show_default=False),
+        typer.Option(
+            "--only", metavar="REGEX", help="Models of --zoo or --simplify to measure.", show_default=False
+        ),
     ] = None,
     against: Annotated[
-        str, typer.Option("--against", help="Rivals, separated by commas; onnxruntime.")
-    ] = "onnxruntime",
+        str | None,
+        typer.Option(
+            "--against",
+            help="Rivals, separated by commas: onnxruntime; with --simplify those that are installed of "
+            "onnxsim, onnxslim, onnxscript, onnxruntime.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[str, typer.Option("--threads", help="Thread counts, separated by commas.")] = "1,2",
     repeats: Annotated[
         int | None,
         typer.Option(
             "--repeats",
             min=1,
-            help="Runs to time; as many as fit into --seconds if not given.",
+            help="Runs to time; as many as fit into --seconds if not given, 5 with --simplify.",
             show_default=False,
         ),
     ] = None,
@@ -52,9 +64,34 @@ def bench(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FILE.md", help="Also write the zoo's table.", show_default=False
+            "-o",
+            "--output",
+            metavar="FILE.md",
+            help="Also write the tables of --zoo or --simplify.",
+            show_default=False,
         ),
     ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            "--models",
+            metavar="DIR",
+            help="Keep the exported models of --simplify here.",
+            show_default=False,
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--results",
+            metavar="FILE.json",
+            help="Keep the results of --simplify here; what is in it is not measured again.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds that one run of --simplify may take.")
+    ] = 600.0,
     target: Annotated[str, typer.Option("--target", "-t", help="Device, for a MODEL.")] = "x86",
     pipeline: PipelineOption = None,
     dim: DimOption = None,
@@ -66,10 +103,16 @@ def bench(
     Rivals run the artifact's optimized graph with their own optimizations on; a MODEL that is not compiled
     yet is compiled first, and rivals run it as it is.
     """
+    if simplify:
+        if model is not None or zoo:
+            raise ToolError("give one of: a model, --zoo, --simplify")
+        names = None if against is None else _names(against)
+        _compare_simplifiers(only, names, repeats, timeout, models, results, as_json, output)
+        return
     load_plugins(plugin)
     text = pipeline_text(pipeline, None)
     counts = parse_threads(threads)
-    rivals = [name.strip() for name in against.split(",") if name.strip()]
+    rivals = _names("onnxruntime" if against is None else against)
     unknown = [name for name in rivals if name not in RIVALS]
     if unknown:
         raise ToolError(f"--against knows {', '.join(RIVALS)}, not {unknown[0]!r}")
@@ -81,7 +124,7 @@ def bench(
         benchmark.run_zoo(only=only, threads=counts, seconds=seconds, as_json=as_json, output=output)
         return
     if model is None:
-        raise ToolError("say what to measure: a model, a folder that `compile` wrote, or --zoo")
+        raise ToolError("say what to measure: a model, a folder that `compile` wrote, --zoo or --simplify")
     with progress(f"preparing {model}", quiet=as_json) as say:
         if Path(model).is_dir():
             contenders = benchmark.from_artifact(Path(model), rivals)
@@ -94,3 +137,42 @@ def bench(
         print_json({"model": model, "results": [row.to_json() for row in rows]})
         return
     benchmark.print_rows(model, rows)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _compare_simplifiers(
+    only: str | None,
+    rivals: list[str] | None,
+    repeats: int | None,
+    timeout: float,
+    models: Path | None,
+    results: Path | None,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    from .. import simplify_bench, simplify_report
+
+    present = simplify_bench.installed()
+    ours = [name for name in present if name not in simplify_bench.RIVALS]
+    absent = [name for name in simplify_bench.RIVALS if name not in present]
+    if absent and rivals is None and not as_json:
+        print_line(f"not installed: {', '.join(absent)} (`make bench-simplify` installs them)")
+    settings = simplify_bench.Settings(repeats=repeats or 5, timeout=timeout)
+    with progress("simplifiers", quiet=as_json) as say:
+        outcomes = simplify_bench.run_benchmark(
+            only=only or "",
+            tools=present if rivals is None else [*ours, *rivals],
+            settings=settings,
+            models=models,
+            results=results,
+            say=say,
+        )
+    if output is not None:
+        output.write_text(simplify_report.markdown(outcomes), encoding="utf-8")
+    if as_json:
+        print_json([outcome.to_json() for outcome in outcomes])
+        return
+    simplify_report.print_report(outcomes)

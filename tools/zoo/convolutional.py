@@ -54,6 +54,14 @@ def build_resnet(
     block: str, depths: Sequence[int], *, width: int = 64, image: int = 224, classes: int = 1000
 ) -> TorchModel:
     """A ResNet of `basic` or `bottleneck` blocks, `depths[i]` in stage i; input [1, 3, image, image]."""
+    body = build_resnet_body(block, depths, width)
+    channels = width * 2 ** (len(depths) - 1) * (1 if block == "basic" else 4)
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+    return _finish(nn.Sequential(*body, *head), image)
+
+
+def build_resnet_body(block: str, depths: Sequence[int], width: int) -> nn.Sequential:
+    """A ResNet's stem and stages, without pooling and head."""
     make, expansion = (_basic, 1) if block == "basic" else (_bottleneck, 4)
     layers = [*conv_norm(3, width, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
     channels = width
@@ -62,8 +70,7 @@ def build_resnet(
             stage_width = width * 2**stage
             layers.append(make(channels, stage_width, 2 if stage > 0 and index == 0 else 1))
             channels = stage_width * expansion
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
-    return _finish(nn.Sequential(*layers), image)
+    return nn.Sequential(*layers)
 
 
 class InvertedResidual(nn.Module):

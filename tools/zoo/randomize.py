@@ -28,7 +28,9 @@ def randomize(module: nn.Module, example: tuple[torch.Tensor, ...], *, seed: int
             norm.train()
             norm.momentum = 1.0
         noise = tuple(
-            torch.randn((4, *x.shape[1:]), generator=generator) if x.is_floating_point() else x
+            torch.randn((4, *x.shape[1:]), generator=generator)
+            if x.is_floating_point()
+            else x[:1].expand(4, *x.shape[1:])
             for x in example
         )
         if norms:
@@ -36,6 +38,14 @@ def randomize(module: nn.Module, example: tuple[torch.Tensor, ...], *, seed: int
         for norm in norms:
             _perturb_statistics(norm, generator)
     return module.eval().requires_grad_(False)
+
+
+def finished(
+    module: nn.Module, *shape: int, more: tuple[torch.Tensor, ...] = ()
+) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """A randomized module and its example inputs: seeded normal noise of `shape`, then `more`."""
+    example = (torch.randn(*shape, generator=torch.Generator().manual_seed(1)), *more)
+    return randomize(module, example), example
 
 
 def _randomize_parameters(child: nn.Module, generator: torch.Generator) -> None:

@@ -6,14 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .randomize import randomize
+from .randomize import finished
 
 TorchModel = tuple[nn.Module, tuple[Tensor, ...]]
-
-
-def _finished(module: nn.Module, *shape: int) -> TorchModel:
-    example = (torch.randn(*shape, generator=torch.Generator().manual_seed(1)),)
-    return randomize(module, example), example
 
 
 class WindowAttention(nn.Module):
@@ -128,7 +123,7 @@ def build_swin(
     classes: int = 10,
 ) -> TorchModel:
     """A Swin transformer; input [1, 3, image, image], output [1, classes]."""
-    return _finished(Swin(image, width, depths, size, classes), 1, 3, image, image)
+    return finished(Swin(image, width, depths, size, classes), 1, 3, image, image)
 
 
 class MixerBlock(nn.Module):
@@ -164,7 +159,7 @@ def build_mixer(
     *, image: int = 64, patch: int = 8, width: int = 64, depth: int = 8, classes: int = 10
 ) -> TorchModel:
     """An MLP-Mixer; input [1, 3, image, image], output [1, classes]."""
-    return _finished(Mixer(image, patch, width, depth, classes), 1, 3, image, image)
+    return finished(Mixer(image, patch, width, depth, classes), 1, 3, image, image)
 
 
 class ChannelsFirstNorm(nn.Module):
@@ -199,13 +194,17 @@ class ConvNeXtBlock(nn.Module):
 
 
 def build_convnext(
-    *, image: int = 64, widths: tuple[int, ...] = (24, 48, 96), depth: int = 3, classes: int = 10
+    *,
+    image: int = 64,
+    widths: tuple[int, ...] = (24, 48, 96),
+    depths: tuple[int, ...] = (3, 3, 3),
+    classes: int = 10,
 ) -> TorchModel:
     """A ConvNeXt; input [1, 3, image, image], output [1, classes]."""
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 4), ChannelsFirstNorm(widths[0])]
     for stage, width in enumerate(widths):
         if stage:
             layers += [ChannelsFirstNorm(widths[stage - 1]), nn.Conv2d(widths[stage - 1], width, 2, 2)]
-        layers += [ConvNeXtBlock(width) for _ in range(depth)]
+        layers += [ConvNeXtBlock(width) for _ in range(depths[stage])]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(widths[-1]), nn.Linear(widths[-1], classes)]
-    return _finished(nn.Sequential(*layers, *head), 1, 3, image, image)
+    return finished(nn.Sequential(*layers, *head), 1, 3, image, image)
