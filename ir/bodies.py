@@ -45,6 +45,13 @@ def nodes_of(graph: ir.Graph) -> Iterator[ir.Node]:
                 break
 
 
+def nodes_at(node: ir.Node) -> Iterator[ir.Node]:
+    """Yield a node and those of its bodies."""
+    yield node
+    for body in bodies_of(node):
+        yield from nodes_of(body)
+
+
 def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the main graph, those of functions (`Model.graphs` leaves them out), and every body inside."""
     for root in (model.graph, *(function.graph for function in model.functions.values())):

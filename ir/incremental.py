@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from .errors import ShapeError
-from .shapes import _SCRATCH_KEY, _check, _engine, _reason, infer_shapes
+from .shapes import _check, _engine, _reason, infer_shapes
 from .verify_nodes import describe
 
 _GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -43,14 +43,12 @@ def infer_changed(model: ir.Model, nodes: Iterable[ir.Node]) -> bool:
 def _propagate(model: ir.Model, pending: dict[ir.Node, None]) -> bool:
     """Infer `pending` and, as long as shapes change, their readers; False where that is not enough."""
     engine = _engine()
-    context = engine.Context(model.opset_imports)
-    visited: dict[ir.Node, None] = {}
+    context = engine.Context(model.opset_imports, calls=False)
     budget = _VISITS_PER_NODE * len(pending) + 10_000
     try:
         while pending:
             node = next(iter(pending))
             del pending[node]
-            visited[node] = None
             budget -= 1
             if budget < 0 or any(a.type in _GRAPH_TYPES for a in node.attributes.data.values()):
                 return False
@@ -63,12 +61,7 @@ def _propagate(model: ir.Model, pending: dict[ir.Node, None]) -> bool:
                 pending.update(dict.fromkeys(value.consumers()))
             _check(node)
     finally:
-        for node in visited:
-            for each in (*node.inputs, *node.outputs):
-                if each is not None:
-                    each.metadata_props.pop(_SCRATCH_KEY, None)
-        for value in context.constants:
-            value.const_value = None
+        context.clear()
     return True
 
 

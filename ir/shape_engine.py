@@ -6,32 +6,51 @@ public function, which offers no place for a policy of one's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import onnx_ir as ir
 import onnx_shape_inference as osi
 from onnx_shape_inference import _constraints
 from onnx_shape_inference import _engine as _library
 
-from . import shape_rules
-from .bodies import nodes_of
+from . import shape_memo, shape_rules
+from .bodies import nodes_at
 from .errors import ShapeError
+from .shape_checks import contradiction
 from .symbols import symbols_of, values_of
 
 shape_rules.install()
+
+# Before this opset, operators had attributes that say along which axis to broadcast.
+_SIMPLE_SINCE = 7
+_COUNTABLE = frozenset(
+    dtype
+    for dtype in ir.DataType
+    if dtype == ir.DataType.BOOL or (dtype.is_integer() and dtype.bitwidth >= 8)
+)
 
 
 class Context(osi.ShapeInferenceContext):
     """Fresh knowledge wins, dimension by dimension; a written dimension stands where inference has none.
 
+    Args:
+        opset_imports: opset versions by domain.
+        calls: whether functions are called, into which the library carries elements as metadata.
+
     Attributes:
         constants: values that were given a `const_value` for the length of this run.
+        described: values whose elements were noted in their metadata.
     """
 
-    def __init__(self, opset_imports: Mapping[str, int], **options: Any):
+    def __init__(self, opset_imports: Mapping[str, int], *, calls: bool = True, **options: Any):
         super().__init__(opset_imports, policy="override", **options)
         self.constants: list[ir.Value] = []
+        self.described: list[ir.Value] = []
+        self._calls = calls
+        self._stored: dict[ir.Value, list[int] | None] = {}
 
     def create_child(
         self, opset_imports: Mapping[str, int] | None = None, *, resolved_attrs: Any = None
@@ -43,6 +62,7 @@ class Context(osi.ShapeInferenceContext):
             allocator=self._allocator,
         )
         child.constants = self.constants
+        child.described = self.described
         return child
 
     def name_anonymous_dims_in_shape(self, shape: ir.Shape) -> ir.Shape:
@@ -83,32 +103,126 @@ class Context(osi.ShapeInferenceContext):
         return any(self.is_generated_symbol(name) for name in dim.free_symbols())
 
     def set_symbolic_value(self, value: ir.Value, data: list[int | ir.SymbolicDim]) -> None:
-        """Note the contents of a small integer tensor; remembers if the library made a constant of it."""
-        was_unknown = value.const_value is None
-        super().set_symbolic_value(value, data)
-        if was_unknown and value.const_value is not None:
-            self.constants.append(value)
+        """Note the contents of a small integer tensor; where they are numbers, as a constant too."""
+        self._symbolic_values[value] = data
+        if self._calls:
+            self.describe(value)
+        shape = value.shape
+        if shape is None or len(shape) > 1 or value.const_value is not None:
+            return
+        if not all(type(element) is int for element in data) or (len(shape) == 0 and not data):
+            return
+        dtype = value.dtype or ir.DataType.INT64
+        array = np.array(data if len(shape) else data[0], dtype.numpy())
+        # Past the setter, whose protocol check costs more than all the rest.
+        value._const_value = ir.Tensor(array, dtype, name=value.name)
+        self.constants.append(value)
+
+    def describe(self, value: ir.Value) -> None:
+        """Note known elements where the library looks for them when it expands a function."""
+        known = self._symbolic_values.get(value)
+        if known is not None:
+            texts = [element if isinstance(element, int) else str(element) for element in known]
+            value.metadata_props[osi.SYM_DATA_KEY] = json.dumps(texts)
+            self.described.append(value)
+
+    def noted(self, value: ir.Value) -> list[int | ir.SymbolicDim] | None:
+        """What a rule said about the elements of `value` in this run."""
+        return self._symbolic_values.get(value)
+
+    def elements_of(self, value: ir.Value) -> list[Any] | None:
+        """Known elements of a small tensor of integers or truth values, constants included."""
+        noted = self._symbolic_values.get(value)
+        if noted is not None:
+            return noted
+        if value not in self._stored:
+            tensor = ir.convenience.get_const_tensor(value)
+            known = tensor is not None and tensor.dtype in _COUNTABLE
+            self._stored[value] = (
+                tensor.numpy().reshape(-1).tolist() if known and tensor is not None else None
+            )
+        return self._stored[value]
+
+    def clear(self) -> None:
+        """Take back what was noted on values: it would go stale, and be written to files."""
+        for value in self.described:
+            value.metadata_props.pop(osi.SYM_DATA_KEY, None)
+        for value in self.constants:
+            value.const_value = None
 
 
-def run(context: Context, model: ir.Model) -> None:
+def infer(context: Context, node: ir.Node) -> bool:
+    """Infer a node that was met before, or whose shapes are all fixed, without the library's engine.
+
+    Returns:
+        True if that was possible; the node was then checked for contradictions as well.
+    """
+    key = shape_memo.key_of(node, context)
+    if key is None:
+        return False
+    if shape_memo.recall(key, node, context):
+        return True
+    found = osi.registry.get("", node.op_type, version=context.get_opset_version(""))
+    if found is None:
+        return False
+    found(context, node)
+    if contradiction(node) is not None:
+        return False
+    shape_memo.remember(key, node, context)
+    return True
+
+
+class _Piece:
+    """One node as a graph of its own, for the library's engine."""
+
+    initializers: ClassVar[dict[str, ir.Value]] = {}
+    inputs: ClassVar[tuple[ir.Value, ...]] = ()
+
+    def __init__(self, node: ir.Node):
+        self._node = node
+
+    def __iter__(self) -> Iterator[ir.Node]:
+        yield self._node
+
+
+def run(context: Context, model: ir.Model) -> list[ir.Node]:
     """Infer the whole of `model` in place.
+
+    Returns:
+        Nodes of the main graph that have not been checked for contradictions.
 
     Raises:
         ShapeError: a rule found a contradiction.
     """
     osi.registry.collect()
     context.reserve_symbol_names(symbols_of(values_of(model)))
+    options: dict[str, Any] = {
+        "warn_on_missing": False,
+        "model_functions": model.functions,
+        "inference_cache": {},
+        "op_function_cache": {},
+    }
+    simple = model.opset_imports.get("", 0) >= _SIMPLE_SINCE
+    unchecked: list[ir.Node] = []
     try:
-        _library._process_graph(
-            context,
-            model.graph,
-            warn_on_missing=False,
-            model_functions=model.functions,
-            inference_cache={},
-            op_function_cache={},
-        )
-        _record_reshapes(context, model)
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and value.shape != tensor.shape:
+                value.shape = cast(ir.Shape, tensor.shape)
+        for value in model.graph.inputs:
+            context.name_anonymous_dims(value)
+        for node in model.graph:
+            if simple and infer(context, node):
+                continue
+            unchecked.append(node)
+            if rule(node, model.opset_imports) is None:
+                for operand in node.inputs:
+                    if operand is not None:
+                        context.describe(operand)
+            _library._process_graph(context, cast(ir.Graph, _Piece(node)), **options)
+        _record_reshapes(context, unchecked)
         _constraints.propagate_symbolic_constraints(context, model.graph)
+        return unchecked
     except osi.ShapeInferenceError as error:
         detail = f": {error.__cause__}" if error.__cause__ is not None else ""
         raise ShapeError(f"node '{error.node_name}' ({error.op_type}): {error.message}{detail}") from error
@@ -118,10 +232,10 @@ def run(context: Context, model: ir.Model) -> None:
         raise ShapeError(f"shapes cannot be inferred: {error}; `verify` tells what is wrong") from error
 
 
-def _record_reshapes(context: Context, model: ir.Model) -> None:
+def _record_reshapes(context: Context, nodes: list[ir.Node]) -> None:
     """Note that Reshape keeps the number of elements, where that may tell a symbolic dimension."""
     numbers: dict[str, Any] = {}
-    for node in nodes_of(model.graph):
+    for node in (inner for outer in nodes for inner in nodes_at(outer)):
         if node.op_type != "Reshape" or node.domain or not node.inputs or not node.outputs:
             continue
         shapes = [None if value is None else value.shape for value in (node.inputs[0], node.outputs[0])]

@@ -7,12 +7,12 @@ written dimension stands where nothing better is known. Contradictions are error
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir as ir
 
-from .bodies import bodies_of, nodes_of
+from .bodies import bodies_of, nodes_at, nodes_of
 from .errors import ShapeError
 from .shape_checks import contradiction
 from .symbols import free_symbols, input_symbols, name_input_dims, symbol_name, symbols_of, values_of
@@ -39,14 +39,16 @@ def infer_shapes(model: ir.Model) -> list[str]:
         ShapeError: shapes contradict each other; names the node.
     """
     engine = _engine()
-    context = engine.Context(model.opset_imports)
+    context = engine.Context(model.opset_imports, calls=bool(model.functions))
     name_input_dims(model)
     declared = [(value, value.shape) for value in model.graph.outputs]
     try:
-        engine.run(context, model)
+        unchecked = engine.run(context, model)
     finally:
-        _clear_scratch(model, context.constants)
-    return _corrections(declared) + _checked(model, engine)
+        context.clear()
+        if model.functions:
+            _clear_scratch(model)
+    return _corrections(declared) + _checked(model, unchecked, engine)
 
 
 def infer_node(node: ir.Node, opset_imports: Mapping[str, int]) -> bool:
@@ -72,7 +74,7 @@ def infer_node(node: ir.Node, opset_imports: Mapping[str, int]) -> bool:
     except ValueError as error:
         raise ShapeError(f"{describe(node)}: {_reason(error)}") from error
     finally:
-        _clear_values([*node.inputs, *node.outputs], context.constants)
+        context.clear()
     _check(node)
     return all(value.shape is not None for value in node.outputs)
 
@@ -201,11 +203,11 @@ def _corrections(declared: list[tuple[ir.Value, ir.Shape | None]]) -> list[str]:
     return notes
 
 
-def _checked(model: ir.Model, engine: Any) -> list[str]:
-    """Look for contradictions at every node; returns a note for each operator without a rule."""
+def _checked(model: ir.Model, nodes: list[ir.Node], engine: Any) -> list[str]:
+    """Look for contradictions at `nodes` and in their bodies; a note for each operator without a rule."""
     modern = model.opset_imports.get("", 0) >= _MODERN_BROADCASTING
     missing: dict[tuple[str, str], ir.Node] = {}
-    for node in nodes_of(model.graph):
+    for node in (inner for outer in nodes for inner in nodes_at(outer)):
         if modern:
             _check(node)
         if all(value.shape is not None or not value.name for value in node.outputs):
@@ -221,23 +223,13 @@ def _check(node: ir.Node) -> None:
         raise ShapeError(f"{describe(node)}: {problem}")
 
 
-def _clear_scratch(model: ir.Model, constants: list[ir.Value]) -> None:
+def _clear_scratch(model: ir.Model) -> None:
+    """Remove what the library noted on values inside functions and around their calls."""
     for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        _clear_values(graph.inputs, ())
-        for node in nodes_of(graph):
-            _clear_values(node.outputs, ())
-            for body in bodies_of(node):
-                _clear_values(body.inputs, ())
-    _clear_values((), constants)
-
-
-def _clear_values(values: Iterable[ir.Value | None], constants: Iterable[ir.Value]) -> None:
-    """Remove what inference noted on values: it would go stale, and be written to files."""
-    for value in values:
-        if value is not None:
+        values = [*graph.inputs, *(value for node in nodes_of(graph) for value in node.outputs)]
+        values += [value for node in nodes_of(graph) for body in bodies_of(node) for value in body.inputs]
+        for value in values:
             value.metadata_props.pop(_SCRATCH_KEY, None)
-    for value in constants:
-        value.const_value = None
 
 
 def _reason(error: ValueError) -> str:

@@ -1,0 +1,135 @@
+"""Shapes of operators met before: a deep network has few distinct layers.
+
+Where every input has a fixed shape, what an operator makes follows from its type, its attributes, the types
+and shapes of its inputs and the elements of its small integer inputs. What the rule of the operator found for
+one such combination holds for the next node with the same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+_MOST_ELEMENTS = 64
+_MOST_ENTRIES = 1 << 14
+_PLAIN_ATTRIBUTES = frozenset(
+    {
+        ir.AttributeType.INT,
+        ir.AttributeType.INTS,
+        ir.AttributeType.FLOAT,
+        ir.AttributeType.FLOATS,
+        ir.AttributeType.STRING,
+    }
+)
+_FLOATS = frozenset(
+    {
+        ir.DataType.FLOAT,
+        ir.DataType.FLOAT16,
+        ir.DataType.BFLOAT16,
+        ir.DataType.DOUBLE,
+    }  # contents never matter
+)
+# Operators whose shapes depend on the contents of floating-point inputs, on more than their inputs, or on
+# nothing that is a tensor.
+_LEFT_OUT = frozenset(
+    {"Constant", "Resize", "Upsample", "Range", "OneHot", "If", "Loop", "Scan", "SequenceMap", "NonZero"}
+)
+
+Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """Shape and element type of one output, and its elements where they are known."""
+
+    shape: ir.Shape
+    dtype: ir.DataType
+    elements: tuple[int, ...] | None
+
+
+_known: dict[Key, tuple[_Output, ...]] = {}
+
+
+def key_of(node: ir.Node, context: Any) -> Key | None:
+    """What the shapes of the outputs of `node` follow from; None where that cannot be told so simply."""
+    if node.domain or node.op_type in _LEFT_OUT or not node.outputs:
+        return None
+    parts: list[Any] = [node.op_type, context.opset_imports.get(""), len(node.outputs)]
+    for value in node.inputs:
+        if value is None:
+            parts.append(None)
+            continue
+        kind, shape = value.type, value.shape
+        if shape is None or type(kind) is not ir.TensorType:
+            return None
+        dims = shape.dims
+        for dim in dims:
+            if type(dim) is not int:
+                return None
+        dtype = kind.dtype
+        parts.append(dtype)
+        parts.append(dims)
+        if dtype not in _FLOATS and len(dims) < 2:
+            elements = _elements(value, dtype, dims, context)
+            if elements is False:
+                return None
+            parts.append(elements)
+    for name, attribute in node.attributes.data.items():
+        if attribute.type not in _PLAIN_ATTRIBUTES or attribute.ref_attr_name is not None:
+            return None
+        content = attribute.value
+        parts.append(name)
+        parts.append(content if type(content) in (int, float, str, bytes, tuple) else tuple(content))
+    return tuple(parts)
+
+
+def _elements(
+    value: ir.Value, dtype: ir.DataType, dims: tuple[Any, ...], context: Any
+) -> tuple[int, ...] | bool | None:
+    """Known elements of a small tensor, None where they are unknown, False where they are symbolic."""
+    if dims and dims[0] > _MOST_ELEMENTS:
+        # Rules look at long constants too, but hardly ever.
+        return False if value.const_value is not None else None
+    known = context.elements_of(value)
+    if known is None:
+        return None
+    return tuple(known) if all(type(element) is int for element in known) else False
+
+
+def recall(key: Key, node: ir.Node, context: Any) -> bool:
+    """Give the outputs of `node` what is known for `key`; False where nothing is."""
+    found = _known.get(key)
+    if found is None:
+        return False
+    for value, output in zip(node.outputs, found, strict=True):
+        shape = value.shape
+        if shape is None or shape.dims != output.shape.dims:
+            value.shape = output.shape
+        kind = value.type
+        if type(kind) is not ir.TensorType or kind.dtype != output.dtype:
+            value.type = ir.TensorType(output.dtype)
+        if output.elements is not None:
+            context.set_symbolic_value(value, list(output.elements))
+    return True
+
+
+def remember(key: Key, node: ir.Node, context: Any) -> None:
+    """Note what a rule found for `key`, unless it depends on something unknown."""
+    outputs: list[_Output] = []
+    for value in node.outputs:
+        shape, kind = value.shape, value.type
+        if shape is None or type(kind) is not ir.TensorType or not shape.is_static():
+            return
+        elements = context.noted(value)
+        if elements is not None and not all(type(element) is int for element in elements):
+            return
+        outputs.append(
+            _Output(
+                ir.Shape(shape.dims, frozen=True), kind.dtype, None if elements is None else tuple(elements)
+            )
+        )
+    if len(_known) >= _MOST_ENTRIES:
+        _known.clear()
+    _known[key] = tuple(outputs)
