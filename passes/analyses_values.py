@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -42,10 +43,7 @@ class Shapes(Analysis):
         shape = self.of(value)[1]
         if shape is None or not shape.is_static():
             return None
-        count = 1
-        for dim in shape.dims:
-            count *= dim  # type: ignore[operator]
-        return count
+        return math.prod(dim for dim in shape.dims if isinstance(dim, int))
 
     def bytes(self, value: ir.Value) -> int | None:
         """Bytes the value takes in memory, None where a dimension or the type is not known."""

@@ -117,6 +117,7 @@ class PassContext:
         explain: Name of a node of which every attempt of a rule is to be recorded; None for none.
         attempts: What the rules said to the node named by `explain`: (rule, outcome).
         rewrite_limit: The driver stops after this many rewrites; None for no limit. Bisection uses it.
+        measure: Milliseconds that a model takes on the target, measured; None where nothing here can.
         model: The model that the pass runs on.
         analyses: The analyses of that model that are known.
         stopwatch: Where times go, or None where nobody wants them.
@@ -137,6 +138,7 @@ class PassContext:
     rewrite_limit: int | None = None
     explain: str | None = None
     attempts: list[tuple[str, str]] = field(default_factory=list)
+    measure: Callable[[ir.Model], float] | None = None
     model: ir.Model | None = field(default=None, repr=False)
     analyses: Analyses | None = field(default=None, repr=False)
     stopwatch: Stopwatch | None = field(default=None, repr=False)
@@ -154,6 +156,7 @@ class PassContext:
             active,
             rewrite_limit=self.rewrite_limit,
             explain=self.explain,
+            measure=self.measure,
             stopwatch=self.stopwatch,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ from .blame import blamed, raised_by_rewriter
 from .equivalence import Expectation, check_equivalent
 from .pipeline import Pipeline, as_pipeline, pass_text
 from .records import PassRecord
-from .shape_loss import Known, contradicted, known_values, lost
+from .shape_loss import Known, known_values
 from .timings import Stopwatch, Timing
 
 __all__ = ["Observer", "PassManager", "PassRecord", "count_nodes"]
@@ -76,6 +76,7 @@ class PassManager:
         statistics: Record what the model costs after every pass.
         keep_going: Leave out a pass that fails and go on with the model from before it.
         investigate: When a pass fails, search the rule and node at fault and recover the model before it.
+        measure: Milliseconds that a model takes on the target, for passes with a latency budget.
 
     Attributes:
         firings: Every rewrite of the last run, also of one that failed.
@@ -100,6 +101,7 @@ class PassManager:
         statistics: bool = False,
         keep_going: bool = False,
         investigate: bool = True,
+        measure: Callable[[ir.Model], float] | None = None,
     ):
         self.pipeline = as_pipeline(pipeline)
         self.verify_each = verify_each
@@ -113,7 +115,13 @@ class PassManager:
         self._keep_going = keep_going
         self._investigate = investigate
         self._context = PassContext(
-            target, calibration, seed, progress, rewrite_limit=rewrite_limit, explain=explain
+            target,
+            calibration,
+            seed,
+            progress,
+            rewrite_limit=rewrite_limit,
+            explain=explain,
+            measure=measure,
         )
 
     def run(self, model: ir.Model) -> tuple[ir.Model, list[PassRecord]]:
@@ -154,7 +162,7 @@ class PassManager:
                 working = clone(model)
             with stopwatch.timed("infer shapes"):
                 infer_shapes(working)
-        known = known_values(working) if self.verify_each else {}
+        known = known_values(working) if self.verify_each else Known()
         return _Run(working, known, Analyses(working), stopwatch, (0, model))
 
     def _run_one(self, instance: Pass, run: _Run) -> PassRecord:
@@ -234,13 +242,11 @@ class PassManager:
             verify(run.model)
         except VerifyError as error:
             raise _crash("graph", f"{name} left an {error}") from error
-        now = known_values(run.model)
-        problem = lost(run.known, now)
-        if problem is not None:
-            raise _crash("shapes", f"{name} lost a shape: {problem}")
-        problem = contradicted(run.known, now) if instance.lossless else None
-        if problem is not None:
-            self._judge(instance, run, context, problem)
+        now = known_values(run.model, run.known)
+        if now.lost is not None:
+            raise _crash("shapes", f"{name} lost a shape: {now.lost}")
+        if now.other is not None and instance.lossless:
+            self._judge(instance, run, context, now.other)
         run.known = now
         promised = [cls for cls in instance.preserves if run.analyses.cached(cls)]
         wrong = run.analyses.wrong(promised)
@@ -291,7 +297,7 @@ class PassManager:
             raise found from crash.__cause__
         run.model = clone(found.before)
         infer_shapes(run.model)
-        run.known = known_values(run.model) if self.verify_each else {}
+        run.known = known_values(run.model) if self.verify_each else Known()
         run.analyses = Analyses(run.model)
         run.expected = None
         nodes = count_nodes(run.model)
@@ -339,6 +345,7 @@ class PassManager:
             seed=mine.seed,
             rewrite_limit=limit,
             investigate=False,
+            measure=mine.measure,
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ def optimize(
     seed: int = 0,
     progress: Any = None,
     explain: str | None = None,
+    measure: Callable[[ir.Model], float] | None = None,
 ) -> Result:
     """Apply a pipeline to a copy of `model`; `model` itself is not changed.
 
@@ -78,6 +79,7 @@ def optimize(
         seed: Seed for everything random.
         progress: Called with (done, total, text) by long passes.
         explain: Name of a node of which every attempt of a rule is recorded (see `passes.explain`).
+        measure: Milliseconds that a model takes on the target, for passes with a latency budget.
 
     Raises:
         PipelineError: The pipeline text is wrong.
@@ -95,6 +97,7 @@ def optimize(
         seed=seed,
         progress=progress,
         explain=explain,
+        measure=measure,
     )
     optimized, records = manager.run(model)
     return Result(optimized, OptimizeReport(str(manager.pipeline), tuple(records)))

@@ -2,57 +2,63 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from ..ir.bodies import all_graphs
 
-Known = dict[ir.Value, tuple[str, ir.DataType | None, ir.Shape | None]]
+Signature = tuple[ir.TypeProtocol | None, ir.Shape | None]
 
 
-def known_values(model: ir.Model) -> Known:
-    """Name, element type and shape of everything that nodes make, in all graphs."""
-    return {
-        value: (value.name or "", value.dtype, value.shape)
-        for graph in all_graphs(model)
-        for node in graph
-        for value in node.outputs
-    }
+@dataclass
+class Known:
+    """What is known about the values of a model.
+
+    Attributes:
+        values: Type and shape of everything that nodes make, in all graphs.
+        outputs: The same of the model's outputs by name, which another value may have taken over.
+        lost: Which value that was known before has no type or no shape any more; None where all have.
+        other: Which value is of another type or shape than before; None where none is.
+    """
+
+    values: dict[ir.Value, Signature] = field(default_factory=dict)
+    outputs: dict[str, Signature] = field(default_factory=dict)
+    lost: str | None = None
+    other: str | None = None
 
 
-def lost(before: Known, after: Known) -> str | None:
-    """Return what is known no more about a value that is still there, or None."""
-    for value, now, was in _survivors(before, after):
-        if was[2] is not None and now[2] is None:
-            return f"{_made(value)} has no shape any more; it was {was[2]}"
-        if was[1] is not None and now[1] is None:
-            return f"{_made(value)} has no type any more; it was {was[1].name}"
-    return None
+def known_values(model: ir.Model, before: Known | None = None) -> Known:
+    """Write down what is known now, and how it differs from `before`."""
+    found = Known()
+    values, old = found.values, before.values if before is not None else {}
+    for graph in all_graphs(model):
+        for node in graph:
+            for value in node.outputs:
+                now = values[value] = (value.type, value.shape)
+                was = old.get(value)
+                if was is not None and (was[1] is not now[1] or was[0] is not now[0]):
+                    _compare(value, was, now, found)
+    for value in model.graph.outputs:
+        now = found.outputs[value.name or ""] = (value.type, value.shape)
+        if before is not None and value not in old:
+            was = before.outputs.get(value.name or "")
+            if was is not None:
+                _compare(value, was, now, found)
+    return found
 
 
-def contradicted(before: Known, after: Known) -> str | None:
-    """Return which value that is still there has another shape or type than before, or None."""
-    for value, now, was in _survivors(before, after):
-        if was[1] is not None and now[1] is not None and was[1] != now[1]:
-            return f"{_made(value)} was {was[1].name} and is {now[1].name} now"
-        if was[2] is not now[2] and was[2] is not None and now[2] is not None and _clash(was[2], now[2]):
-            return f"{_made(value)} was {was[2]} and is {now[2]} now"
-    return None
-
-
-def _survivors(before: Known, after: Known):  # type: ignore[no-untyped-def]
-    """Values of both, and graph outputs that another value stands for now."""
-    times = Counter(was[0] for was in before.values())
-    # Bodies side by side may call their values alike.
-    gone = ((value, was) for value, was in before.items() if value not in after)
-    outputs = {was[0]: was for _, was in gone if was[0] and times[was[0]] == 1}
-    for value, now in after.items():
-        was = before.get(value)
-        if was is None and value.is_graph_output():
-            was = outputs.get(now[0])
-        if was is not None:
-            yield value, now, was
+def _compare(value: ir.Value, was: Signature, now: Signature, found: Known) -> None:
+    if found.lost is None and was[1] is not None and now[1] is None:
+        found.lost = f"{_made(value)} has no shape any more; it was {was[1]}"
+    if found.lost is None and was[0] is not None and now[0] is None:
+        found.lost = f"{_made(value)} has no type any more; it was {was[0]}"
+    if found.other is not None:
+        return
+    if was[0] is not None and now[0] is not None and was[0] != now[0]:
+        found.other = f"{_made(value)} was {was[0]} and is {now[0]} now"
+    elif was[1] is not None and now[1] is not None and _clash(was[1], now[1]):
+        found.other = f"{_made(value)} was {was[1]} and is {now[1]} now"
 
 
 def _clash(before: ir.Shape, after: ir.Shape) -> bool:
