@@ -1,0 +1,170 @@
+"""How much goes in one step: a ratio, or the mildest one that meets all budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ...ir.clone import clone
+from ...ir.errors import PassError
+from ..base import PassContext
+from ..channels import Dependencies, apply_removal
+from ..rewriter import Rewriter
+from .budget import Budget, Cost, Sizer, give_back, mildest_ratio, plan
+from .ranking import Candidate, Cut, Limits, Ranking, choose, without_empty_axes
+
+_MEASURED_STEPS = 6
+
+
+@dataclass
+class Amount:
+    """Chooses the cuts of one step.
+
+    Attributes:
+        ratio: Share of the original classes that is gone after this step; used where there is no budget.
+        budgets: Limits to meet, each with the figure of the model before the first step.
+        progress: Part of the way to the budgets that this step goes, 0 to 1.
+        ranking, limits: As in `choose`.
+        measure: Milliseconds of a model on the target, or None for the cost model.
+    """
+
+    ratio: float
+    budgets: Sequence[tuple[Budget, float]]
+    progress: float
+    ranking: Ranking
+    limits: Limits
+    measure: Callable[[ir.Model], float] | None = None
+
+    def cuts(
+        self,
+        model: ir.Model,
+        found: Dependencies,
+        candidates: list[Candidate],
+        sizer: Sizer,
+        context: PassContext,
+    ) -> list[Cut]:
+        """What goes in this step.
+
+        Raises:
+            PassError: A budget cannot be met.
+        """
+        chooser = _Chooser(found, candidates, self.ranking)
+        if not self.budgets:
+            return self._rounded(chooser, model, sizer, context)
+        calculated = [each for each in self.budgets if each[0].kind != "latency" or self.measure is None]
+        measured = [each for each in self.budgets if each not in calculated]
+
+        def meets(cuts: Sequence[Cut]) -> bool:
+            cost = sizer.cost(plan(found, cuts))
+            return all(figure(cost, budget) <= self._limit(budget, first) for budget, first in calculated)
+
+        ratio = mildest_ratio(lambda ratio: meets(chooser.at(ratio, self.limits)))
+        if ratio is None:
+            self._refuse(sizer.cost(plan(found, chooser.at(1.0 - 1e-6, self.limits))), calculated)
+        assert ratio is not None
+        cuts = give_back(candidates, chooser.at(ratio, self.limits), self.limits, meets)
+        for budget, first in measured:
+            cuts = self._timed(chooser, model, cuts, ratio, self._limit(budget, first), context)
+        return cuts
+
+    def _limit(self, budget: Budget, first: float) -> float:
+        return first - (first - budget.of(first)) * self.progress
+
+    def _refuse(self, least: Cost, budgets: Sequence[tuple[Budget, float]]) -> None:
+        for budget, first in budgets:
+            reached = figure(least, budget)
+            if reached > self._limit(budget, first):
+                share = "" if first <= 0 else f" ({reached / first:.0%} of {first:.4g})"
+                raise PassError(
+                    f"the budget {budget} cannot be met: what may be pruned leaves {reached:.4g}{share}; "
+                    "see what was left alone, or relax min_channels, max_ratio or multiple"
+                )
+
+    def _timed(
+        self,
+        chooser: _Chooser,
+        model: ir.Model,
+        cuts: list[Cut],
+        start: float,
+        limit: float,
+        context: PassContext,
+    ) -> list[Cut]:
+        """The mildest cuts from ratio `start` on that are measured to take no longer than `limit` ms."""
+        assert self.measure is not None
+        best: tuple[float, list[Cut]] | None = None
+        low, high = start, 1.0 - 1e-6
+        tried: list[tuple[float, float]] = []
+        for step in range(_MEASURED_STEPS):
+            ratio = start if step == 0 else (low + high) / 2.0
+            trial = cuts if step == 0 else chooser.at(ratio, self.limits)
+            took = self._measured(chooser.found, model, trial)
+            tried.append((ratio, took))
+            if context.progress is not None:
+                context.progress(step, _MEASURED_STEPS, f"{took:.3g} ms at ratio {ratio:.2f}")
+            if took <= limit:
+                best, high = (took, trial), ratio
+                if step == 0:
+                    break
+            else:
+                low = ratio
+        context.details["latency_tried"] = [{"ratio": ratio, "ms": took} for ratio, took in tried]
+        if best is None:
+            fastest = min(took for _, took in tried)
+            raise PassError(
+                f"the latency budget of {limit:.4g} ms cannot be met: {fastest:.4g} ms was the fastest"
+            )
+        return best[1]
+
+    def _rounded(self, chooser: _Chooser, model: ir.Model, sizer: Sizer, context: PassContext) -> list[Cut]:
+        """The cuts at the ratio, rounded unless the unrounded ones are measured to be faster."""
+        cuts = chooser.at(self.ratio, self.limits)
+        if self.limits.multiple == 1 or self.measure is None or not cuts:
+            return cuts
+        exact = Limits(1, self.limits.min_channels, self.limits.max_ratio)
+        unrounded = chooser.at(self.ratio, exact)
+        if plan_text(unrounded) == plan_text(cuts):
+            return cuts
+        took, plain = (self._measured(chooser.found, model, each) for each in (cuts, unrounded))
+        context.details["rounding_ms"] = {"rounded": took, "unrounded": plain}
+        if took <= plain:
+            return cuts
+        context.note(
+            f"multiple={self.limits.multiple} is not applied: {took:.4g} ms rounded, {plain:.4g} ms unrounded"
+        )
+        return unrounded
+
+    def _measured(self, found: Dependencies, model: ir.Model, cuts: Sequence[Cut]) -> float:
+        assert self.measure is not None
+        pruned = clone(model)
+        removal = plan(found, cuts)
+        if removal:
+            apply_removal(pruned, removal, Rewriter(pruned))
+        return self.measure(pruned)
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    found: Dependencies
+    candidates: list[Candidate]
+    ranking: Ranking
+
+    def at(self, ratio: float, limits: Limits) -> list[Cut]:
+        cuts = choose(self.candidates, ratio, self.ranking, limits)
+        scores = {
+            name: score
+            for candidate in self.candidates
+            for name, score in zip(candidate.group.classes.tolist(), candidate.scores.tolist(), strict=True)
+        }
+        return without_empty_axes(self.found, cuts, scores)
+
+
+def figure(cost: Cost, budget: Budget) -> float:
+    """The figure of a cost that a budget limits."""
+    return float(getattr(cost, budget.kind))
+
+
+def plan_text(cuts: Sequence[Cut]) -> list[tuple[int, ...]]:
+    """What some cuts remove, to compare them."""
+    return [cut.removed for cut in cuts]
