@@ -6,138 +6,209 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
+from ..ir.constants import constant_array
+from .activation_rules import FuseSelu, activation_rules
 from .base import Pass, PassContext
-from .matcher import Match
-from .pattern_rule import PatternRule
-from .patterns import Pattern, any_of, constant, op, value
+from .polynomials import Polynomial, Surroundings, close, first, replace
 from .registry import register
 from .rewriter import Rewriter
+from .rules import NoMatch, Rule
 
 
 @register
 @dataclass(frozen=True)
 class FuseActivation(Pass):
-    """Fuse GELU (exact and by tanh), HardSigmoid, HardSwish and Mish from their parts.
+    """Fuse activation functions from their parts into standard operators.
 
-    1. 0.5 x (1 + erf(x / sqrt 2)) = Gelu(x)   (Hendrycks and Gimpel, 2016), the factors in any order.
-    2. 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) = Gelu(x, approximate="tanh").
-    3. clip(x + 3, 0, 6) / 6 = HardSigmoid(x, alpha=1/6, beta=1/2).
+    1. 0.5 x (1 + erf(x / sqrt 2)) = Gelu(x)   (Hendrycks and Gimpel, 2016);
+       c x (1 + erf(x / sqrt 2)) = 2 c Gelu(x), where the half was folded elsewhere.
+    2. 0.5 x (1 + tanh(u)) = x sigmoid(2 u) = Gelu(x, approximate="tanh") with
+       u = sqrt(2/pi) (x + 0.044715 x^3).
+    3. clip(a x + b, 0, m) / m = HardSigmoid(x, alpha=a/m, beta=b/m);
+       max(low, min(x, high)) = Clip(x, low, high).
     4. x HardSigmoid(x, 1/6, 1/2) = HardSwish(x)   (Howard et al., 2019).
     5. x tanh(softplus(x)) = Mish(x)   (Misra, 2019).
+    6. 1 / (1 + exp(-x)) = Sigmoid(x);  x / (1 + |x|) = Softsign(x).
+    7. x > 0 ? x : a (exp(x) - 1) = Elu(x, a)   (Clevert et al., 2016);
+       g Elu(x, a) = Selu(x, a, g)   (Klambauer et al., 2017);
+       max(x, 0) + min(0, a (exp(x / a) - 1)) = Celu(x, a)   (Barron, 2017).
+    8. x > 0 ? x : a x = max(x, a x) = relu(x) - a relu(-x) = LeakyRelu(x, a), the maximum for a <= 1; a
+       tensor of slopes gives PRelu.
+    9. With `overflow`: log(1 + exp(x)) = Softplus(x).
 
-    Constants are compared to a relative 1e-4, as exporters round them to their type.
+    1 to 4 are compared as polynomials, so factors and constants may stand in any order. Numbers are compared
+    to a relative 1e-4, or to the rounding of narrower types. It does not fire where something else reads a
+    value in between, nor where a constant broadcasts x.
     """
 
     name: ClassVar[str] = "fuse-activation"
 
+    overflow: bool = False
+    """Also fuse spellings that overflow for large x where the operator does not."""
+
     def apply(self, model: ir.Model, context: PassContext) -> None:
-        """Drive the rules to a fixpoint."""
-        context.rewrite(model, GeluExact(), GeluTanh(), FuseHardSigmoid(), FuseHardSwish(), FuseMish())
+        """Drive the rules to a fixpoint; GELU without its half only where it is nowhere to be found."""
+        context.rewrite(
+            model,
+            GeluExact(),
+            GeluTanh(),
+            GeluTanhBySigmoid(),
+            FuseHardSwish(),
+            FuseHardSigmoid(),
+            HardSigmoidTimesX(),
+            *activation_rules(self.overflow),
+        )
+        context.rewrite(model, GeluOfOtherScale(), FuseSelu())
 
 
-_x = value("x")
+_CUBIC = math.sqrt(2 / math.pi)
+_HALF_GATED: Polynomial = {(1, 0): 0.5, (1, 1): 0.5}
 
 
-def _number(number: float) -> Pattern:
-    return constant(equals=number, tolerance=1e-4, scalar=True)
+class _Centered(Rule):
+    """A rule that starts at the function in the middle; see `polynomials`."""
 
-
-def _times(left: Pattern, right: Pattern) -> Pattern:
-    return op("Mul", left, right, commutative=True)
-
-
-def _plus(left: Pattern, right: Pattern) -> Pattern:
-    return op("Add", left, right, commutative=True)
-
-
-def _scaled(operand: Pattern, factor: float) -> Pattern:
-    """The operand times a constant, written as a product or a quotient."""
-    return any_of(_times(operand, _number(factor)), op("Div", operand, _number(1 / factor)))
-
-
-def _half_product(left: Pattern, right: Pattern) -> Pattern:
-    """0.5 * left * right, the factors in any order."""
-    return any_of(
-        _scaled(_times(left, right), 0.5),
-        _times(_scaled(left, 0.5), right),
-        _times(left, _scaled(right, 0.5)),
-    )
-
-
-class _Unary(PatternRule):
-    """Replaces a match by one operator on the value captured as x."""
-
-    becomes: ClassVar[str] = ""
+    argument: ClassVar[Polynomial]
+    result: ClassVar[Polynomial]
+    becomes: ClassVar[str]
     attributes: ClassVar[dict[str, Any]] = {}
 
-    def check(self, match: Match) -> str | None:
-        """The result must have the shape and type of x, so no constant may broadcast it."""
-        result = match.root.outputs[0]
-        if result.shape is not None and match["x"].shape is not None and result.shape != match["x"].shape:
-            return "a constant broadcasts its input"
-        return None
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Compare argument and result with those of the formula."""
+        found = first(node, self._fits)
+        if found is None:
+            return NoMatch("what stands around it is not the formula, or is read from outside")
+        (result,) = rewriter.insert_before(found.last, self.becomes, [found.x], self.attributes)
+        replace(found, result, rewriter)
+        return True
 
-    def rewrite(self, match: Match, rewriter: Rewriter) -> ir.Value:
-        """Emit the operator."""
-        return rewriter.insert_before(match.root, self.becomes, [match["x"]], self.attributes)[0]
+    def _fits(self, found: Surroundings, tolerance: float) -> bool:
+        return close(found.argument, self.argument, tolerance) and close(found.result, self.result, tolerance)
 
 
-class GeluExact(_Unary):
+class GeluExact(_Centered):
     """0.5 x (1 + erf(x / sqrt 2)) = Gelu(x)."""
 
-    pattern = _half_product(_x, _plus(op("Erf", _scaled(_x, math.sqrt(0.5))), _number(1.0)))
+    op_types: ClassVar[tuple[str, ...]] = ("Erf",)
+    argument: ClassVar[Polynomial] = {(1,): math.sqrt(0.5)}
+    result: ClassVar[Polynomial] = _HALF_GATED
     becomes = "Gelu"
 
 
-_cube = any_of(op("Pow", _x, _number(3.0)), _times(_times(_x, _x), _x))
-_inner = any_of(
-    _scaled(_plus(_x, _times(_cube, _number(0.044715))), math.sqrt(2 / math.pi)),
-    _times(
-        _times(_x, _number(math.sqrt(2 / math.pi))),
-        _plus(_times(_times(_x, _x), _number(0.044715)), _number(1.0)),
-    ),
-)
-
-
-class GeluTanh(_Unary):
+class GeluTanh(_Centered):
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) = Gelu(x, tanh)."""
 
-    pattern = _half_product(_x, _plus(op("Tanh", _inner), _number(1.0)))
+    op_types: ClassVar[tuple[str, ...]] = ("Tanh",)
+    argument: ClassVar[Polynomial] = {(1,): _CUBIC, (3,): _CUBIC * 0.044715}
+    result: ClassVar[Polynomial] = _HALF_GATED
     becomes = "Gelu"
     attributes: ClassVar[dict[str, Any]] = {"approximate": "tanh"}
 
 
-_relu6 = any_of(
-    op("Clip", _plus(_x, _number(3.0)), constant(equals=0.0), _number(6.0)),
-    op("Min", op("Relu", _plus(_x, _number(3.0))), _number(6.0), commutative=True),
-)
+class GeluTanhBySigmoid(_Centered):
+    """x sigmoid(2 u) = 0.5 x (1 + tanh(u))."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Sigmoid",)
+    argument: ClassVar[Polynomial] = {(1,): 2 * _CUBIC, (3,): 2 * _CUBIC * 0.044715}
+    result: ClassVar[Polynomial] = {(1, 1): 1.0}
+    becomes = "Gelu"
+    attributes: ClassVar[dict[str, Any]] = {"approximate": "tanh"}
 
 
-class FuseHardSigmoid(_Unary):
-    """clip(x + 3, 0, 6) / 6 = HardSigmoid(x)."""
+class GeluOfOtherScale(Rule):
+    """c x (1 + erf(x / sqrt 2)) = 2 c Gelu(x), and the same by tanh."""
 
-    pattern = _scaled(_relu6, 1 / 6)
-    becomes = "HardSigmoid"
-    attributes: ClassVar[dict[str, Any]] = {"alpha": 1 / 6, "beta": 0.5}
+    op_types: ClassVar[tuple[str, ...]] = ("Erf", "Tanh")
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Emit the operator and one factor."""
+        inner = GeluExact.argument if node.op_type == "Erf" else GeluTanh.argument
+
+        def fits(found: Surroundings, tolerance: float) -> bool:
+            scale = found.result.get((1, 1), 0.0)
+            wanted: Polynomial = {(1, 0): scale, (1, 1): scale}
+            return (
+                bool(scale) and close(found.argument, inner, tolerance) and close(found.result, wanted, 1e-6)
+            )
+
+        found = first(node, fits)
+        if found is None or found.x.dtype is None:
+            return NoMatch("what stands around it is not the formula, or is read from outside")
+        attributes = {"approximate": "tanh"} if node.op_type == "Tanh" else {}
+        (gelu,) = rewriter.insert_before(found.last, "Gelu", [found.x], attributes)
+        gelu.shape, gelu.type = found.x.shape, found.x.type
+        array = np.array(2 * found.result[1, 1], found.x.dtype.numpy())
+        factor = rewriter.constant_before(found.last, f"{found.last.name}/factor", array)
+        (result,) = rewriter.insert_before(found.last, "Mul", [gelu, factor])
+        replace(found, result, rewriter)
+        return True
 
 
-def _sixth(alpha: Any) -> bool:
-    return isinstance(alpha, float) and abs(alpha - 1 / 6) < 1e-6
+class FuseHardSwish(_Centered):
+    """x clip(x + 3, 0, 6) / 6 = HardSwish(x)."""
 
-
-class FuseHardSwish(_Unary):
-    """x HardSigmoid(x) = HardSwish(x)."""
-
-    pattern = any_of(
-        _times(_x, op("HardSigmoid", _x, alpha=_sixth, beta=(0.5, 0.5))), _scaled(_times(_x, _relu6), 1 / 6)
-    )
+    op_types: ClassVar[tuple[str, ...]] = ("Clip",)
+    argument: ClassVar[Polynomial] = {(0,): 3.0, (1,): 1.0}
+    result: ClassVar[Polynomial] = {(1, 1): 1 / 6}
     becomes = "HardSwish"
 
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Check the bounds first."""
+        top = _top(node)
+        if top is None or not math.isclose(top, 6.0, rel_tol=1e-4):
+            return NoMatch("it does not clip to between 0 and 6")
+        return super().match_and_rewrite(node, rewriter)
 
-class FuseMish(_Unary):
-    """x tanh(softplus(x)) = Mish(x)."""
 
-    pattern = _times(_x, op("Tanh", op("Softplus", _x)))
-    becomes = "Mish"
+class FuseHardSigmoid(Rule):
+    """clip(a x + b, 0, m) / m = HardSigmoid(x, a / m, b / m)."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Clip",)
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Demand a quotient, or bounds of 0 and 1."""
+        top = _top(node)
+        if top is None:
+            return NoMatch("it does not clip to between 0 and a positive number")
+
+        def fits(found: Surroundings, tolerance: float) -> bool:
+            affine = {key for key, factor in found.argument.items() if factor} == {(0,), (1,)}
+            return affine and close(found.result, {(0, 1): 1 / top}, tolerance)
+
+        found = first(node, fits)
+        if found is None:
+            return NoMatch("what stands around it is not the formula, or is read from outside")
+        alpha, beta = found.argument[1,] / top, found.argument[0,] / top
+        (result,) = rewriter.insert_before(
+            found.last, "HardSigmoid", [found.x], {"alpha": alpha, "beta": beta}
+        )
+        replace(found, result, rewriter)
+        return True
+
+
+class HardSigmoidTimesX(_Centered):
+    """x HardSigmoid(x, 1/6, 1/2) = HardSwish(x)."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("HardSigmoid",)
+    argument: ClassVar[Polynomial] = {(1,): 1.0}
+    result: ClassVar[Polynomial] = {(1, 1): 1.0}
+    becomes = "HardSwish"
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Check slope and offset first."""
+        alpha, beta = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+        if abs(alpha - 1 / 6) > 1e-5 or abs(beta - 0.5) > 1e-5:
+            return NoMatch("its slope and offset are not those of HardSwish")
+        return super().match_and_rewrite(node, rewriter)
+
+
+def _top(node: ir.Node) -> float | None:
+    """The upper bound of a Clip between zero and a positive constant."""
+    bounds = [constant_array(each, 1) for each in (*node.inputs[1:3], None, None)[:2]]
+    if any(each is None or each.size != 1 for each in bounds):
+        return None
+    low, high = (float(each.reshape(-1)[0]) for each in bounds if each is not None)
+    return high if low == 0.0 < high else None

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -211,10 +212,16 @@ def _constant_refusal(pattern: ConstantPattern, found: ir.Value) -> str | None:
     if pattern.shape is not None and array.shape != pattern.shape:
         return f"'{found.name}' has shape {list(array.shape)}, not {list(pattern.shape)}"
     if pattern.equals is not None:
-        bound = pattern.tolerance * max(abs(pattern.equals), 1e-30)
+        # A narrow type holds the number as well as it can.
+        bound = max(pattern.tolerance, _rounding(array.dtype)) * max(abs(pattern.equals), 1e-30)
         if array.size == 0 or not bool(np.all(np.abs(array.astype(np.float64) - pattern.equals) <= bound)):
             return f"'{found.name}' is not {pattern.equals:g}"
     return None
+
+
+def _rounding(dtype: np.dtype) -> float:
+    """The largest relative error of a number stored as `dtype`; 0 for integers."""
+    return float(ml_dtypes.finfo(dtype).eps) / 2 if dtype.kind in "fV" else 0.0
 
 
 def _attribute_fits(node: ir.Node, name: str, wanted: Any) -> bool:

@@ -7,7 +7,7 @@ named, shapes and types filled in, provenance recorded, and tells the driver wha
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class Rewriter:
         self._orphans: dict[ir.Value, None] = {}
         self._touched: dict[ir.Node, None] = {}
         self._stale: dict[ir.Node, None] = {}
+        self._altered: dict[ir.Node | ir.Value, None] = {}
         self._known_names: set[str] | None = None
         self._next_suffix: dict[str, int] = {}
 
@@ -54,6 +55,11 @@ class Rewriter:
         stale = list(self._stale)
         self._stale.clear()
         return stale
+
+    @property
+    def altered(self) -> Collection[ir.Node | ir.Value]:
+        """Nodes and initializers that are new, or read, say or hold something else than before."""
+        return self._altered.keys()
 
     def take_created(self) -> tuple[str, ...]:
         """Return the names of the nodes made since the last call."""
@@ -318,6 +324,22 @@ class Rewriter:
         )
         (graph if graph is not None else self.model.graph).register_initializer(value)
         return value
+
+    def constant_before(self, anchor: ir.Node, hint: str, array: np.ndarray) -> ir.Value:
+        """A constant that `anchor` can read: an initializer, or in functions, which have none, a Constant."""
+        if not self.in_function(anchor):
+            return self.initializer(hint, array)
+        (value,) = self.insert_before(anchor, "Constant", [], {"value": ir.Tensor(array)}, name=hint)
+        value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        return value
+
+    def in_function(self, node: ir.Node) -> bool:
+        """Whether a node is part of a function body, which cannot hold or see initializers."""
+        return any(
+            node.graph is graph
+            for function in self.model.functions.values()
+            for graph in (function.graph, *function.graph.subgraphs())
+        )
 
     def set_initializer(self, value: ir.Value, array: np.ndarray | ir.TensorProtocol) -> None:
         """Replace the data of an initializer; shape and type follow."""

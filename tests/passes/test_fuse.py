@@ -140,8 +140,8 @@ def test_activations_in_each_spelling(lines, expected):
     "lines",
     [
         "a = Div(x, two)\n e = Erf(a)\n p = Add(e, one)\n m = Mul(x, p)\n y = Mul(m, half)",
-        "a = Div(x, root)\n e = Erf(a)\n p = Add(e, one)\n m = Mul(x, p)\n y = Mul(m, k)",
-        "a = Add(x, two)\n b = Clip(a, zero, six)\n y = Div(b, six)",
+        "a = Div(x, root)\n e = Erf(a)\n p = Add(e, two)\n m = Mul(x, p)\n y = Mul(m, half)",
+        "a = Add(x, three)\n b = Clip(a, one, six)\n y = Div(b, six)",
     ],
 )
 def test_other_constants_are_other_functions(lines):
