@@ -7,6 +7,7 @@ one such combination holds for the next node with the same one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,13 @@ _LEFT_OUT = frozenset(
 )
 
 Key = tuple[Any, ...]
+
+
+def as_shape(shape: ir.Shape | Sequence[int]) -> ir.Shape:
+    """A shape of numbers that may be shared: one that cannot be changed in place."""
+    if isinstance(shape, ir.Shape):
+        return shape if shape.frozen else ir.Shape(shape.dims, frozen=True)
+    return ir.Shape(shape, frozen=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ failed is worked out only when it did.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -24,30 +24,36 @@ from .verify_nodes import NodeChecker, describe
 _GRAPH_ATTRIBUTES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def verify(model: ir.Model, *, shapes: bool = False) -> None:
+def verify(
+    model: ir.Model, *, shapes: bool = False, changed: Container[ir.Node | ir.Value] | None = None
+) -> None:
     """Check the structure of `model`, its subgraphs and its functions.
 
     Args:
         model: left as it is.
         shapes: hold the shapes around each node against each other as well. For graphs whose shapes have been
             inferred: those that a file declares may be wrong without any harm.
+        changed: nodes and initializers that are new or were changed since the model was verified; operators,
+            element types and data of the others are not looked at again. Names and order always are.
 
     Raises:
         VerifyError: a rule is broken; the message is the first problem, `.problems` has all of them.
     """
-    found = problems(model, shapes=shapes)
+    found = problems(model, shapes=shapes, changed=changed)
     if found:
         raise VerifyError(found)
 
 
-def problems(model: ir.Model, *, shapes: bool = False) -> list[str]:
+def problems(
+    model: ir.Model, *, shapes: bool = False, changed: Container[ir.Node | ir.Value] | None = None
+) -> list[str]:
     """Every structural problem of `model`, one line each, naming node and operator; empty if it is sound."""
     found: list[str] = []
     if not model.graph.outputs:
         found.append("the graph has no outputs")
-    _check_root(model, model.graph, model.opset_imports, None, found)
+    _check_root(model, model.graph, model.opset_imports, None, found, changed)
     for function in model.functions.values():
-        _check_root(model, function.graph, function.opset_imports, function, found)
+        _check_root(model, function.graph, function.opset_imports, function, found, changed)
     found += _recursive_functions(model)
     if shapes:
         around = ((node, contradiction(node)) for node in nodes_of(model.graph))
@@ -61,13 +67,14 @@ def _check_root(
     opset_imports: dict[str, int],
     function: ir.Function | None,
     found: list[str],
+    changed: Container[ir.Node | ir.Value] | None,
 ) -> None:
     where = "" if function is None else f" in function '{function.domain}::{function.name}'"
     if function is not None and graph.initializers:
         names = ", ".join(f"'{name}'" for name in list(graph.initializers)[:3])
         found.append(f"initializers {names}{where}: a function cannot hold any, use Constant nodes")
     checker = NodeChecker(model.functions, opset_imports, function, found)
-    _ScopeChecker(checker, found).graph(graph, where)
+    _ScopeChecker(checker, found, changed).graph(graph, where)
 
 
 @dataclass
@@ -84,9 +91,12 @@ class _Frame:
 class _ScopeChecker:
     """Walks a root graph and the subgraphs in it with the names that are visible at each point."""
 
-    def __init__(self, nodes: NodeChecker, found: list[str]):
+    def __init__(
+        self, nodes: NodeChecker, found: list[str], changed: Container[ir.Node | ir.Value] | None
+    ):
         self._nodes = nodes
         self._found = found
+        self._changed = changed
         self._visible: dict[str | None, ir.Value] = {}
         self._misnamed: set[ir.Value] = set()
         self._frames: list[_Frame] = []
@@ -103,7 +113,8 @@ class _ScopeChecker:
         for name, value in graph.initializers.items():
             if not value.is_graph_input():
                 self._define_border(value, "initializer", defined, shadowed)
-            self._initializer(name, value, where)
+            if self._changed is None or value in self._changed or value.const_value is None:
+                self._initializer(name, value, where)
         self._walk(frame, defined)
         for value in graph.outputs:
             self._output(value, frame, nested)
@@ -136,7 +147,7 @@ class _ScopeChecker:
         self._visible[name] = value
 
     def _walk(self, frame: _Frame, defined: list[str]) -> None:
-        visible, found, where = self._visible, self._found, frame.where
+        visible, found, where, changed = self._visible, self._found, frame.where, self._changed
         check_node = self._nodes.check
         names: dict[str, ir.Node] = {}
         for node in frame.graph:
@@ -148,7 +159,8 @@ class _ScopeChecker:
             for value in node.inputs:
                 if value is not None and visible.get(value.name) is not value:
                     self._unresolved(node, value)
-            check_node(node, where)
+            if changed is None or node in changed:
+                check_node(node, where)
             for attribute in node.attributes.data.values():
                 if attribute.type in _GRAPH_ATTRIBUTES and not attribute.is_ref():
                     self._subgraphs(node, attribute, where)

@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..ir.bodies import bodies_of, graphs_of, nodes_of
+from ..ir.bodies import bodies_of, nodes_of
 from ..ir.errors import PassError
+from ..ir.shape_memo import as_shape
+from ..ir.uses import is_read, is_unread, use_count
+from .attributes import as_attribute, as_attributes
+from .naming import Names
 
 PASS_KEY = "graphwright.pass"
 FROM_KEY = "graphwright.from"
@@ -41,8 +45,7 @@ class Rewriter:
         self._touched: dict[ir.Node, None] = {}
         self._stale: dict[ir.Node, None] = {}
         self._altered: dict[ir.Node | ir.Value, None] = {}
-        self._known_names: set[str] | None = None
-        self._next_suffix: dict[str, int] = {}
+        self._names: Names | None = None
 
     def take_touched(self) -> list[ir.Node]:
         """Return the nodes whose surroundings changed since the last call."""
@@ -69,15 +72,9 @@ class Rewriter:
 
     def unique_name(self, hint: str) -> str:
         """Return `hint`, or `hint_N` where `hint` is taken; the result is taken afterwards."""
-        if self._known_names is None:
-            self._known_names = _names_in(self.model)
-        name = hint
-        while name in self._known_names:
-            n = self._next_suffix.get(hint, 0) + 1
-            self._next_suffix[hint] = n
-            name = f"{hint}_{n}"
-        self._known_names.add(name)
-        return name
+        if self._names is None:
+            self._names = Names(self.model)
+        return self._names.unique(hint)
 
     def insert_before(
         self,
@@ -136,6 +133,7 @@ class Rewriter:
             value.name = self.unique_name(value.name or "constant")
             value.const_value = _as_tensor(tensor, value.name)
             self.model.graph.register_initializer(value)
+            self._altered[value] = None
         for node in nodes:
             node.name = self.unique_name(node.name or f"{anchor.name}/{node.op_type}")
             for i, output in enumerate(node.outputs):
@@ -215,15 +213,16 @@ class Rewriter:
             new.shape = old.shape.copy() if hasattr(old.shape, "copy") else ir.Shape(list(old.shape))
         if new.type is None:
             new.type = old.type
-        users = [user for user, _ in old.uses()]
+        users = dict.fromkeys(user for user, _ in old.uses())
         if new.is_initializer() or new.shape != old.shape or new.dtype != old.dtype:
             # A constant operand (a target shape, axes) may tell more than the computed one did.
-            self._stale.update(dict.fromkeys(users))
+            self._stale.update(users)
         if old.is_graph_output():
             new = self._take_over_output(old, new)
         old.replace_all_uses_with(new, replace_graph_outputs=True)
-        for user in users:
-            self._touch(user)
+        # What reads a value of a graph that was just put in place is in a graph itself.
+        self._touched.update(users)
+        self._altered.update(users)
         self._touch(new.producer())
         self._touch(old.producer())
 
@@ -234,7 +233,7 @@ class Rewriter:
             PassError: An output is still used or is a graph output.
         """
         for output in node.outputs:
-            if output.uses() or output.is_graph_output():
+            if is_read(output):
                 raise PassError(
                     f"cannot erase node '{node.name}' ({node.op_type}): its output '{output.name}' is in use"
                 )
@@ -242,15 +241,18 @@ class Rewriter:
         sources = [value for value in node.inputs if value is not None]
         graph = node.graph
         assert graph is not None
-        for gone in (node, *(inner for body in bodies_of(node) for inner in nodes_of(body))):
+        bodies = bodies_of(node) if node.attributes.data else ()
+        for gone in (node, *(inner for body in bodies for inner in nodes_of(body))):
             self._touched.pop(gone, None)
             self._stale.pop(gone, None)
+            self._altered.pop(gone, None)
         graph.remove(node, safe=True)
         for value in sources:
-            self._orphans.update({value: None} if value.is_initializer() else {})
+            if value.is_initializer():
+                self._orphans[value] = None
             self._touch(value.producer())
-            for user in value.consumers() if len(value.uses()) == 1 else ():
-                self._touch(user)
+            if use_count(value) == 1:
+                self._touch(value.consumers()[0])
 
     def erase_unread(self, node: ir.Node | None) -> None:
         """Erase `node` where nothing reads it and, going up, what only it had read, constants included."""
@@ -259,7 +261,7 @@ class Rewriter:
             candidate = pending.pop()
             if candidate is None or candidate.graph is None:
                 continue
-            if any(output.uses() or output.is_graph_output() for output in candidate.outputs):
+            if not is_unread(candidate):
                 continue
             operands = [value for value in candidate.inputs if value is not None]
             self.erase(candidate)
@@ -270,10 +272,7 @@ class Rewriter:
         """Remove the initializers whose last reader was erased or read something else since the last call."""
         orphans, self._orphans = self._orphans, {}
         for value in orphans:
-            if (
-                not (value.uses() or value.is_graph_output() or value.is_graph_input())
-                and value.is_initializer()
-            ):
+            if not (is_read(value) or value.is_graph_input()) and value.is_initializer():
                 self.remove_initializer(value)
 
     def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
@@ -283,10 +282,10 @@ class Rewriter:
             node.resize_inputs(index + 1)
         old = node.inputs[index]
         node.replace_input_with(index, value)
-        self._touch(node)
-        self._stale[node] = None
+        self._note(node)
         if old is not None:
-            self._orphans.update({old: None} if old.is_initializer() else {})
+            if old.is_initializer():
+                self._orphans[old] = None
             self._touch(old.producer())
 
     def set_attribute(self, node: ir.Node, name: str, value: Any) -> None:
@@ -295,11 +294,8 @@ class Rewriter:
         if value is None:
             node.attributes.pop(name, None)
         else:
-            node.attributes[name] = (
-                value if isinstance(value, ir.Attr) else ir.convenience.convert_attribute(name, value)
-            )
-        self._touch(node)
-        self._stale[node] = None
+            node.attributes[name] = as_attribute(name, value)
+        self._note(node)
         for user in [u for output in node.outputs for u in output.consumers()]:
             self._touch(user)
 
@@ -318,10 +314,11 @@ class Rewriter:
         tensor = _as_tensor(array, name)
         value = ir.Value(
             name=name,
-            shape=ir.Shape(tensor.shape.numpy()),
+            shape=as_shape(tensor.shape),
             type=ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
+        self._altered[value] = None
         (graph if graph is not None else self.model.graph).register_initializer(value)
         return value
 
@@ -348,8 +345,9 @@ class Rewriter:
         self._changed()
         tensor = _as_tensor(array, value.name or "")
         value.const_value = tensor
-        value.shape = ir.Shape(tensor.shape.numpy())
+        value.shape = as_shape(tensor.shape)
         value.type = ir.TensorType(tensor.dtype)
+        self._altered[value] = None
         for user in value.consumers():
             self._touch(user)
             self._stale[user] = None
@@ -357,10 +355,11 @@ class Rewriter:
     def remove_initializer(self, value: ir.Value) -> None:
         """Remove an initializer that nothing reads."""
         graph = value.graph
-        if not isinstance(graph, ir.Graph) or value.uses() or value.is_graph_output():
+        if not isinstance(graph, ir.Graph) or is_read(value):
             raise PassError(f"initializer '{value.name}' is in use")
         self._changed()
         graph.initializers.pop(str(value.name))
+        self._altered.pop(value, None)
 
     def set_shape(self, value: ir.Value, shape: Sequence[int | str | None] | ir.Shape | None) -> None:
         """Set the shape of a value; None makes it unknown."""
@@ -402,8 +401,8 @@ class Rewriter:
     ) -> list[ir.Value]:
         self._changed()
         node_name = self.unique_name(name or f"{anchor.name or 'node'}/{op_type}")
-        node = ir.node(
-            op_type, list(inputs), attributes or {}, domain=domain, num_outputs=num_outputs, name=node_name
+        node = ir.Node(
+            domain, op_type, inputs, as_attributes(attributes), num_outputs=num_outputs, name=node_name
         )
         for i, output in enumerate(node.outputs):
             output.name = self.unique_name(node_name if i == 0 else f"{node_name}:{i}")
@@ -415,20 +414,20 @@ class Rewriter:
 
     def _record_origin(self, node: ir.Node, anchor: ir.Node) -> None:
         """Note who made a new node from what, hand the anchor's module path on, and import the domain."""
+        props = node.metadata_props
         for key, value in anchor.metadata_props.items():
-            node.metadata_props.setdefault(key, value)
-        node.metadata_props.pop(FROM_KEY, None)
-        node.metadata_props[PASS_KEY] = self._origin
-        node.metadata_props.pop(RULE_KEY, None)
+            props.setdefault(key, value)
+        props.pop(FROM_KEY, None)
+        props.pop(RULE_KEY, None)
+        props[PASS_KEY] = self._origin
         if self.rule:
-            node.metadata_props[RULE_KEY] = self.rule
+            props[RULE_KEY] = self.rule
         self._created.append(node.name or "")
         self._add_source(node, anchor)
         if node.domain and node.graph is not None:
             node.graph.opset_imports.setdefault(node.domain, 1)
             self.model.opset_imports.setdefault(node.domain, 1)
-        self._touch(node)
-        self._stale[node] = None
+        self._note(node)
 
     def _take_over_output(self, old: ir.Value, new: ir.Value) -> ir.Value:
         """Prepare `new` to stand as the graph output `old` was: same name, produced in the same graph."""
@@ -448,32 +447,25 @@ class Rewriter:
         return new
 
     def _add_source(self, node: ir.Node, source: ir.Node) -> None:
-        inherited = source.metadata_props.get(FROM_KEY)
-        names = inherited.split(";") if inherited else [source.name or ""]
-        known = [name for name in node.metadata_props.get(FROM_KEY, "").split(";") if name]
-        merged = list(dict.fromkeys([*known, *names]))
-        node.metadata_props[FROM_KEY] = ";".join(merged[:_MAX_SOURCES])
+        names = source.metadata_props.get(FROM_KEY) or source.name or ""
+        known = node.metadata_props.get(FROM_KEY)
+        if known and known != names:
+            merged = dict.fromkeys([*known.split(";"), *names.split(";")])
+            names = ";".join(list(merged)[:_MAX_SOURCES])
+        node.metadata_props[FROM_KEY] = names
 
     def _touch(self, node: ir.Node | None) -> None:
         if node is not None and node.graph is not None:
             self._touched[node] = None
 
+    def _note(self, node: ir.Node) -> None:
+        """Remember that a node is new, or reads or says something else than before."""
+        self._touch(node)
+        self._stale[node] = None
+        self._altered[node] = None
+
     def _changed(self) -> None:
         self.changes += 1
-
-
-def _names_in(model: ir.Model) -> set[str]:
-    """Every name of a node, value, input or initializer, in all scopes."""
-    names: set[str] = set()
-    scopes: list[ir.Graph | ir.Function] = [*graphs_of(model), *model.functions.values()]
-    for graph in scopes:
-        names.update(v.name for v in graph.inputs if v.name)
-        if isinstance(graph, ir.Graph):
-            names.update(graph.initializers)
-        for node in graph:
-            names.add(node.name or "")
-            names.update(v.name for v in node.outputs if v.name)
-    return names
 
 
 def _as_tensor(data: np.ndarray | ir.TensorProtocol, name: str) -> ir.TensorProtocol:
