@@ -26,6 +26,7 @@ from .checking import check_against_reference
 from .compile_report import CompileReport
 from .cross import linker_for
 from .executable import Executable, specs_of
+from .functions import without_functions
 from .host import usable_cores
 from .target import Target, resolve_target
 
@@ -127,7 +128,7 @@ def compile(
     if backend == "onnxruntime":
         executable = _onnxruntime(working, report, say)
     else:
-        flat = _without_functions(working)
+        flat = without_functions(working)
         require_static(flat)
         executable = _tvm(flat, resolved, report, say)
     executable.model = working
@@ -155,21 +156,6 @@ def _refuse_early(target: Target, trials: int, backend: str) -> None:
             )
         return
     linker_for(target)
-
-
-def _without_functions(model: ir.Model) -> ir.Model:
-    """The model with the bodies of its functions in place of the calls; itself where it has none."""
-    if not model.functions:
-        return model
-    from onnx_ir.passes.common import InlinePass
-
-    flat = clone(model)
-    try:
-        InlinePass()(flat)
-    except Exception as error:
-        raise CompileError(f"cannot inline the functions of the model: {error}") from error
-    infer_shapes(flat)
-    return flat
 
 
 def _onnxruntime(model: ir.Model, report: CompileReport, say: Callable[[str], None]) -> Executable:

@@ -29,7 +29,7 @@ class CompileReport:
         steps: seconds by step, in order.
         passes: the pass records of the optimizer, as JSON.
         sizes: nodes, parameters, bytes and MACs "before" and "after" the passes.
-        kernels: one entry per function of the library.
+        kernels: one entry per function of the library; "from" names the model functions that it stood in.
         library_bytes: size of the shared library.
         weight_bytes: size of the packed weights.
         check: the comparison with the reference.
@@ -120,8 +120,12 @@ class CompileReport:
         lines += ["", "## Time", ""]
         lines += _table(["step", "seconds"], [[name, f"{value:.2f}"] for name, value in self.steps.items()])
         if self.kernels:
-            rows = [[k["name"], k["kind"], k["calls"], _count(k["flops"]), k["note"]] for k in self.kernels]
-            lines += ["", "## Kernels", "", *_table(["function", "kind", "calls", "FLOPs", "note"], rows)]
+            rows = [
+                [k["name"], k["kind"], k["calls"], _count(k["flops"]), ", ".join(k["from"]), k["note"]]
+                for k in self.kernels
+            ]
+            head = ["function", "kind", "calls", "FLOPs", "from", "note"]
+            lines += ["", "## Kernels", "", *_table(head, rows)]
         if self.notes or self.check.notes:
             lines += ["", "## Notes", "", *(f"- {note}" for note in (*self.notes, *self.check.notes))]
         return "\n".join(lines) + "\n"

@@ -25,7 +25,10 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class KernelInfo:
-    """One function of the library: what it computes, how often it is called and its floating-point work."""
+    """One function of the library: what it computes, how often it is called and its floating-point work.
+
+    `functions` names the model functions that its nodes stood in, as `domain::name`.
+    """
 
     name: str
     kind: str
@@ -33,6 +36,7 @@ class KernelInfo:
     flops: int = 0
     note: str = ""
     nodes: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
 
 
 @dataclass

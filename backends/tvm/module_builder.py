@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...passes.functions import FUNCTION_KEY
 from . import tail
 from .emission import Argument, Emitted, Packed
 from .group_specs import PlacedGroup, place_group
@@ -46,6 +47,7 @@ class _Function:
     name: str
     calls: int = 0
     nodes: list[str] = field(default_factory=list)
+    origins: dict[str, None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class ModuleBuilder:
                 each.emitted.flops,
                 each.emitted.note,
                 tuple(each.nodes),
+                tuple(each.origins),
             )
             for each in self._functions.values()
         ]
@@ -144,6 +147,8 @@ class ModuleBuilder:
         function = self._function(place.spec)
         function.calls += 1
         function.nodes.extend(node.name or node.op_type for node in group.nodes)
+        origins = (node.metadata_props.get(FUNCTION_KEY) for node in group.nodes)
+        function.origins.update(dict.fromkeys(origin for origin in origins if origin))
         for argument in function.emitted.arguments:
             self._weight(function, argument, place)
 
