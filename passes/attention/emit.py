@@ -1,0 +1,159 @@
+"""Writes the standard Attention for what was read off a graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ...ir.static import same_dim
+from ..rewriter import Rewriter
+from .dimensions import Dim, reshaped, shape_vector
+from .masks import Bias, Filled, bias_dims, emit_bias, lowest_number, lowest_of
+from .operands import Operand
+from .scores import Scores, Weights
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that the operator needs.
+
+    Attributes:
+        weights: The softmax and how it is read.
+        scores: What it is taken of.
+        q: Queries [..., length, size].
+        k: Keys [..., key length, size]; heads may be fewer than those of the queries.
+        v: Values [..., key length, value size].
+        lead: Leading dimensions to compute in, at most batch and heads.
+        bias: What is added to the scores, None where nothing is or the causal triangle says it all.
+        causal: Whether the mask is the causal one.
+        raw: Whether -infinity in the mask stays.
+    """
+
+    weights: Weights
+    scores: Scores
+    q: Operand
+    k: Operand
+    v: Operand
+    lead: tuple[Dim, ...]
+    bias: Bias | None
+    causal: bool
+    raw: bool
+
+
+def emit_attention(node: ir.Node, parts: Parts, rewriter: Rewriter) -> None:
+    """Replace the last product of a spelled-out attention by the operator."""
+    q, k, v = (_placed(operand, rewriter, node) for operand in (parts.q, parts.k, parts.v))
+    for factor, multiplies in parts.scores.factors:
+        (scaled,) = rewriter.insert_before(node, "Mul" if multiplies else "Div", [q, factor])
+        q = _known(scaled, q.shape)
+    own = len(parts.q.dims) - 2
+    back: list[int | tuple[ir.Value, int]] = [
+        *((q, axis) for axis in range(own + 1)),
+        (v, own + 1),
+    ]
+    q, k, v = (_four(value, parts.lead, own, rewriter, node) for value in (q, k, v))
+    q, k, v = _one_batch([q, k, v], rewriter, node)
+    inputs: list[ir.Value | None] = [q, k, v]
+    if parts.bias is not None:
+        inputs.append(_mask(parts, q, k, rewriter, node))
+    (y,) = rewriter.insert_before(node, "Attention", inputs, _attributes(parts, q))
+    if own != 2:
+        y = reshaped(rewriter, node, y, back)
+    if parts.weights.turned:
+        axes = list(range(own + 2))
+        axes[-2:] = [own + 1, own]
+        (y,) = rewriter.insert_before(node, "Transpose", [y], {"perm": axes})
+    operands = [value.producer() for value in node.inputs if value is not None]
+    rewriter.replace(node, [y])
+    for producer in operands:
+        rewriter.erase_unread(producer)
+
+
+def _attributes(parts: Parts, q: ir.Value) -> dict[str, float | int]:
+    attributes: dict[str, float | int] = {"scale": parts.scores.scale}
+    if parts.causal:
+        attributes["is_causal"] = 1
+    if parts.scores.softcap:
+        attributes["softcap"] = parts.scores.softcap
+    precision = parts.weights.softmax.outputs[0].dtype
+    if precision is not None and precision != q.dtype:
+        attributes["softmax_precision"] = int(precision)
+    return attributes
+
+
+def _known(
+    value: ir.Value, dims: ir.Shape | tuple[Dim, ...] | None, like: ir.Value | None = None
+) -> ir.Value:
+    """A new value told its shape, so that later steps can read dimensions off it."""
+    if dims is not None and value.shape is None:
+        value.shape = ir.Shape(list(dims))
+    if like is not None and value.type is None:
+        value.type = like.type
+    return value
+
+
+def _placed(operand: Operand, rewriter: Rewriter, node: ir.Node) -> ir.Value:
+    return _known(operand.emit(rewriter, node), operand.dims, operand.value)
+
+
+def _four(value: ir.Value, lead: tuple[Dim, ...], own: int, rewriter: Rewriter, node: ir.Node) -> ir.Value:
+    """A value of `own` leading dimensions as [batch, heads, length, size]."""
+    if own == 2:
+        return value
+    assert value.shape is not None
+    tail = list(value.shape.dims[-2:])
+    if own == 1 and len(lead) == 2:
+        split = [dim if isinstance(dim, int) else -1 for dim in lead]
+        view = reshaped(rewriter, node, value, [*split, (value, 1), (value, 2)])
+        return _known(view, (*lead, *tail), value)
+    axes = rewriter.initializer(f"{node.name}/axes", _AXES[own])
+    (view,) = rewriter.insert_before(node, "Unsqueeze", [value, axes])
+    return _known(view, (*value.shape.dims[:own], *[1] * (2 - own), *tail), value)
+
+
+_AXES = {0: np.array([0, 1], np.int64), 1: np.array([1], np.int64)}
+
+
+def _one_batch(values: list[ir.Value], rewriter: Rewriter, node: ir.Node) -> list[ir.Value]:
+    """Spread those over the batch that have one entry for all of it."""
+    shapes = [value.shape for value in values]
+    many = next((i for i, shape in enumerate(shapes) if shape is not None and shape[0] != 1), None)
+    if many is None:
+        return values
+    done = []
+    for value, shape in zip(values, shapes, strict=True):
+        if shape is not None and shape[0] == 1:
+            wide = shape_vector(rewriter, node, [(values[many], 0), 1, 1, 1])
+            (spread,) = rewriter.insert_before(node, "Expand", [value, wide])
+            value = _known(spread, (values[many].shape.dims[0], *shape.dims[1:]), value)  # type: ignore[union-attr]
+        done.append(value)
+    return done
+
+
+def _mask(parts: Parts, q: ir.Value, k: ir.Value, rewriter: Rewriter, node: ir.Node) -> ir.Value:
+    """The mask with as many rows and columns as there are queries and keys, which ONNX Runtime demands."""
+    bias, dtype = parts.bias, parts.q.value.dtype
+    assert bias is not None and dtype is not None
+    dims = bias_dims(bias)
+    assert dims is not None and q.shape is not None and k.shape is not None
+    if isinstance(bias, Filled) and bias.inside is None and parts.raw:
+        mask = bias.condition
+        if not bias.keeps:
+            (mask,) = rewriter.insert_before(node, "Not", [mask])
+    else:
+        mask = emit_bias(bias, dtype, rewriter, node)
+        floor = lowest_number(dtype)
+        lowest = lowest_of(bias, floor)
+        if not parts.raw and (lowest is None or lowest < floor):
+            number = rewriter.initializer(f"{node.name}/lowest", np.asarray(floor, dtype.numpy()))
+            (mask,) = rewriter.insert_before(node, "Max", [mask, number])
+    if len(parts.q.dims) == 3 and len(dims) == 3 and len(parts.lead) == 1:
+        axes = rewriter.initializer(f"{node.name}/axes", _AXES[1])
+        (mask,) = rewriter.insert_before(node, "Unsqueeze", [mask, axes])
+    sizes = (q.shape[2], k.shape[2])
+    if len(dims) < 2 or not all(same_dim(a, b) for a, b in zip(dims[-2:], sizes, strict=True)):
+        wide = shape_vector(rewriter, node, [(q, 2), (k, 2)])
+        (mask,) = rewriter.insert_before(node, "Expand", [mask, wide])
+    return mask
