@@ -6,14 +6,15 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+"""Types of the attributes that hold bodies."""
 
 
 def bodies_of(node: ir.Node) -> list[ir.Graph]:
     """Return the subgraphs a node carries in its attributes, in attribute order."""
     bodies: list[ir.Graph] = []
     for attribute in node.attributes.data.values():
-        if attribute.type not in _GRAPHS or attribute.is_ref():
+        if attribute.type not in GRAPH_TYPES or attribute.is_ref():
             continue
         if attribute.type == ir.AttributeType.GRAPH:
             bodies.append(attribute.as_graph())
@@ -24,11 +25,16 @@ def bodies_of(node: ir.Node) -> list[ir.Graph]:
 
 def graphs_of(model: ir.Model) -> list[ir.Graph]:
     """Return the main graph and all bodies in it, outer ones first (`Model.graphs`, only faster)."""
-    graphs = [model.graph]
+    return graphs_in(model.graph)
+
+
+def graphs_in(root: ir.Graph) -> list[ir.Graph]:
+    """Return a graph and all bodies in it, outer ones first."""
+    graphs = [root]
     for graph in graphs:
         for node in graph:
             for attribute in node.attributes.data.values():
-                if attribute.type in _GRAPHS:
+                if attribute.type in GRAPH_TYPES:
                     graphs.extend(bodies_of(node))
                     break
     return graphs
@@ -39,7 +45,7 @@ def nodes_of(graph: ir.Graph) -> Iterator[ir.Node]:
     for node in graph:
         yield node
         for attribute in node.attributes.data.values():
-            if attribute.type in _GRAPHS and not attribute.is_ref():
+            if attribute.type in GRAPH_TYPES and not attribute.is_ref():
                 for body in bodies_of(node):
                     yield from nodes_of(body)
                 break

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from ..ir.bodies import graphs_of
-from ..ir.errors import GraphwrightError, PassCrash
+from ..ir.bodies import GRAPH_TYPES, bodies_of
+from ..ir.errors import GraphwrightError, PassCrash, ShapeError
 from .base import Firing, PassContext
 from .functions.definitions import DOMAIN
 from .rules import NoMatch, Rule
@@ -35,31 +35,30 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
     """
     rewriter = context.rewriter(model)
     by_op, everywhere = _index(rules)
-    nodes = [node for graph in graphs_of(model) for node in graph]
-    for function in model.functions.values():
-        # The bodies of our own functions are what a fusion put there.
-        if function.domain != DOMAIN:
-            nodes.extend(function.all_nodes())
-    worklist = dict.fromkeys(reversed([n for n in nodes if everywhere or _key(n) in by_op]))
-    budget = _REWRITES_PER_NODE * len(nodes) + 1000
+    nodes = _starts(model, by_op, bool(everywhere))
+    worklist = dict.fromkeys(reversed(nodes))
+    budget = _REWRITES_PER_NODE * _size(model) + 1000
     refusals: dict[ir.Node, dict[str, None]] = {}
+    active, limit, explain = context.active, context.rewrite_limit, context.explain
+    picky = active is not None and not (active.only is None and active.skip is None)
+    local_shapes = active is not None and active.lossless
     fired = 0
     while worklist:
         node, _ = worklist.popitem()
         if node.graph is None:
             continue
-        candidates = by_op.get(_key(node), ())
-        refusals.pop(node, None)
-        for rule in candidates or everywhere:
-            if node.graph is None or (context.active is not None and not context.active.selects(node)):
-                break
-            if context.rewrite_limit is not None and len(context.firings) >= context.rewrite_limit:
+        if picky and active is not None and not active.selects(node):
+            continue
+        if refusals:
+            refusals.pop(node, None)
+        for rule in by_op.get(_key(node)) or everywhere:
+            if limit is not None and len(context.firings) >= limit:
                 return fired > 0
             name, op_type = node.name or "", node.op_type
             outcome = _attempt(rule, node, rewriter)
-            if context.explain == name:
+            if explain is not None and explain == name:
                 context.attempts.append((rule.label, _said(outcome)))
-            if isinstance(outcome, NoMatch):
+            if outcome is False or isinstance(outcome, NoMatch):
                 continue
             if isinstance(outcome, str):
                 refusals.setdefault(node, {})[outcome] = None
@@ -71,10 +70,9 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
             context.count(rule.label)
             context.firings.append(Firing(rule.label, name, op_type, rewriter.take_created()))
             if fired > budget:
-                raise PassCrash(
-                    f"rule '{rule.label}' keeps firing at node '{node.name}' ({node.op_type}): "
-                    f"no fixpoint after {fired} rewrites of {len(nodes)} nodes"
-                )
+                raise PassCrash(_endless(rule, node, context.firings, fired, _size(model)))
+            if local_shapes:
+                _update_shapes(rewriter, rule, name, op_type)
             for touched in reversed([node, *rewriter.take_touched()]):
                 if touched.graph is not None and (everywhere or _key(touched) in by_op):
                     worklist.pop(touched, None)
@@ -85,6 +83,46 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
         if node.graph is not None:
             context.leave(node, "; ".join(reasons))
     return fired > 0
+
+
+def _starts(model: ir.Model, by_op: dict[str, list[Rule]], everywhere: bool) -> list[ir.Node]:
+    """Nodes at which a rule may start: the main graph, its bodies, then functions and theirs."""
+    graphs = [model.graph]
+    # The bodies of our own functions are what a fusion put there.
+    graphs += [function.graph for function in model.functions.values() if function.domain != DOMAIN]
+    found = []
+    for graph in graphs:
+        for node in graph:
+            if everywhere or _key(node) in by_op:
+                found.append(node)
+            for attribute in node.attributes.data.values():
+                if attribute.type in GRAPH_TYPES:
+                    graphs.extend(bodies_of(node))
+                    break
+    return found
+
+
+def _size(model: ir.Model) -> int:
+    return len(model.graph) + sum(len(function) for function in model.functions.values())
+
+
+def _update_shapes(rewriter: Rewriter, rule: Rule, name: str, op_type: str) -> None:
+    """Bring the shapes around a rewrite up to date, so that the next one sees them."""
+    try:
+        rewriter.settle_shapes()
+    except ShapeError as error:
+        raise ShapeError(f"after rule '{rule.label}' at node '{name}' ({op_type}): {error}") from error
+
+
+def _endless(rule: Rule, node: ir.Node, firings: list[Firing], fired: int, size: int) -> str:
+    """Name the rule and node, and those that take turns with it."""
+    recent = dict.fromkeys(f"'{f.rule}' at '{f.node}'" for f in reversed(firings[-64:]))
+    others = list(recent)[1:4]
+    return (
+        f"rule '{rule.label}' keeps firing at node '{firings[-1].node}' ({firings[-1].op_type}): "
+        f"no fixpoint after {fired} rewrites of {size} nodes"
+        + (f"; it takes turns with {', '.join(others)}" if others else "")
+    )
 
 
 def _key(node: ir.Node) -> str:
@@ -100,16 +138,19 @@ def _said(outcome: bool | str) -> str:
 
 
 def _attempt(rule: Rule, node: ir.Node, rewriter: Rewriter) -> bool | str:
-    where = f"rule '{rule.label}' at node '{node.name}' ({node.op_type})"
     rewriter.rule = rule.label
+    # The name is read first: a rule that fails may have changed the node.
+    name, op_type = node.name, node.op_type
     try:
         return rule.match_and_rewrite(node, rewriter)
     except PassCrash:
         raise
     except GraphwrightError as error:
-        raise PassCrash(f"{where}: {error}") from error
+        raise PassCrash(f"rule '{rule.label}' at node '{name}' ({op_type}): {error}") from error
     except Exception as error:
-        raise PassCrash(f"{where} raised {type(error).__name__}: {error}") from error
+        raise PassCrash(
+            f"rule '{rule.label}' at node '{name}' ({op_type}) raised {type(error).__name__}: {error}"
+        ) from error
     finally:
         rewriter.rule = ""
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from ..ir.bodies import bodies_of, nodes_of
 from ..ir.errors import PassError
+from ..ir.incremental import infer_near
 from ..ir.shape_memo import as_shape
 from ..ir.uses import is_read, is_unread, use_count
 from .attributes import as_attribute, as_attributes
@@ -44,6 +45,7 @@ class Rewriter:
         self._orphans: dict[ir.Value, None] = {}
         self._touched: dict[ir.Node, None] = {}
         self._stale: dict[ir.Node, None] = {}
+        self._unsettled: dict[ir.Node, None] = {}
         self._altered: dict[ir.Node | ir.Value, None] = {}
         self._names: Names | None = None
 
@@ -55,9 +57,21 @@ class Rewriter:
 
     def take_stale(self) -> list[ir.Node]:
         """Return the nodes whose output shapes may have changed since the last call."""
-        stale = list(self._stale)
+        stale = list(self._unsettled | self._stale)
+        self._unsettled.clear()
         self._stale.clear()
         return stale
+
+    def settle_shapes(self) -> None:
+        """Infer what follows from the last rewrites where their neighbourhood tells; the rest stays stale.
+
+        Raises:
+            ShapeError: Shapes contradict each other.
+        """
+        if self._stale:
+            stale = dict(self._stale)
+            self._stale.clear()
+            self._unsettled.update(dict.fromkeys(infer_near(self.model, stale)))
 
     @property
     def altered(self) -> Collection[ir.Node | ir.Value]:
@@ -213,7 +227,7 @@ class Rewriter:
             new.shape = old.shape.copy() if hasattr(old.shape, "copy") else ir.Shape(list(old.shape))
         if new.type is None:
             new.type = old.type
-        users = dict.fromkeys(user for user, _ in old.uses())
+        users: dict[ir.Node, None] = dict.fromkeys(user for user, _ in old.uses())
         if new.is_initializer() or new.shape != old.shape or new.dtype != old.dtype:
             # A constant operand (a target shape, axes) may tell more than the computed one did.
             self._stale.update(users)
@@ -222,7 +236,7 @@ class Rewriter:
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         # What reads a value of a graph that was just put in place is in a graph itself.
         self._touched.update(users)
-        self._altered.update(users)
+        self._altered.update(dict.fromkeys(users))
         self._touch(new.producer())
         self._touch(old.producer())
 
@@ -245,6 +259,7 @@ class Rewriter:
         for gone in (node, *(inner for body in bodies for inner in nodes_of(body))):
             self._touched.pop(gone, None)
             self._stale.pop(gone, None)
+            self._unsettled.pop(gone, None)
             self._altered.pop(gone, None)
         graph.remove(node, safe=True)
         for value in sources:
