@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 
+from ..ir.bodies import all_graphs
 from ..ir.clone import clone
 from ..ir.compare import Comparison
 from ..ir.errors import GraphwrightError
 from .base import Firing, Pass
 from .bounds import Bound
-from .equivalence import check_equivalent
+from .equivalence import Expectation
 from .manager import PassManager
+from .minimize import minimize
 from .pipeline import Pipeline, as_pipeline, pass_text
+
+_SHOWN = 8
+_TOLD_EVERY = 5
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class Culprit:
         number: How many rewrites of the pass it takes, this one included; 0 without `firing`.
         of: How many rewrites the whole pass makes.
         before: The model right before the guilty pass.
+        nodes: Without `firing`, the fewest nodes that the pass must be let at to break the bound; empty where
+            its selectors do not tell.
     """
 
     index: int
@@ -41,6 +50,7 @@ class Culprit:
     number: int
     of: int
     before: ir.Model
+    nodes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         what = self.error or str(self.comparison)
@@ -51,7 +61,11 @@ class Culprit:
                 f"first bad rewrite: number {self.number} of {self.of}, rule '{self.firing.rule}' at node "
                 f"'{self.firing.node}' ({self.firing.op_type}){made}"
             )
-        elif self.of == 0:
+        elif self.nodes:
+            shown = ", ".join(f"'{name}'" for name in self.nodes[:_SHOWN])
+            more = f" and {len(self.nodes) - _SHOWN} more" if len(self.nodes) > _SHOWN else ""
+            lines.append(f"the pass works without rules; it takes what it does to {shown}{more}")
+        else:
             lines.append("the pass does not work by single rewrites, so it is named as a whole")
         return "\n".join(lines)
 
@@ -63,6 +77,7 @@ class Culprit:
             "pass": self.text,
             "comparison": self.comparison.to_json() if self.comparison else None,
             "error": self.error,
+            "nodes": list(self.nodes),
             "rewrite": None
             if firing is None
             else {
@@ -103,7 +118,12 @@ def bisect(
         The culprit, or None where the whole pipeline keeps the bound.
     """
     search = _Search(
-        model, bound or Bound(), inputs, target, calibration, seed, progress or (lambda line: None)
+        Expectation(model, inputs=inputs, seed=seed, progress=None if progress is None else _told(progress)),
+        bound or Bound(),
+        target,
+        calibration,
+        seed,
+        progress or (lambda line: None),
     )
     working = clone(model)
     for index, instance in enumerate(as_pipeline(pipeline)):
@@ -115,6 +135,10 @@ def bisect(
     return None
 
 
+def _told(progress: Callable[[str], None]) -> Callable[[int, int | None, str], None]:
+    return lambda done, total, text: progress(text) if done % _TOLD_EVERY == 0 else None
+
+
 @dataclass(frozen=True)
 class _Trial:
     model: ir.Model
@@ -122,19 +146,19 @@ class _Trial:
     error: str
     firings: list[Firing]
     bad: bool
+    label: str = ""
 
 
 @dataclass
 class _Search:
-    original: ir.Model
+    expected: Expectation
     bound: Bound
-    inputs: Sequence[dict[str, Any]] | None
     target: Any
     calibration: Any
     seed: int
     progress: Callable[[str], None]
 
-    def run(self, instance: Pass, before: ir.Model, limit: int | None) -> _Trial:
+    def run(self, instance: Pass, before: ir.Model, limit: int | None, label: str | None = None) -> _Trial:
         """Apply at most `limit` rewrites of one pass and compare with the original."""
         manager = PassManager(
             instance,
@@ -142,38 +166,67 @@ class _Search:
             calibration=self.calibration,
             seed=self.seed,
             rewrite_limit=limit,
+            investigate=False,
         )
         try:
             after, _ = manager.run(before)
-            found = check_equivalent(
-                self.original, after, inputs=self.inputs, seed=self.seed, bound=self.bound
-            )
+            found = self.expected.compare(after, bound=self.bound, first=True, label=label)
         except GraphwrightError as error:
             return _Trial(before, None, str(error), manager.firings, True)
-        return _Trial(after, found.worst, "", manager.firings, not found.passed)
+        return _Trial(after, found.worst, "", manager.firings, not found.passed, found.inputs)
 
     def narrow(self, index: int, instance: Pass, before: ir.Model, whole: _Trial) -> Culprit:
         """Search the shortest run of rewrites that breaks the bound, on the premise that it stays broken."""
+        label = whole.label or None
         good, bad, last = 0, len(whole.firings), whole
-        if bad and self.run(instance, before, 0).bad:
+        if not bad or self.run(instance, before, 0, label).bad:
             # What is wrong happens outside of rules.
-            return Culprit(index, pass_text(instance), whole.comparison, whole.error, None, 0, 0, before)
+            nodes = self.narrow_by_nodes(instance, before, label)
+            return Culprit(
+                index, pass_text(instance), whole.comparison, whole.error, None, 0, 0, before, nodes
+            )
+        steps = bad.bit_length()
         while bad - good > 1:
             middle = (good + bad) // 2
-            self.progress(f"trying {middle} of {len(whole.firings)} rewrites of {instance.name}")
-            trial = self.run(instance, before, middle)
+            self.progress(
+                f"trying {middle} of {len(whole.firings)} rewrites of {instance.name}, about "
+                f"{(bad - good).bit_length()} of {steps} trials left"
+            )
+            trial = self.run(instance, before, middle, label)
             if trial.bad:
                 bad, last = middle, trial
             else:
                 good = middle
-        firing = whole.firings[bad - 1] if bad else None
         return Culprit(
             index,
             pass_text(instance),
             last.comparison,
             last.error,
-            firing,
+            whole.firings[bad - 1],
             bad,
             len(whole.firings),
             before,
         )
+
+    def narrow_by_nodes(self, instance: Pass, before: ir.Model, label: str | None) -> tuple[str, ...]:
+        """For passes without rules: the fewest nodes that the pass must be let at to break the bound."""
+        shaped = clone(before)
+        names = sorted({node.name for graph in all_graphs(shaped) for node in graph if node.name})
+
+        def fails(kept: list[str]) -> bool:
+            self.progress(f"trying {instance.name} on {len(kept)} of {len(names)} nodes")
+            inside = set(kept)
+            return self.run(
+                _keeping_off(instance, [n for n in names if n not in inside]), before, None, label
+            ).bad
+
+        if not names or fails([]) or not fails(names):
+            return ()
+        return tuple(minimize(names, fails))
+
+
+def _keeping_off(instance: Pass, names: list[str]) -> Pass:
+    """The same pass, told by its selector to leave these nodes alone too."""
+    pattern = f"(?:{'|'.join(map(re.escape, names))})$" if names else None
+    both = "|".join(part for part in (instance.skip, pattern) if part)
+    return dataclasses.replace(instance, skip=both or None)

@@ -6,9 +6,8 @@ Instrumentation is a list of observers, not flags inside passes.
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ import onnx_ir as ir
 
 from ..ir.bodies import graphs_of
 from ..ir.clone import clone
+from ..ir.collector import collector_paused
 from ..ir.errors import GraphwrightError, PassCrash, PassError, ShapeError, VerifyError
 from ..ir.shapes import infer_shapes
 from ..ir.verify import verify
@@ -140,7 +140,7 @@ class PassManager:
                 observer.before_pass(instance, run.model, index, len(self.pipeline))
             start = time.perf_counter()
             try:
-                with _collector_paused() if instance.lossless else contextlib.nullcontext():
+                with collector_paused() if instance.lossless else contextlib.nullcontext():
                     record = self._run_one(instance, run)
             except PassCrash as crash:
                 record = self._failed(crash, instance, index, run, time.perf_counter() - start)
@@ -152,10 +152,21 @@ class PassManager:
                 observer.after_pass(instance, run.model, record)
         return run.model, run.records
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """What a reproducer needs to know of the run beside model and pipeline."""
+        mine = self._context
+        return {
+            "seed": mine.seed,
+            "inputs": self.check_inputs,
+            "calibration": mine.calibration,
+            "target": mine.target,
+        }
+
     def _prepare(self, model: ir.Model) -> _Run:
         stopwatch = Stopwatch("pipeline")
         self.timing = stopwatch.tree
-        with _collector_paused(), stopwatch.timed("preparation"):
+        with collector_paused(), stopwatch.timed("preparation"):
             with stopwatch.timed("verify"):
                 verify(model)
             with stopwatch.timed("copy"):
@@ -369,18 +380,6 @@ def _costs(run: _Run) -> dict[str, Any]:
         "macs": macs if macs is None or isinstance(macs, int) else str(macs),
         "bytes_moved": costs.moved(),
     }
-
-
-@contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Make many small objects that live on without their being looked through again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def count_nodes(model: ir.Model) -> int:

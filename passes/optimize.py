@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from ..ir.errors import GraphwrightError, PassCrash
 from .base import Pass
 from .manager import Observer, PassManager, PassRecord
 from .pipeline import Pipeline
+from .timings import Timing
 
 
 @dataclass(frozen=True)
@@ -20,14 +25,17 @@ class OptimizeReport:
     Attributes:
         pipeline: The pipeline as text, presets expanded.
         records: One per pass, in order.
+        timing: Where the time went, as a tree.
     """
 
     pipeline: str
     records: tuple[PassRecord, ...]
+    timing: Timing = field(default_factory=lambda: Timing("pipeline"), compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON-able data."""
-        return {"pipeline": self.pipeline, "passes": [record.to_json() for record in self.records]}
+        passes = [record.to_json() for record in self.records]
+        return {"pipeline": self.pipeline, "passes": passes, "timing": self.timing.to_json()}
 
     def __str__(self) -> str:
         lines = [f"pipeline: {self.pipeline}"]
@@ -64,6 +72,10 @@ def optimize(
     progress: Any = None,
     explain: str | None = None,
     measure: Callable[[ir.Model], float] | None = None,
+    timing: bool = False,
+    statistics: bool = False,
+    keep_going: bool = False,
+    reproducer: str | Path | None = "",
 ) -> Result:
     """Apply a pipeline to a copy of `model`; `model` itself is not changed.
 
@@ -72,7 +84,7 @@ def optimize(
         pipeline: Pipeline text such as `"simplify,fold-batch-norm"`, or passes.
         calibration: Iterable of feeds (`dict[str, np.ndarray]`) for passes that look at activations.
         target: Target description for passes that depend on the device.
-        verify_each: Verify the graph after every pass.
+        verify_each: Verify graph, shapes and preserved analyses after every pass.
         check_each: Prove lossless passes and measure lossy ones, on the reference.
         check_inputs: Feeds for `check_each`.
         observers: Watchers of the run.
@@ -80,10 +92,17 @@ def optimize(
         progress: Called with (done, total, text) by long passes.
         explain: Name of a node of which every attempt of a rule is recorded (see `passes.explain`).
         measure: Milliseconds that a model takes on the target, for passes with a latency budget.
+        timing: Time rules and the parts of passes one by one (`result.report.timing`).
+        statistics: Record multiply-accumulates and bytes moved after every pass.
+        keep_going: Leave out a pass that fails, and go on with the model from before it; its record says so.
+        reproducer: Folder for the file that shows a crash again; the system's folder for temporary files by
+            default, None for no file.
 
     Raises:
         PipelineError: The pipeline text is wrong.
-        PassError: A pass failed.
+        PassError: A pass cannot do what it was asked to do.
+        PassCrash: A pass is wrong: the line names pass, rule, node and reproducer; `.before` is the model
+            from before it.
         VerifyError: The model is invalid to begin with.
     """
     manager = PassManager(
@@ -98,6 +117,35 @@ def optimize(
         progress=progress,
         explain=explain,
         measure=measure,
+        timing=timing,
+        statistics=statistics,
+        keep_going=keep_going,
     )
-    optimized, records = manager.run(model)
-    return Result(optimized, OptimizeReport(str(manager.pipeline), tuple(records)))
+    try:
+        optimized, records = manager.run(model)
+    except PassCrash as crash:
+        if reproducer is None:
+            raise
+        path = _reproduce(model, manager, crash, Path(reproducer or tempfile.gettempdir()))
+        raise _located(crash, path) from crash.__cause__
+    return Result(optimized, OptimizeReport(str(manager.pipeline), tuple(records), manager.timing))
+
+
+def _reproduce(model: ir.Model, manager: PassManager, crash: PassCrash, folder: Path) -> Path | None:
+    """Write down what crashes; None where that does not work, which must not hide the crash."""
+    from .reproducer import save_crash
+
+    try:
+        descriptor, name = tempfile.mkstemp(".onnx", "graphwright-reproducer-", folder)
+        os.close(descriptor)
+        return save_crash(model, manager.pipeline, crash, name, **manager.data)
+    except (GraphwrightError, OSError):
+        return None
+
+
+def _located(crash: PassCrash, path: Path | None) -> PassCrash:
+    if path is None:
+        return crash
+    found = PassCrash(f"{crash}; reproducer: {path}")
+    found.index, found.kind, found.before = crash.index, crash.kind, crash.before
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
@@ -47,6 +47,59 @@ def slice_model(model: ir.Model, names: Collection[str]) -> ir.Model | None:
     if not outputs or any(value.shape is None or value.dtype is None for value in read):
         return None
     return _rebuild(copy, kept, list(read), outputs)
+
+
+def bodies_in(model: ir.Model) -> Iterator[tuple[ir.Node, ir.Graph]]:
+    """Yield the nodes of the main graph that have bodies, with each body."""
+    for node in model.graph:
+        for body in bodies_of(node):
+            yield node, body
+
+
+def body_model(model: ir.Model, node: ir.Node, body: ir.Graph) -> ir.Model | None:
+    """Return a model that consists of one body of `node`; weights are shared.
+
+    Its inputs are those of the body and what it reads of the graph around it; stored constants come along.
+
+    Returns:
+        The model, or None where an input would have no known type and shape.
+    """
+    copy = clone(model)
+    position = [each.name for each in model.graph].index(node.name)
+    inside = bodies_of(copy.graph[position])[bodies_of(node).index(body)]
+    own = {*inside.inputs, *inside.initializers.values()}
+    own.update(value for each in inside.all_nodes() for value in each.outputs)
+    own.update(v for each in inside.all_nodes() for inner in bodies_of(each) for v in inner.inputs)
+    outer: dict[ir.Value, None] = {}
+    for each in inside.all_nodes():
+        outer.update((value, None) for value in each.inputs if value is not None and value not in own)
+    outer.update((value, None) for value in inside.outputs if value not in own)
+    if any(value in outer for value in inside.outputs) or not len(inside):
+        return None
+    inputs, initializers = list(inside.inputs), list(inside.initializers.values())
+    for value in outer:
+        substitute = ir.Value(name=value.name, shape=value.shape, type=value.type)
+        substitute.const_value = value.const_value
+        for user, index in list(value.uses()):
+            if user.graph is not copy.graph:
+                user.replace_input_with(index, substitute)
+        (initializers if value.is_initializer() else inputs).append(substitute)
+    if any(value.shape is None or value.dtype is None for value in inputs):
+        return None
+    nodes, outputs = list(inside), list(inside.outputs)
+    inside.outputs.clear()
+    inside.inputs.clear()
+    inside.initializers.clear()
+    inside.remove(nodes)
+    graph = ir.Graph(
+        inputs,
+        outputs,
+        nodes=nodes,
+        initializers=initializers,
+        name=inside.name,
+        opset_imports=dict(copy.opset_imports),
+    )
+    return ir.Model(graph, ir_version=copy.ir_version, functions=list(copy.functions.values()))
 
 
 def _rebuild(model: ir.Model, kept: list[ir.Node], read: list[ir.Value], outputs: list[ir.Value]) -> ir.Model:

@@ -52,6 +52,11 @@ def print_any_text() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def seconds_between_lines() -> float:
+    """How long progress is silent at least: on a terminal lines replace each other, in a log they stay."""
+    return 0.1 if sys.stderr.isatty() else 5.0
+
+
 @contextlib.contextmanager
 def progress(text: str, *, quiet: bool = False) -> Iterator[Any]:
     """Shows that something is going on: a spinner on a terminal, a line elsewhere, nothing when quiet.

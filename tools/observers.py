@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,37 @@ class ChangePrinter(Observer):
         print_line(f"// changed by {record.text}")
         print_line(diff(self._before, model).text().rstrip("\n"))
         self._before = clone(model)
+
+
+class ProgressTeller(Observer):
+    """Says which pass is running, and what it says of itself; on a terminal always, elsewhere now and then.
+
+    Args:
+        tell: Shows one line.
+        every: Least seconds between two lines.
+    """
+
+    def __init__(self, tell: Callable[[str], None], every: float):
+        self._tell = tell
+        self._every = every
+        self._last = time.monotonic()
+        self._pass = ""
+
+    def before_pass(self, instance: Pass, model: ir.Model, index: int, total: int) -> None:
+        """Name the pass."""
+        self._pass = f"pass {index + 1} of {total}: {instance.name}"
+        self._say(self._pass)
+
+    def __call__(self, done: int, total: int | None, text: str) -> None:
+        """Show how far the pass is, as passes and checks call it."""
+        of = f" ({done + 1} of {total})" if total else ""
+        self._say(f"{self._pass}: {text}{of}" if self._pass else f"{text}{of}")
+
+    def _say(self, line: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= self._every:
+            self._last = now
+            self._tell(line)
 
 
 class Dumper(Observer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import GraphwrightError, PassCrash
 
@@ -16,11 +16,20 @@ STEM = "graphwright-reproducer"
 
 
 @contextlib.contextmanager
-def reproducer_on_crash(model: ir.Model, pipeline: str, seed: int = 0) -> Iterator[None]:
+def reproducer_on_crash(
+    model: ir.Model, pipeline: str, seed: int = 0, *, advice: str = "", **data: Any
+) -> Iterator[None]:
     """Write `graphwright-reproducer.onnx` into the current folder if a pass crashes inside.
 
     The file holds the model as it was before the pass, and the pass. `graphwright reduce FILE --replay` runs
     it and `graphwright reduce FILE --pipeline ... -o SMALLER` shrinks it.
+
+    Args:
+        model: The model that goes into the pipeline.
+        pipeline: The pipeline as text.
+        seed: The seed of the run.
+        advice: What else the user can do, added to the line.
+        **data: `inputs`, `calibration` and `target` of the run, as `passes.reproducer.save_crash` takes them.
 
     Raises:
         PassCrash: The crash, its line extended by the name of the file.
@@ -28,14 +37,23 @@ def reproducer_on_crash(model: ir.Model, pipeline: str, seed: int = 0) -> Iterat
     try:
         yield
     except PassCrash as crash:
-        from ..passes.reduce import save_crash
-
-        path = _free_name()
-        try:
-            save_crash(model, pipeline, crash, path, seed)
-        except (GraphwrightError, OSError) as trouble:
+        path, trouble = write_reproducer(model, pipeline, crash, seed, **data)
+        if path is None:
             raise PassCrash(f"{crash} (no reproducer could be written: {trouble})") from crash
-        raise PassCrash(f"{crash}; to see it again: graphwright reduce {path} --replay") from crash
+        raise PassCrash(f"{crash}; to see it again: graphwright reduce {path} --replay{advice}") from crash
+
+
+def write_reproducer(
+    model: ir.Model, pipeline: str, crash: PassCrash, seed: int = 0, **data: Any
+) -> tuple[Path | None, str]:
+    """Write the reproducer of a crash into the current folder; returns its path, or None and why not."""
+    from ..passes.reproducer import save_crash
+
+    path = _free_name()
+    try:
+        return save_crash(model, pipeline, crash, path, seed, **data), ""
+    except (GraphwrightError, OSError) as trouble:
+        return None, str(trouble)
 
 
 def _free_name() -> Path:

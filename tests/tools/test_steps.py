@@ -4,7 +4,7 @@ import numpy as np
 from graphwright.backends.executable import Timing
 from graphwright.passes.optimize import optimize
 from graphwright.tools.compile_table import report_files
-from graphwright.tools.passes_report import did_lines, timing_rows
+from graphwright.tools.passes_report import did_lines, timing_lines
 from graphwright.tools.steps import Step, StepRecorder, StepTable, markdown_table
 
 
@@ -80,7 +80,34 @@ def test_what_was_left_alone_is_grouped_by_reason(tiny):
         "  left alone: 5 Conv (a, b, c, ...): shared weights",
         "  note: a note",
     ]
-    assert timing_rows(records)[1] == [["fold-x", "9 -> 7", "yes", "250.0", "100%"]]
+
+
+def test_times_are_a_tree_with_shares_and_what_is_left_over():
+    rules = {
+        "name": "rules",
+        "seconds": 0.15,
+        "count": 1,
+        "parts": [{"name": "FoldX", "seconds": 0.1, "count": 40, "fired": 2}],
+    }
+    tree = {
+        "name": "pipeline",
+        "seconds": 0,
+        "count": 0,
+        "parts": [
+            {"name": "preparation", "seconds": 0.05, "count": 1},
+            {"name": "1 fold-x", "seconds": 0.2, "count": 1, "parts": [rules]},
+        ],
+    }
+    assert timing_lines(tree) == [
+        "        ms  share  where",
+        "      50.0   20.0%  preparation",
+        "     200.0   80.0%  1 fold-x",
+        "     150.0   60.0%    rules",
+        "     100.0   40.0%      FoldX (40 tries, fired 2 times)",
+        "      50.0   20.0%      the rest",
+        "      50.0   20.0%    the rest",
+        "     250.0  100.0%  total",
+    ]
 
 
 def test_report_files_join_the_table_and_the_compilers_own_report(tiny):

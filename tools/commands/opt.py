@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ...ir.errors import ToolError
-from ..console import plain, print_json, print_line, progress
+from ..console import plain, print_json, print_line, progress, seconds_between_lines
 from ..feeds import calibration_feeds, input_signature, match_feeds, read_npz
 from ..options import (
     CalibrationOption,
@@ -41,10 +42,16 @@ def opt(
         ),
     ] = None,
     verify_each: Annotated[
-        bool, typer.Option("--verify-each/--no-verify-each", help="Verify the graph after every pass.")
+        bool,
+        typer.Option("--verify-each/--no-verify-each", help="Verify graph and shapes after every pass."),
     ] = True,
     check_each: Annotated[
-        bool, typer.Option("--check-each", help="Prove lossless passes, measure lossy ones, one by one.")
+        bool,
+        typer.Option(
+            "--check-each",
+            help="Run the model before and after every pass, on random and edge-case inputs or on --inputs: "
+            "lossless passes must keep the numbers, lossy ones are measured.",
+        ),
     ] = False,
     inputs: Annotated[
         Path | None,
@@ -61,21 +68,33 @@ def opt(
     print_changed: Annotated[
         bool, typer.Option("--print-changed", help="Print what every pass changed.")
     ] = False,
-    timing: Annotated[bool, typer.Option("--timing", help="Print the time of every pass.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Print what every pass did and left alone.")] = False,
+    timing: Annotated[
+        bool,
+        typer.Option("--timing", help="Print a tree of times: passes, their rules, shape updates, checks."),
+    ] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Print what every pass did, left alone, and what the model costs.")
+    ] = False,
+    keep_going: Annotated[
+        bool,
+        typer.Option("--keep-going", help="Leave out a pass that fails; the exit status is 1 then."),
+    ] = False,
     explain: Annotated[
         str | None,
         typer.Option(
             "--explain",
             metavar="NODE",
-            help="Say where a node came from, or which rules were tried on it and why each did not fire.",
+            help="Say where a node came from, what became of it, which rules were tried on it, and why not.",
             show_default=False,
         ),
     ] = None,
     dump_dir: Annotated[
         Path | None,
         typer.Option(
-            "--dump-dir", metavar="DIR", help="Write the graph after each pass here.", show_default=False
+            "--dump-dir",
+            metavar="DIR",
+            help="Write the graph after each pass here: 01-fold-constants.onnx, ...",
+            show_default=False,
         ),
     ] = None,
     dim: DimOption = None,
@@ -88,7 +107,12 @@ def opt(
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Apply passes to a model and write the optimized ONNX file."""
+    """Apply passes to a model and write the optimized ONNX file.
+
+    A pass that crashes, leaves an invalid graph, loses a shape or changes numbers that it must keep is
+    reported with rule and node, and graphwright-reproducer.onnx is written to show it again. Nothing else is
+    written then, unless with --keep-going.
+    """
     load_plugins(plugin)
     text = pipeline_text(pipeline, preset)
     if text is None:
@@ -98,7 +122,7 @@ def opt(
     from ...ir.save import save
     from ...passes.explain import explain as story_of
     from ...passes.optimize import optimize
-    from ..observers import ChangePrinter, Dumper, Printer
+    from ..observers import ChangePrinter, Dumper, Printer, ProgressTeller
     from ..reproducer import reproducer_on_crash
     from ..steps import StepRecorder
 
@@ -116,19 +140,31 @@ def opt(
         observers.append(ChangePrinter(graph))
     if dump_dir is not None:
         observers.append(Dumper(dump_dir))
-    with progress(f"running {text}", quiet=as_json):
-        with reproducer_on_crash(graph, text, seed):
+    data = calibration_feeds(graph, calibration, calibrate_random, seed)
+    own = [feeds] if feeds is not None else None
+    advice = "" if keep_going else "; --keep-going leaves the pass out"
+    with progress(f"running {text}", quiet=as_json) as tell:
+        teller = ProgressTeller(tell, seconds_between_lines())
+        observers.append(teller)
+        with reproducer_on_crash(
+            graph, text, seed, advice=advice, inputs=own, calibration=data, target=resolved
+        ):
             result = optimize(
                 graph,
                 text,
-                calibration=calibration_feeds(graph, calibration, calibrate_random, seed),
+                calibration=data,
                 target=resolved,
                 verify_each=verify_each,
                 check_each=check_each,
-                check_inputs=[feeds] if feeds is not None else None,
+                check_inputs=own,
                 observers=observers,
                 seed=seed,
                 explain=explain,
+                progress=teller,
+                timing=timing,
+                statistics=stats,
+                keep_going=keep_going,
+                reproducer=None,
             )
         story = story_of(graph, result.model, result.report.records, explain) if explain else []
         if output is not None:
@@ -137,12 +173,21 @@ def opt(
         written = str(output) if output else None
         report = {**result.report.to_json(), "table": recorder.table.to_json(), "output": written}
         print_json({**report, "explanation": story} if explain else report)
-        return
+        raise typer.Exit(1 if _failed(result) else 0)
     _print(result, recorder, timing=timing, stats=stats or check_each)
     for line in story:
         print_line(line)
     if output is not None:
         print_line(f"wrote {output}")
+    for failure in _failed(result):
+        print(f"graphwright: warning: {failure}; left out", file=sys.stderr)
+    if _failed(result):
+        raise typer.Exit(1)
+
+
+def _failed(result: Result) -> list[str]:
+    """Lines of the passes that were left out because they failed."""
+    return [record.error for record in result.report.records if record.error]
 
 
 def _refuse_bad_output(output: Path | None) -> None:
@@ -162,6 +207,6 @@ def _print(result: Result, recorder: Any, *, timing: bool, stats: bool) -> None:
     records = plain(result.report.to_json()["passes"])
     recorder.table.print()
     if timing:
-        print_timing(records)
+        print_timing(plain(result.report.timing.to_json()))
     if stats:
         print_did(records)

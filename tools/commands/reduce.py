@@ -9,7 +9,7 @@ import typer
 
 from ...ir.errors import ToolError
 from ..console import print_json, print_line, progress
-from ..feeds import calibration_feeds
+from ..feeds import calibration_feeds, input_signature, match_feeds, read_npz
 from ..options import (
     BoundOption,
     CalibrationOption,
@@ -38,6 +38,12 @@ def reduce(
         bool, typer.Option("--replay", help="MODEL is a reproducer: run it and show its failure.")
     ] = False,
     bound: BoundOption = "max_rel<=1e-4",
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            "--inputs", metavar="X.npz", help="Inputs of your own on which it fails.", show_default=False
+        ),
+    ] = None,
     dim: DimOption = None,
     calibration: CalibrationOption = None,
     calibrate_random: RandomCalibrationOption = 0,
@@ -47,14 +53,20 @@ def reduce(
 ) -> None:
     """Shrink a failing model and pipeline to one small file that replays the failure.
 
-    With --replay the exit status is 1 while the failure shows and 0 once it is gone.
+    The file carries the pipeline, the seed and whatever data the failure needs. With --replay the exit status
+    is 1 while the failure shows and 0 once it is gone.
     """
     load_plugins(plugin)
     from ...passes import reduce as reducer
     from ...passes.bounds import parse_bound
 
     if replay:
-        failure = reducer.replay(model)
+        data = None
+        if calibration is not None or calibrate_random:
+            from ...ir.load import load
+
+            data = calibration_feeds(load(model), calibration, calibrate_random, seed)
+        failure = reducer.replay(model, calibration=data)
         if as_json:
             print_json({"failure": None if failure is None else failure.message})
         else:
@@ -67,6 +79,9 @@ def reduce(
         raise ToolError("say where to write the reproducer: -o REPRO.onnx")
     with progress(f"reading {model}", quiet=as_json):
         graph = load_model(model, dim).model
+    feeds = None
+    if inputs is not None:
+        feeds = [match_feeds(read_npz(inputs), input_signature(graph), f"'{inputs}'")]
     with progress(f"reducing {text}", quiet=as_json) as update:
         found = reducer.reduce(
             graph,
@@ -74,6 +89,7 @@ def reduce(
             bound=parse_bound(bound),
             seed=seed,
             calibration=calibration_feeds(graph, calibration, calibrate_random, seed),
+            inputs=feeds,
             progress=update,
         )
         found.save(output)
