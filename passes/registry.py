@@ -35,6 +35,7 @@ _BUILT_IN = {
     "fuse-attention": ".fuse_attention",
     "fuse-conv-activation": ".fuse_conv_activation",
     "fuse-gemm": ".fuse_gemm",
+    "fuse-softmax": ".fuse_softmax",
     "fuse-squeeze-excite": ".fuse_squeeze_excite",
     "fuse-swish": ".fuse_swish",
     "fuse-normalization": ".fuse_normalization",
