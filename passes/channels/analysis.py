@@ -8,12 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
 
-from . import contractions, elementwise, layout, reductions, reshapes, windows  # noqa: F401  (they register handlers)
+# They register handlers.
+from . import (  # noqa: F401
+    attention,
+    contractions,
+    elementwise,
+    indexing,
+    layout,
+    recurrent,
+    reductions,
+    reshapes,
+    windows,
+)
 from .labels import Classes, Pin, spread
+from .sizes import entries, labelled_sizes
 from .tracer import HANDLERS, Tracer
 
 _MAX_ROUNDS = 3
@@ -50,6 +63,17 @@ class Dependencies:
         found[free] = np.where(self.classes.pin[classes] < 0, classes, -1)
         return found
 
+    @cached_property
+    def statistical(self) -> np.ndarray:
+        """Names, ascending, of the classes whose removal changes the statistics of a normalization."""
+        touched = [np.zeros(0, np.int64)]
+        for statistic in self.tracer.statistics:
+            data = statistic.node.inputs[0]
+            assert data is not None
+            touched.append(self.classes_of(data, statistic.axis))
+        names = np.unique(np.concatenate(touched))
+        return names[names >= 0]
+
     def why_kept(self, value: ir.Value, axis: int) -> Pin | None:
         """The first pin that keeps an index of this axis, or None where all may be removed."""
         axes = self.tracer.axes.get(value)
@@ -64,7 +88,7 @@ class Dependencies:
         return None
 
 
-def analyse(model: ir.Model) -> Dependencies:
+def analyse(model: ir.Model, *, allow_statistical: bool = False) -> Dependencies:
     """Label every axis of every value of the main graph; the model is not changed.
 
     Where an axis is split (heads and head dimensions, groups of a channel shuffle) only one part can carry
@@ -73,9 +97,17 @@ def analyse(model: ir.Model) -> Dependencies:
 
     Args:
         model: At the canonical opset, shapes inferred.
+        allow_statistical: Let axes go that normalizations take statistics over. Splits that allow exact
+            removal are preferred all the same.
     """
-    prefer: dict[ir.Node, int] = {}
-    best = _walk(model, prefer)
+    best = _best_walk(model, {}, allow_statistical=False)
+    if allow_statistical:
+        best = _best_walk(model, best.tracer.prefer, allow_statistical=True)
+    return best
+
+
+def _best_walk(model: ir.Model, prefer: dict[ir.Node, int], *, allow_statistical: bool) -> Dependencies:
+    best = _walk(model, prefer, allow_statistical)
     for _ in range(_MAX_ROUNDS):
         stuck = [node for node in best.tracer.splits if _is_stuck(best, node)]
         advanced = {node: prefer.get(node, 0) + 1 for node in stuck}
@@ -83,7 +115,7 @@ def analyse(model: ir.Model) -> Dependencies:
         if not advanced:
             break
         prefer = {**prefer, **advanced}
-        found = _walk(model, prefer)
+        found = _walk(model, prefer, allow_statistical)
         if _freedom(found) > _freedom(best):
             best = found
     return best
@@ -102,8 +134,8 @@ def _freedom(found: Dependencies) -> int:
     return sum(max(len(np.unique(each[each >= 0])) - 1, 0) for each in classes)
 
 
-def _walk(model: ir.Model, prefer: dict[ir.Node, int]) -> Dependencies:
-    tracer = Tracer(prefer)
+def _walk(model: ir.Model, prefer: dict[ir.Node, int], allow_statistical: bool) -> Dependencies:
+    tracer = Tracer(prefer, allow_statistical=allow_statistical)
     nodes = list(model.graph)
     for node in nodes:
         _trace(node, tracer)
@@ -119,9 +151,18 @@ def _trace(node: ir.Node, tracer: Tracer) -> None:
     if reason is None:
         reason = HANDLERS[node.op_type](node, tracer)
     if reason is not None:
-        tracer.stop(node, reason)
+        _stop(node, tracer, reason)
     for captured in _captured(node):
         tracer.keep_value(captured, tracer.labels.new_pin(node, f"its body reads '{captured.name}'"))
+
+
+def _stop(node: ir.Node, tracer: Tracer, reason: str) -> None:
+    tracer.stop(node, reason)
+    pin = tracer.labels.new_pin(node, f"{reason}, from this size too")
+    for value in node.inputs:
+        # A shape operand that the node cannot correct.
+        for size in labelled_sizes(entries(value, tracer)):
+            tracer.labels.tie(pin, size.axis)
 
 
 def _reason_to_stop(node: ir.Node, tracer: Tracer) -> str | None:

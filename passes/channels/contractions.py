@@ -1,4 +1,4 @@
-"""Labels through operators that sum over an axis: Conv, ConvTranspose, Gemm, MatMul, Einsum, Attention.
+"""Labels through operators that sum over an axis: Conv, ConvTranspose, Gemm, MatMul, Einsum.
 
 The summed axis of both operands carries the same labels; removing an index removes one term of the sum,
 which is exactly nothing once the slice of one operand (the weight where there is one) is zeroed.
@@ -6,8 +6,7 @@ which is exactly nothing once the slice of one operand (the weight where there i
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -52,18 +51,14 @@ def _conv_transpose(node: ir.Node, tracer: Tracer) -> str | None:
     channels, per_group = tracer.dims(data)[1], tracer.dims(weight)[1]
     if not (isinstance(channels, int) and isinstance(per_group, int)):
         return "its channel counts are not static"
-    depthwise = group > 1 and group == channels and per_group == 1
-    if group != 1 and not depthwise:
-        return "grouped transposed convolution is not traced"
     spatial = _pin_window(node, tracer, data, weight)
     source = tracer.axis(data, 1)
     tracer.tie(source, weight, 0)
-    if depthwise:
-        made = tracer.produce(node, weight, 0)
-        tracer.on_removal(lambda keep: _group_count(node, keep, source, channels, 1))
-    else:
+    if group == 1:
         tracer.contract(node, 1, 0)
         made = tracer.produce(node, weight, 1)
+    else:
+        made = _transposed_groups(node, tracer, source, weight, group)
     _finish_conv(node, tracer, data, made, spatial)
     return None
 
@@ -106,6 +101,25 @@ def _tie_groups(node: ir.Node, tracer: Tracer, source: Axis, weight: ir.Value, g
     tracer.contract(node, 1, 1)
 
 
+def _transposed_groups(node: ir.Node, tracer: Tracer, source: Axis, weight: ir.Value, group: int) -> Axis:
+    """Tie a grouped transposed convolution, as `_tie_groups` does; returns the labels of what it makes."""
+    channels, per_group = tracer.dims(weight)[:2]
+    assert isinstance(channels, int) and isinstance(per_group, int)
+    inputs = spread(source, channels).reshape(group, channels // group)
+    by_size = group > per_group
+    if per_group == 1 or by_size ^ (choice_of(node, tracer, 2) == 1):
+        tracer.labels.tie(inputs[:, :1], inputs)
+        tracer.keep(weight, 1, node, "only whole groups of a grouped convolution are removed")
+        tracer.produce(node, weight, 0)
+        held = channels // group
+        tracer.on_removal(lambda keep: _group_count(node, keep, source, channels, held))
+        return _repeat(np.ascontiguousarray(inputs[:, 0]), group, per_group)
+    tracer.labels.tie(inputs[:1], inputs)
+    tracer.contract(node, 1, 0)
+    made = tracer.produce(node, weight, 1)
+    return made if isinstance(made, int) else np.tile(made, group)
+
+
 def choice_of(node: ir.Node, tracer: Tracer, alternatives: int) -> int:
     """Which of several ways to carry labels is tried for this node; remembers that it has a choice."""
     tracer.splits[node] = alternatives
@@ -130,7 +144,7 @@ def _gemm(node: ir.Node, tracer: Tracer) -> str | None:
     result = _product(node, tracer, (rows, summed_left), (summed_right, columns))
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:
-        _tie_broadcast(tracer, result, bias)
+        tie_broadcast(tracer, result, bias)
     tracer.set(node.outputs[0], result)
     return None
 
@@ -183,17 +197,12 @@ def _is_weight(value: ir.Value) -> bool:
     return constant_tensor(value) is not None
 
 
-def _tie_broadcast(tracer: Tracer, result: list[Axis], value: ir.Value) -> None:
+def tie_broadcast(tracer: Tracer, result: Sequence[Axis], value: ir.Value) -> None:
+    """Tie the axes of `value` to the last ones of `result`, leaving out those of size one."""
     dims = tracer.dims(value)
     for index, dim in enumerate(dims):
         if dim != 1:
             tracer.tie(result[len(result) - len(dims) + index], value, index)
-
-
-def _explicit_scale(node: ir.Node, keep: Keep, head: Axis, size: int) -> Iterator[Edit]:
-    # The default depends on the head size; the function must not change with it.
-    if keep.count(head, size) != size:
-        yield Edit(node, "scale", 1.0 / math.sqrt(size))
 
 
 @traces("Einsum")
@@ -225,39 +234,4 @@ def _einsum(node: ir.Node, tracer: Tracer) -> str | None:
     tracer.set(
         node.outputs[0], [tracer.unit if op < 0 else tracer.axis(values[op], index) for op, index in axes]
     )
-    return None
-
-
-@traces("Attention")
-def _attention(node: ir.Node, tracer: Tracer) -> str | None:
-    operands = [value for value in node.inputs[:3] if value is not None]
-    if len(operands) != 3 or any(len(tracer.dims(value)) != 4 for value in operands):
-        return "only attention over four axes is traced"
-    if any(value is not None for value in node.inputs[4:]) or any(o.name != "" for o in node.outputs[1:]):
-        return "attention with a cache or further outputs is not traced"
-    query, key, value = operands
-    size = tracer.dims(query)[3]
-    if not isinstance(size, int):
-        return "its head size is not static"
-    if "scale" not in node.attributes:
-        head = tracer.axis(query, 3)
-        tracer.on_removal(lambda keep: _explicit_scale(node, keep, head, size))
-    grouped = tracer.dims(query)[1] != tracer.dims(key)[1]
-    for index in (0, 1):
-        batch = tracer.axis(query, index)
-        if grouped and index == 1:
-            batch = tracer.keep(query, 1, node, "grouped query heads share key and value heads")
-        tracer.tie(batch, key, index)
-        tracer.tie(batch, value, index)
-    tracer.tie(tracer.axis(query, 3), key, 3)
-    tracer.contract(node, 0, 3)
-    pin = tracer.labels.new_pin(node, "attention is normalized over this axis")
-    tracer.tie(pin, query, 2)
-    for operand in (key, value):
-        tracer.tie(pin, operand, 2)
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    heads = tracer.axis(query, 1)
-    if mask is not None:
-        _tie_broadcast(tracer, [tracer.axis(query, 0), heads, pin, pin], mask)
-    tracer.set(node.outputs[0], [tracer.axis(query, 0), heads, pin, tracer.axis(value, 3)])
     return None

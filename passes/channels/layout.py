@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from ...ir.constants import constant_array, constant_tensor
 from .labels import Axis, spread
-from .sizes import Size, can_follow, entries, feeds_only_shapes, shift
+from .sizes import Size, can_follow, entries, settle, shift, static_entries
 from .tracer import Dim, Edit, Keep, Tracer, traces
+
+_BEFORE_ALL = -(2**31)
+"""End of a reversed Slice that includes index 0."""
 
 
 @traces("Transpose")
@@ -123,90 +127,84 @@ def _slice(node: ir.Node, tracer: Tracer) -> str | None:
     if data is None:
         return "its first input is missing"
     rank = len(tracer.dims(data))
-    given = [constant_array(value) if value is not None else None for value in node.inputs[1:]]
-    given += [None] * (4 - len(given))
-    present = [value is not None for value in node.inputs[1:]] + [False] * (5 - len(node.inputs))
-    if any(stored is None and there for stored, there in zip(given, present, strict=True)):
-        return "its bounds are computed"
-    starts, ends = given[0], given[1]
-    assert starts is not None and ends is not None
-    axes = [int(axis) % rank for axis in given[2]] if given[2] is not None else list(range(len(starts)))
-    steps = [int(step) for step in given[3]] if given[3] is not None else [1] * len(axes)
+    operands = [*node.inputs[1:], *[None] * (5 - len(node.inputs))]
+    axes, steps = (constant_array(value) for value in operands[2:4])
+    starts, ends = (static_entries(value, tracer) for value in operands[:2])
+    if any(
+        stored is None and given is not None
+        for stored, given in zip((axes, steps), operands[2:4], strict=True)
+    ):
+        return "its axes or steps are computed"
+    count = tracer.dims(operands[0])[0] if operands[0] is not None else None
+    if axes is None and not isinstance(count, int):
+        return "which axes it cuts is not known"
+    cut = [int(axis) % rank for axis in axes] if axes is not None else list(range(count))  # type: ignore[arg-type]
     result = tracer.all_axes(data)
-    bounds: dict[int, tuple[Axis, int, int]] = {}
-    for position, axis in enumerate(axes):
+    bounds: dict[int, _Bounds] = {}
+    for position, axis in enumerate(cut):
         labels, size = result[axis], tracer.dims(data)[axis]
         if not isinstance(labels, np.ndarray) or not isinstance(size, int):
             continue
-        start, end, step = slice(int(starts[position]), int(ends[position]), steps[position]).indices(size)
+        if starts is None or ends is None:
+            result[axis] = tracer.keep(data, axis, node, "Slice has computed bounds on this axis")
+            continue
+        step = int(steps[position]) if steps is not None else 1
+        start, end, step = slice(int(starts[position]), _bound(int(ends[position]), step), step).indices(size)
         if step == 1:
-            bounds[position] = (labels, start, max(start, end))
+            bounds[position] = _Bounds(labels, start, max(start, end), 1)
             result[axis] = labels[start : max(start, end)]
+        elif step == -1 and start == size - 1 and end == -1:
+            bounds[position] = _Bounds(labels, start, end, -1)
+            result[axis] = np.ascontiguousarray(labels[::-1])
+        elif step > 1 and size % step == 0 and start < step and end > size - step + start:
+            # Whole strides go, so that what is left still is every step-th index.
+            strides = labels.reshape(-1, step)
+            tracer.labels.tie(strides[:, :1], strides)
+            result[axis] = np.ascontiguousarray(strides[:, start])
+            bounds[position] = _Bounds(labels, start, end, step)
         else:
             result[axis] = tracer.keep(data, axis, node, "Slice strides over this axis")
-    if bounds:
-        tracer.on_removal(lambda keep: _new_bounds(node, keep, starts, ends, bounds))
+    if bounds and starts is not None and ends is not None:
+        known = starts, ends
+        tracer.on_removal(lambda keep: _new_bounds(node, keep, *known, bounds))
     tracer.set(node.outputs[0], result)
     return None
 
 
+@dataclass(frozen=True)
+class _Bounds:
+    """Where a Slice cuts a labelled axis."""
+
+    labels: np.ndarray
+    start: int
+    end: int
+    step: int
+
+
+def _bound(end: int, step: int) -> int | None:
+    """The end of a slice in Python's terms, where the one of a reversed axis is None."""
+    return None if step < 0 and end < -(2**31) + 2 else end
+
+
 def _new_bounds(
-    node: ir.Node,
-    keep: Keep,
-    starts: np.ndarray,
-    ends: np.ndarray,
-    bounds: dict[int, tuple[Axis, int, int]],
+    node: ir.Node, keep: Keep, starts: np.ndarray, ends: np.ndarray, bounds: dict[int, _Bounds]
 ) -> Iterator[Edit]:
     starts, ends = starts.copy(), ends.copy()
     changed = False
-    for position, (labels, start, end) in bounds.items():
-        mask = keep.mask(labels, 0)
+    for position, cut in bounds.items():
+        mask = keep.mask(cut.labels, len(cut.labels))
         if mask.all():
             continue
         changed = True
-        starts[position], ends[position] = int(mask[:start].sum()), int(mask[:end].sum())
+        if cut.step == 1:
+            starts[position], ends[position] = int(mask[: cut.start].sum()), int(mask[: cut.end].sum())
+        elif cut.step == -1:
+            starts[position], ends[position] = int(mask.sum()) - 1, _BEFORE_ALL
+        else:
+            starts[position], ends[position] = cut.start, int(mask.sum())
     if changed:
         yield Edit(node, 1, starts)
         yield Edit(node, 2, ends)
-
-
-@traces("Gather")
-def _gather(node: ir.Node, tracer: Tracer) -> str | None:
-    data, indices = node.inputs[0], node.inputs[1]
-    if data is None or indices is None:
-        return "an operand is missing"
-    rank = len(tracer.dims(data))
-    axis = node.attributes.get_int("axis", 0) % rank
-    picked = constant_array(indices)
-    pin = tracer.labels.new_pin(node, "Gather picks indices of this axis")
-    places: list[Axis] = [pin] * len(tracer.dims(indices))
-    if picked is not None and tracer.is_labelled(data, axis):
-        labels = spread(tracer.axis(data, axis), 0)
-        picked = np.where(picked < 0, picked + len(labels), picked)
-        if picked.ndim == 1:
-            places = [labels[picked]]
-        else:
-            tracer.labels.tie(pin, labels[picked])
-        chosen = picked
-        tracer.on_removal(lambda keep: _new_indices(node, keep, labels, chosen))
-    else:
-        tracer.tie(pin, data, axis)
-        tracer.keep_value(indices, pin)
-    table = constant_tensor(data)
-    if table is not None and rank == 2 and axis == 0 and picked is None:
-        tracer.produce(node, data, 1)
-    axes: list[Axis] = [pin if index == axis else tracer.axis(data, index) for index in range(rank)]
-    tracer.set(node.outputs[0], [*axes[:axis], *places, *axes[axis + 1 :]])
-    return None
-
-
-def _new_indices(node: ir.Node, keep: Keep, labels: np.ndarray, picked: np.ndarray) -> Iterator[Edit]:
-    mask = keep.mask(labels, len(labels))
-    if mask.all():
-        return
-    position = np.cumsum(mask) - 1
-    kept = picked[mask[picked]] if picked.ndim == 1 else picked
-    yield Edit(node, 1, np.asarray(position[kept], np.int64))
 
 
 @traces("Expand")
@@ -255,13 +253,25 @@ def _new_expansion(
 
 @traces("ConstantOfShape")
 def _filled(node: ir.Node, tracer: Tracer) -> str | None:
-    stored = constant_array(node.inputs[0])
-    if stored is None:
+    """All elements are the same: any index of any axis may go."""
+    operand, dims = node.inputs[0], tracer.dims(node.outputs[0])
+    stored, found = constant_array(operand), entries(operand, tracer)
+    pin = tracer.labels.new_pin(node, "how long it is filled is computed")
+    axes: list[Axis] = []
+    for index, dim in enumerate(dims):
+        entry = found[index] if found is not None and index < len(found) else None
+        if isinstance(entry, Size):
+            axes.append(entry.axis)
+        else:
+            axes.append(tracer.labels.fresh(dim) if isinstance(entry, int) and isinstance(dim, int) else pin)
+    if stored is not None:
+        shape = stored
+        tracer.on_removal(lambda keep: _new_expansion(node, keep, shape, dims, axes, operand=0))
+    elif found is not None and can_follow(found, axes, dims):
+        followed = found
+        tracer.on_removal(lambda keep: shift(node, keep, followed, dims, axes))
+    elif any(isinstance(axis, np.ndarray) for axis in axes):
         return "its shape is computed"
-    dims = tracer.dims(node.outputs[0])
-    # All elements are the same: any index of any axis may go.
-    axes: list[Axis] = [tracer.labels.fresh(int(dim)) for dim in stored]
-    tracer.on_removal(lambda keep: _new_expansion(node, keep, stored, dims, axes, operand=0))
     tracer.set(node.outputs[0], axes)
     return None
 
@@ -283,47 +293,22 @@ def _tile(node: ir.Node, tracer: Tracer) -> str | None:
     return None
 
 
-@traces("Shape", "Size")
+@traces("Shape")
 def _shape(node: ir.Node, tracer: Tracer) -> str | None:
     data, output = node.inputs[0], node.outputs[0]
     if data is None:
         return "its first input is missing"
-    pin = tracer.labels.new_pin(node, f"{node.op_type} reads its size")
-    read = (
-        ()
-        if node.op_type == "Shape" and feeds_only_shapes(output)
-        else _axes_read(node, len(tracer.dims(data)))
-    )
-    for index in read:
-        tracer.tie(pin, data, index)
-    tracer.set(output, [pin] * len(tracer.dims(output)))
+    pin = tracer.labels.new_pin(node, "Shape reads its size")
+    tracer.set(output, [pin])
+    settle(output, tracer, pin)
     return None
 
 
-def _axes_read(node: ir.Node, rank: int) -> list[int]:
-    """Axes whose size the consumers of a Shape look at."""
-    if node.op_type == "Size":
-        return list(range(rank))
-    axes = list(range(rank))[slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", rank))]
-    output = node.outputs[0]
-    if output.is_graph_output():
-        return axes
-    read: set[int] = set()
-    for consumer, _ in output.uses():
-        picked = _picked(consumer, len(axes))
-        if picked is None:
-            return axes
-        read.update(axes[index] for index in picked)
-    return sorted(read)
-
-
-def _picked(consumer: ir.Node, count: int) -> list[int] | None:
-    """Positions of a shape vector that a Gather or Slice picks, or None where that is not known."""
-    if consumer.op_type == "Gather" and constant_array(consumer.inputs[1]) is not None:
-        return [int(index) % count for index in np.ravel(constant_array(consumer.inputs[1]))]  # type: ignore[arg-type]
-    if consumer.op_type != "Slice" or len(consumer.inputs) > 4:
-        return None
-    start, end = constant_array(consumer.inputs[1]), constant_array(consumer.inputs[2])
-    if start is None or end is None or start.size != 1 or end.size != 1:
-        return None
-    return list(range(count))[slice(int(start.ravel()[0]), int(end.ravel()[0]))]
+@traces("Size")
+def _size(node: ir.Node, tracer: Tracer) -> str | None:
+    data = node.inputs[0]
+    if data is None:
+        return "its first input is missing"
+    tracer.keep_value(data, tracer.labels.new_pin(node, "Size reads its size"))
+    tracer.set(node.outputs[0], [])
+    return None

@@ -23,11 +23,14 @@ class Proof:
         error: Largest absolute difference over all outputs, relative to the largest value of that output.
         output: The output where it occurs.
         vacuous: Whether every output is zero or not finite, so that agreement says nothing.
+        effect: How far the masked original is from the original, likewise. An error far below this is
+            telling; where this is 0, what was removed did nothing on these inputs.
     """
 
     error: float
     output: str
     vacuous: bool
+    effect: float
 
 
 def prove(original: ir.Model, removal: Removal, seed: int = 0) -> Proof:
@@ -45,4 +48,5 @@ def prove(original: ir.Model, removal: Removal, seed: int = 0) -> Proof:
     telling = any(
         np.any(np.isfinite(array) & (array != 0)) for array in expected.values() if array.dtype.kind in "fiu"
     )
-    return Proof(worst.max_rel, worst.worst, not telling)
+    effect = compare(Reference(original).run(feeds), expected).max_rel
+    return Proof(worst.max_rel, worst.worst, not telling, effect)

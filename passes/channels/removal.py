@@ -12,7 +12,7 @@ of the model it was planned for.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from ...ir.constants import constant_array, constant_tensor
 from ..rewriter import Rewriter
 from .analysis import Dependencies
 from .labels import Axis, size_of
-from .tracer import Shift
+from .statistics import NORMALIZATIONS, replace_normalization
+from .tracer import Scale, Shift
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,21 @@ class Removal:
         operands: (node position, input position, new integer constant).
         shifts: (node position, input position, what is added to the computed operand).
         attributes: (node position, attribute name, new value or None to remove it).
+        scales: (node position, factor for its first output).
         shapes: By value name, the new shape.
-        masks: (node position, input position, axis, which indices stay): the terms that vanish.
+        masks: (node position, input position, axis, which indices stay, what the others become): the terms
+            that vanish.
+        statistics: By position of a normalization, which indices of its normalized axes stay.
     """
 
     slices: dict[str, dict[int, np.ndarray]]
     operands: tuple[tuple[int, int, np.ndarray], ...]
     shifts: tuple[tuple[int, int, np.ndarray], ...]
     attributes: tuple[tuple[int, str, Any], ...]
+    scales: tuple[tuple[int, float], ...]
     shapes: dict[str, tuple[int | str | None, ...]]
-    masks: tuple[tuple[int, int, int, np.ndarray], ...]
+    masks: tuple[tuple[int, int, int, np.ndarray, float], ...]
+    statistics: dict[int, dict[int, np.ndarray]]
 
     def __bool__(self) -> bool:
         return bool(self.slices)
@@ -114,25 +120,56 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
             slices[str(value.name)] = cut
         else:
             shapes[str(value.name)] = tuple(dims)
-    operands, shifts, attributes = [], [], []
-    if slices:
-        for resizer in found.tracer.resizers:
-            for edit in resizer(keep):
-                if isinstance(edit.value, Shift):
-                    shifts.append((position[edit.node], int(edit.where), edit.value.amount))
-                elif isinstance(edit.where, int):
-                    operands.append((position[edit.node], edit.where, np.asarray(edit.value)))
-                else:
-                    attributes.append((position[edit.node], edit.where, edit.value))
-    masks = []
+    edits = [edit for resizer in found.tracer.resizers for edit in resizer(keep)] if slices else []
+    return Removal(
+        slices=slices,
+        operands=tuple(
+            (position[edit.node], edit.where, np.asarray(edit.value))
+            for edit in edits
+            if isinstance(edit.where, int) and not isinstance(edit.value, (Shift, Scale))
+        ),
+        shifts=tuple(
+            (position[edit.node], int(edit.where), edit.value.amount)
+            for edit in edits
+            if isinstance(edit.value, Shift)
+        ),
+        attributes=tuple(
+            (position[edit.node], edit.where, edit.value) for edit in edits if isinstance(edit.where, str)
+        ),
+        scales=tuple(
+            (position[edit.node], edit.value.factor) for edit in edits if isinstance(edit.value, Scale)
+        ),
+        shapes=shapes,
+        masks=tuple(_masks(found, keep, position)),
+        statistics=_statistics(found, keep, position),
+    )
+
+
+def _masks(
+    found: Dependencies, keep: _Keep, position: dict[ir.Node, int]
+) -> Iterator[tuple[int, int, int, np.ndarray, float]]:
     for contraction in found.tracer.contractions:
         summed = contraction.node.inputs[contraction.operand]
         assert summed is not None
         axis = found.tracer.axis(summed, contraction.axis)
         mask = keep.mask(axis, size_of(axis, 1))
         if not mask.all():
-            masks.append((position[contraction.node], contraction.operand, contraction.axis, mask))
-    return Removal(slices, tuple(operands), tuple(shifts), tuple(attributes), shapes, tuple(masks))
+            at = position[contraction.node]
+            yield at, contraction.operand, contraction.axis, mask, contraction.fill
+
+
+def _statistics(
+    found: Dependencies, keep: _Keep, position: dict[ir.Node, int]
+) -> dict[int, dict[int, np.ndarray]]:
+    changed: dict[int, dict[int, np.ndarray]] = {}
+    for statistic in found.tracer.statistics:
+        data = statistic.node.inputs[0]
+        assert data is not None
+        axis = found.tracer.axis(data, statistic.axis)
+        mask = keep.mask(axis, size_of(axis, 1))
+        if not mask.all():
+            changed.setdefault(position[statistic.node], {})[statistic.axis] = mask
+    return changed
 
 
 def apply_removal(model: ir.Model, removal: Removal, rewriter: Rewriter) -> None:
@@ -163,6 +200,8 @@ def apply_removal(model: ir.Model, removal: Removal, rewriter: Rewriter) -> None
         (shifted,) = rewriter.insert_before(node, "Add", [node.inputs[operand], added])
         rewriter.set_shape(shifted, list(amount.shape))
         rewriter.set_input(node, operand, shifted)
+    for index, factor in removal.scales:
+        _scale_output(nodes[index], factor, rewriter)
     for index, attribute, value in removal.attributes:
         _set_attribute(nodes[index], attribute, value, rewriter)
     for name, axes in removal.slices.items():
@@ -189,6 +228,19 @@ def _set_attribute(node: ir.Node, name: str, value: Any, rewriter: Rewriter) -> 
     rewriter.set_attribute(node, name, value)
 
 
+def _scale_output(node: ir.Node, factor: float, rewriter: Rewriter) -> None:
+    output = node.outputs[0]
+    assert output.dtype is not None
+    users = list(output.uses())
+    constant = rewriter.initializer(
+        f"{node.name or node.op_type}.factor", np.asarray(factor, output.dtype.numpy())
+    )
+    (scaled,) = rewriter.insert_after(node, "Mul", [output, constant])
+    scaled.type, scaled.shape = output.type, output.shape
+    for user, position in users:
+        rewriter.set_input(user, position, scaled)
+
+
 def _slice_constant(value: ir.Value, axes: dict[int, np.ndarray], rewriter: Rewriter) -> None:
     array = constant_array(value)
     assert array is not None
@@ -207,8 +259,10 @@ def _slice_constant(value: ir.Value, axes: dict[int, np.ndarray], rewriter: Rewr
 def masked_model(original: ir.Model, removal: Removal) -> ir.Model:
     """The model that pruning must equal: `original` with all removed terms zeroed at the nodes that sum them.
 
-    At each such node one operand is multiplied by a constant of zeros and ones along the summed axis. Nothing
-    else changes, weights included, so this is independent of how the removal slices.
+    At each such node one operand is multiplied by a constant of zeros and ones along the summed axis (or
+    filled with what is neutral for the operator), and normalizations over removed indices are spelled out
+    over those that stay. Nothing else changes, weights included, so this is independent of how the removal
+    slices.
 
     Returns:
         A copy; `original` is not changed.
@@ -216,14 +270,30 @@ def masked_model(original: ir.Model, removal: Removal) -> ir.Model:
     masked = clone(original)
     rewriter = Rewriter(masked, origin="mask")
     nodes = list(masked.graph)
-    for index, operand, axis, mask in removal.masks:
-        node = nodes[index]
-        value = node.inputs[operand]
-        assert value is not None and value.shape is not None and value.dtype is not None
-        shape = [1] * len(value.shape)
-        shape[axis] = len(mask)
-        zeros = ir.tensor(mask.reshape(shape).astype(value.dtype.numpy()))
-        constant = rewriter.initializer("mask", zeros)
-        (product,) = rewriter.insert_before(node, "Mul", [value, constant])
-        rewriter.set_input(node, operand, product)
+    for index, operand, axis, mask, fill in removal.masks:
+        _mask_operand(nodes[index], operand, axis, mask, fill, rewriter)
+    for index, masks in removal.statistics.items():
+        if nodes[index].op_type in NORMALIZATIONS:
+            replace_normalization(
+                nodes[index], masks, nodes[index].attributes.get_int("num_groups", 1), rewriter
+            )
     return masked
+
+
+def _mask_operand(
+    node: ir.Node, operand: int, axis: int, mask: np.ndarray, fill: float, rewriter: Rewriter
+) -> None:
+    value = node.inputs[operand]
+    assert value is not None and value.shape is not None and value.dtype is not None
+    shape = [1] * len(value.shape)
+    shape[axis] = len(mask)
+    dtype = value.dtype.numpy()
+    if fill == 0.0:
+        constant = rewriter.initializer("mask", ir.tensor(mask.reshape(shape).astype(dtype)))
+        (masked,) = rewriter.insert_before(node, "Mul", [value, constant])
+    else:
+        constant = rewriter.initializer("mask", mask.reshape(shape))
+        neutral = rewriter.initializer("mask", ir.tensor(np.asarray(fill).astype(dtype)))
+        (masked,) = rewriter.insert_before(node, "Where", [constant, value, neutral])
+    masked.type, masked.shape = value.type, value.shape
+    rewriter.set_input(node, operand, masked)

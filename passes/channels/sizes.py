@@ -30,7 +30,8 @@ Entry = int | Size | None
 """A constant, the size of an axis, or None where it cannot be followed."""
 
 _HANDED_ON = ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape")
-_SHAPED = {"Reshape": 1, "Expand": 1}
+SHAPED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3}
+"""Operators that take a shape, and at which input."""
 
 
 def entries(value: ir.Value | None, tracer: Tracer) -> list[Entry] | None:
@@ -84,20 +85,63 @@ def _cut(node: ir.Node, source: list[Entry]) -> list[Entry]:
     return source
 
 
-def feeds_only_shapes(value: ir.Value) -> bool:
-    """Whether everything that is made of a `Shape` ends, in ways that are followed, as a shape operand."""
+def settle(value: ir.Value, tracer: Tracer, pin: int) -> None:
+    """See to it that all readers of a vector of sizes still get what they need when axes shrink.
+
+    Shape operands follow. Whatever computes with a size (1/sqrt(d), a count to divide by) goes on with the
+    one it had: its operand becomes a constant. Sizes that are needed in a way that allows neither are pinned.
+    """
+    found = entries(value, tracer)
+    labelled = labelled_sizes(found)
+    if not labelled:
+        return
     if value.is_graph_output():
-        return False
+        _pin_all(labelled, tracer, pin)
     for node, index in value.uses():
         if node.graph is not value.graph or node.domain not in ("", "ai.onnx"):
-            return False
-        if _SHAPED.get(node.op_type) == index:
+            _pin_all(labelled, tracer, pin)
+        elif SHAPED.get(node.op_type) == index:
             continue
-        if node.op_type != "Concat" and (index != 0 or not _is_followed(node)):
-            return False
-        if not feeds_only_shapes(node.outputs[0]):
-            return False
-    return True
+        elif node.op_type == "Concat" or (index == 0 and _is_followed(node)):
+            # Not the Concat's other parts: they have readers' walks of their own.
+            settle(node.outputs[0], tracer, pin)
+        else:
+            _freeze(node, index, value, found or [], tracer, pin)
+
+
+def _pin_all(sizes: Sequence[Size], tracer: Tracer, pin: int) -> None:
+    for size in sizes:
+        tracer.labels.tie(pin, size.axis)
+
+
+def _freeze(
+    node: ir.Node, index: int, value: ir.Value, found: Sequence[Entry], tracer: Tracer, pin: int
+) -> None:
+    numbers = [entry.dim if isinstance(entry, Size) else entry for entry in found]
+    dims = tracer.known_dims(value)
+    if dims is None or value.dtype is None or not all(isinstance(number, int) for number in numbers):
+        _pin_all(labelled_sizes(found), tracer, pin)
+        return
+    constant = np.array(numbers).astype(value.dtype.numpy()).reshape([] if not dims else -1)
+    labelled = labelled_sizes(found)
+
+    def edit(keep: Keep) -> Iterator[Edit]:
+        if any(keep.count(size.axis, 1) != size.dim for size in labelled):
+            yield Edit(node, index, constant)
+
+    tracer.on_removal(edit)
+
+
+def static_entries(value: ir.Value | None, tracer: Tracer) -> np.ndarray | None:
+    """The numbers of a vector of sizes if all are static, stored or not; None otherwise."""
+    stored = constant_array(value, 64)
+    if stored is not None:
+        return stored
+    found = entries(value, tracer)
+    if found is None:
+        return None
+    numbers = [entry.dim if isinstance(entry, Size) else entry for entry in found]
+    return np.array(numbers, np.int64) if all(isinstance(number, int) for number in numbers) else None
 
 
 def labelled_sizes(found: Sequence[Entry] | None) -> list[Size]:
@@ -118,7 +162,7 @@ def can_follow(found: Sequence[Entry] | None, result: Sequence[Axis], after: Seq
 def shift(
     node: ir.Node, keep: Keep, found: Sequence[Entry], after: Sequence[Dim], result: Sequence[Axis]
 ) -> Iterator[Edit]:
-    """What must be added to a computed shape operand (input 1 of `node`)."""
+    """What must be added to the computed shape operand of `node`."""
     missing = np.zeros(len(found), np.int64)
     for index, (entry, axis, dim) in enumerate(zip(found, result, after, strict=True)):
         if not isinstance(dim, int) or entry is None:
@@ -129,4 +173,4 @@ def shift(
         elif isinstance(entry.dim, int):
             missing[index] = keep.count(axis, dim) - keep.count(entry.axis, entry.dim)
     if missing.any():
-        yield Edit(node, 1, Shift(missing))
+        yield Edit(node, SHAPED[node.op_type], Shift(missing))

@@ -4,7 +4,9 @@ An operator's handler reads the labels of its inputs, ties what must go together
 sets the labels of its outputs. It also states, for the removal itself:
 
 - contractions: an operand axis that is summed over. Removing an index there removes its term from the sum, so
-  the masked model zeroes that slice;
+  the masked model zeroes that slice (or fills it with whatever is neutral for the operator);
+- statistics: axes over which a normalization takes its statistics. They change when indices go, so such axes
+  only carry labels on request;
 - producers: the weight axis that makes new channels (filters of a convolution, neurons of a linear layer);
 - resizers: integer operands and attributes that hold a size or an index, and what they become.
 """
@@ -43,10 +45,18 @@ class Shift:
 
 
 @dataclass(frozen=True)
-class Edit:
-    """An integer operand (by position) or an attribute (by name) of a node that gets a new value.
+class Scale:
+    """A factor for the first output of a node."""
 
-    The value of an operand is an array, or a `Shift` of what is computed there.
+    factor: float
+
+
+@dataclass(frozen=True)
+class Edit:
+    """An operand (by position) or an attribute (by name) of a node that gets a new value.
+
+    The value of an operand is an array, or a `Shift` of what is computed there. A `Scale` belongs to the
+    first output, whatever the position.
     """
 
     node: ir.Node
@@ -56,10 +66,26 @@ class Edit:
 
 @dataclass(frozen=True)
 class Contraction:
-    """An operand axis that is summed over by a node."""
+    """An operand axis that is summed over by a node.
+
+    Attributes:
+        node: The node.
+        operand: Position of the operand.
+        axis: The axis.
+        fill: What removed entries become in the masked model: the neutral element of the operator.
+    """
 
     node: ir.Node
     operand: int
+    axis: int
+    fill: float = 0.0
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """An axis of the first input over which a node takes statistics."""
+
+    node: ir.Node
     axis: int
 
 
@@ -77,8 +103,7 @@ Handler = Callable[[ir.Node, "Tracer"], "str | None"]
 
 HANDLERS: dict[str, Handler] = {}
 """By operator type of the default domain. A handler returns a reason if it does not understand a node; it
-must
-do so before it ties anything."""
+must do so before it ties anything."""
 
 
 def traces(*op_types: str) -> Callable[[Handler], Handler]:
@@ -99,18 +124,22 @@ class Tracer:
         labels: The label store.
         unit: The pin of axes of size one: they cannot shrink.
         contractions: All axes that are summed over.
+        statistics: All labelled axes over which statistics are taken.
         producers: All axes that make channels.
         resizers: What recomputes the sizes and indices a node holds.
         prefer: For a node that splits an axis, which part of it carries the labels (see `layout`).
         splits: Nodes that had such a choice, with the number of alternatives.
         stopped: Nodes that are barriers, and why.
+        allow_statistical: Whether axes that normalizations look along may carry labels.
     """
 
-    def __init__(self, prefer: dict[ir.Node, int] | None = None) -> None:
+    def __init__(self, prefer: dict[ir.Node, int] | None = None, *, allow_statistical: bool = False) -> None:
+        self.allow_statistical = allow_statistical
         self.labels = Labels()
         self.unit = self.labels.new_pin(None, "an axis of size one cannot shrink")
         self.axes: dict[ir.Value, list[Axis | None]] = {}
         self.contractions: list[Contraction] = []
+        self.statistics: list[Statistic] = []
         self.producers: list[Producer] = []
         self.resizers: list[Resizer] = []
         self.prefer = prefer or {}
@@ -197,13 +226,29 @@ class Tracer:
         for value in node.outputs:
             self.axes[value] = [pin] * len(self.known_dims(value) or ())
 
-    def contract(self, node: ir.Node, operand: int, axis: int) -> None:
-        """State that a node sums over an operand axis."""
+    def contract(self, node: ir.Node, operand: int, axis: int, fill: float = 0.0) -> None:
+        """State that a node sums over an operand axis, or combines along it where `fill` is neutral."""
         value = node.inputs[operand]
         assert value is not None
         index = axis % len(self.dims(value))
         if not isinstance(self._axes_of(value)[index], int):
-            self.contractions.append(Contraction(node, operand, index))
+            self.contractions.append(Contraction(node, operand, index, fill))
+
+    def statistic(self, node: ir.Node, axis: int, reason: str) -> bool:
+        """State that a node takes statistics over an axis of its first input; pins it unless that is allowed.
+
+        Returns:
+            Whether the axis carries labels.
+        """
+        value = node.inputs[0]
+        assert value is not None
+        if not self.is_labelled(value, axis):
+            return False
+        if not self.allow_statistical:
+            self.keep(value, axis, node, reason)
+            return False
+        self.statistics.append(Statistic(node, axis % len(self.dims(value))))
+        return True
 
     def produce(self, node: ir.Node, value: ir.Value, axis: int) -> Axis:
         """State that a weight axis makes new channels; returns its labels."""

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from ...ir.constants import constant_array
 from .labels import Axis, spread
+from .sizes import can_follow, entries, labelled_sizes, shift
 from .tracer import Edit, Keep, Tracer, traces
 
 
@@ -67,6 +68,37 @@ def _pad(node: ir.Node, tracer: Tracer) -> str | None:
     return None
 
 
+@traces("GridSample")
+def _grid_sample(node: ir.Node, tracer: Tracer) -> str | None:
+    data, grid = node.inputs[0], node.inputs[1]
+    if data is None or grid is None:
+        return "an operand is missing"
+    pin = tracer.labels.new_pin(node, "GridSample reads this axis at computed positions")
+    rank = len(tracer.dims(data))
+    for axis in range(2, rank):
+        tracer.tie(pin, data, axis)
+    for axis in range(1, rank):
+        tracer.tie(pin, grid, axis)
+    tracer.tie(tracer.axis(data, 0), grid, 0)
+    tracer.set(node.outputs[0], [*tracer.all_axes(data)[:2], *[pin] * (rank - 2)])
+    return None
+
+
+@traces("RoiAlign", "MaxRoiPool")
+def _regions(node: ir.Node, tracer: Tracer) -> str | None:
+    data = node.inputs[0]
+    if data is None:
+        return "its first input is missing"
+    pin = tracer.labels.new_pin(node, f"{node.op_type} reads regions of this axis")
+    for axis in (0, 2, 3):
+        tracer.tie(pin, data, axis)
+    for value in node.inputs[1:]:
+        if value is not None:
+            tracer.keep_value(value, pin)
+    tracer.set(node.outputs[0], [pin, tracer.axis(data, 1), pin, pin])
+    return None
+
+
 @traces("Resize")
 def _resize(node: ir.Node, tracer: Tracer) -> str | None:
     data, output = node.inputs[0], node.outputs[0]
@@ -88,16 +120,25 @@ def _resize(node: ir.Node, tracer: Tracer) -> str | None:
         if not same or scaled:
             tracer.tie(pin, data, axis)
             result[axis] = pin
-    stored = constant_array(sizes)
+    stored, found = constant_array(sizes), entries(sizes, tracer)
+    if stored is not None:
+        known = stored
+        tracer.on_removal(lambda keep: _new_sizes(node, keep, known, axes, result))
+    elif found is not None:
+        resized = [result[axis] for axis in axes]
+        dims = [tracer.dims(output)[axis] for axis in axes]
+        if can_follow(found, resized, dims):
+            followed = found
+            tracer.on_removal(lambda keep: shift(node, keep, followed, dims, resized))
+            sizes = None
     if sizes is not None and stored is None:
         # A computed size cannot be corrected.
+        for size in labelled_sizes(found):
+            tracer.labels.tie(pin, size.axis)
         for axis in axes:
             if isinstance(result[axis], np.ndarray):
                 tracer.tie(pin, data, axis)
                 result[axis] = pin
-    if stored is not None:
-        known = stored
-        tracer.on_removal(lambda keep: _new_sizes(node, keep, known, axes, result))
     tracer.set(output, result)
     return None
 
@@ -109,4 +150,5 @@ def _new_sizes(
     for position, axis in enumerate(axes):
         if isinstance(result[axis], np.ndarray):
             sizes[position] = keep.count(result[axis], len(spread(result[axis], 0)))
-    yield Edit(node, 3, sizes)
+    if not np.array_equal(sizes, stored):
+        yield Edit(node, 3, sizes)

@@ -353,11 +353,14 @@ def test_computed_shapes_follow_the_axes_they_read(network, assert_exact):
     assert any(n.op_type == "Add" and n.outputs[0].dtype == ir.DataType.INT64 for n in pruned.graph)
 
 
-def test_a_size_used_in_arithmetic_stays(network, assert_exact):
+def test_a_size_used_in_arithmetic_stays_the_number_it_was(network, assert_exact):
     net = network()
     x = net.conv(net.input(1, 3, 4, 4), 8)
     size = net.op("Cast", net.op("Shape", x, start=1, end=2), to=int(ir.DataType.FLOAT))
-    assert assert_exact(net.model(net.conv(net.op("Div", x, size), 2)))[1] == 0
+    pruned, removed = assert_exact(net.model(net.conv(net.op("Div", x, size), 2)))
+    assert removed == 4
+    divisor = next(node for node in pruned.graph if node.op_type == "Div").inputs[1]
+    np.testing.assert_array_equal(divisor.const_value.numpy(), np.array([8], np.float32))
 
 
 def test_expanded_by_a_size_that_is_read(network, assert_exact):
