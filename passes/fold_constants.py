@@ -27,7 +27,7 @@ _MAX_ROUNDS = 16
 class FoldConstants(Pass):
     """Replace nodes whose inputs are all constant by their results, within a byte budget.
 
-    1. Constant nodes become initializers.
+    1. Constant nodes become initializers; a constant graph output is what a Constant node makes.
     2. Shape and Size of a static shape (or of the static part that a Shape or Gather picks) become constants.
     3. A node whose inputs are constants is computed by the reference, all of them in one run per round, where
        the result is not random and keeps to the budget.
@@ -79,10 +79,7 @@ class FoldConstants(Pass):
             if array is None:
                 foldable.pop(value.producer())  # type: ignore[arg-type]
                 continue
-            constant = rewriter.initializer(
-                value.name or "folded", np.ascontiguousarray(array).reshape(array.shape)
-            )
-            rewriter.replace_uses(value, constant)
+            rewriter.replace_uses(value, _stored(value, array, rewriter))
         folded = 0
         for node in reversed(foldable):
             if not any(output.uses() or output.is_graph_output() for output in node.outputs):
@@ -231,10 +228,8 @@ def _is_constant(value: ir.Value) -> bool:
     return constant_tensor(value) is not None
 
 
-def _replace_by_constant(node: ir.Node, array: np.ndarray, rewriter: Rewriter) -> bool | str:
-    if node.outputs[0].is_graph_output():
-        return "it gives a graph output its name"
-    rewriter.replace(node, [rewriter.initializer(node.outputs[0].name or "shape", array)])
+def _replace_by_constant(node: ir.Node, array: np.ndarray, rewriter: Rewriter) -> bool:
+    rewriter.replace(node, [_stored(node.outputs[0], array, rewriter)])
     return True
 
 
@@ -249,8 +244,18 @@ def _frontier(foldable: dict[ir.Node, None]) -> list[ir.Value]:
         output
         for node in foldable
         for output in node.outputs
-        if not output.is_graph_output() and any(user not in foldable for user, _ in output.uses())
+        if output.is_graph_output() or any(user not in foldable for user, _ in output.uses())
     ]
+
+
+def _stored(value: ir.Value, array: np.ndarray, rewriter: Rewriter) -> ir.Value:
+    """A constant to stand for `value`: an initializer, or a Constant node where it names a graph output."""
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    maker = value.producer()
+    if maker is None or not value.is_graph_output():
+        return rewriter.initializer(value.name or "folded", array)
+    (constant,) = rewriter.insert_before(maker, "Constant", [], {"value": ir.tensor(array)})
+    return constant
 
 
 def _drop_dependents(foldable: dict[ir.Node, None]) -> None:

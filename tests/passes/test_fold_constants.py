@@ -154,6 +154,44 @@ def test_a_constant_graph_output_keeps_its_producer():
     np.testing.assert_array_equal(run_reference(model, {"x": np.zeros(2, np.float32)})["c"], [1, 2])
 
 
+def test_what_computes_a_constant_graph_output_becomes_a_constant_node():
+    model, result = folded(
+        model_of("""
+        g (float[2] x, float[3, 4] w) => (float[2] y, float[2] c, int64[2] s, float[2] both) <float[2] a = {1.0, 2.0}> {
+            n = Neg (a)
+            c = Mul (n, n)
+            s = Shape (w)
+            both = Sub (n, c)
+            y = Add (x, both)
+        }
+        """)
+    )
+    assert sorted(ops(model)) == ["Add", "Constant", "Constant", "Constant"]
+    assert [output.name for output in model.graph.outputs] == ["y", "c", "s", "both"]
+    found = run_reference(model, {"x": np.zeros(2, np.float32), "w": np.zeros((3, 4), np.float32)})
+    expected = {"y": [-2, -6], "c": [1, 4], "s": [3, 4], "both": [-2, -6]}
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_constant_result_of_a_body_becomes_a_constant_node():
+    model, _ = folded(
+        model_of("""
+        g (bool c, float[2] x) => (float[2] y) <float[2] a = {1.0, 2.0}> {
+            y = If (c) <
+                then_branch = then () => (float[2] t) { n = Neg (a)
+                  t = Mul (n, n) },
+                else_branch = other () => (float[2] e) { e = Neg (x) }
+            >
+        }
+        """)
+    )
+    (branch,) = (graph for graph in model.graphs() if graph.name == "then")
+    assert [node.op_type for node in branch] == ["Constant"]
+    feeds = {"c": np.array(True), "x": np.zeros(2, np.float32)}
+    np.testing.assert_array_equal(run_reference(model, feeds)["y"], [1, 4])
+
+
 def test_bodies_are_folded_too():
     model, _ = folded(
         model_of("""
