@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import numpy as np
 import onnx_ir as ir
 
 from ..ir.account import account
-from ..ir.errors import GraphwrightError, PassError
+from ..ir.clone import clone
+from ..ir.errors import PassError
 from .base import Pass, PassContext
-from .channels import Dependencies, Group, analyse, apply_removal, find_groups, plan_removal
-from .channels.groups import importance as importance_of
-from .channels.proof import Proof, prove
-from .channels.removal import emptied_axes
+from .channels import analyse, apply_removal
+from .channels.proof import Proof
 from .fold_constants import FoldConstants
+from .pruning.amount import Amount, figure
+from .pruning.budget import Budget, Kind, Sizer, parse_budget, plan
+from .pruning.candidates import Scoring, find_candidates, group_row, report_kept
+from .pruning.importance import Normalization, Reduction, find_importance
+from .pruning.latency import Machine, preferred_multiple
+from .pruning.proving import proven
+from .pruning.ranking import Cut, Limits, Ranking, parse_ratios
+from .pruning.recovery import Recovery, recover
+from .quantization.calibration import Calibration, as_calibration
 from .registry import register
 from .split_sequences import SequenceToSplit
 
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """The classes of one group that are to go."""
-
-    group: Group
-    removed: tuple[int, ...]
+_BUDGETS: tuple[Kind, ...] = ("macs", "params", "bytes", "latency")
 
 
 @register
@@ -41,7 +40,7 @@ class PruneChannels(Pass):
     sums, the *masked* original: the one with column i of V set to zero. What goes together is found by
     labelling every index of every axis and following the labels through the graph (`passes/channels/`):
     residual adds tie channels of several layers, Flatten turns one channel into many columns, Concat and
-    Split shift positions.
+    Split shift positions. Attention heads, their dimensions and neurons are channels like any other.
 
     Left alone, and reported with the node that stopped it:
     1. channels that reach a graph output, or are tied to a graph input;
@@ -52,20 +51,45 @@ class PruneChannels(Pass):
 
     Constants are folded and sequences split first, as by `fold-constants` and `split-sequences`. The
     pruned model is compared with the masked original on the reference before anything is applied; groups
-    that fail are not pruned.
+    that fail are not pruned. How to use all of it: docs/pruning.md.
     """
 
     name: ClassVar[str] = "prune-channels"
     lossless: ClassVar[bool] = False
 
     ratio: float = 0.5
-    """Share of the channels to remove in every group of layers, from 0 up to but not including 1."""
-    importance: Literal["l1", "l2", "random"] = "l1"
-    """What makes a channel important: L1 or L2 norm of its filters, over all layers tied to it, or chance."""
-    multiple: int = 1
-    """Round the number of channels that stay up to a multiple of this."""
+    """Share of the channels to remove, from 0 up to but not including 1; with a budget it is searched for."""
+    ratios: str | None = None
+    """Ratios of single layers, such as "layer1.*=0.3,fc=0": patterns as in `only`, the first that matches."""
+    macs: float | str | None = None
+    """Budget of multiply-accumulates: the share to keep (0.5) or a number (300M)."""
+    params: float | str | None = None
+    """Budget of parameters: the share to keep (0.5) or a number (3M)."""
+    bytes: float | str | None = None
+    """Budget of weight bytes: the share to keep (0.5) or a size (2.5MB)."""
+    latency: float | str | None = None
+    """Budget of time, measured on the target where it can be: the share to keep (0.5) or a time (1.5ms)."""
+    importance: str = "l1"
+    """What makes a channel important: l1, l2, fpgm, bn-scale or random; apoz, activation or wanda from
+    calibration data; or one that a plug-in registered."""
+    reduction: Reduction = "mean"
+    """How the scores of all layers that share channels become one."""
+    normalize: Normalization = "mean"
+    """What the scores of a layer, and of a group, are divided by so that they compare."""
+    ranking: Ranking = "local"
+    """Whether each group loses its share, all groups together do, or groups built alike (isomorphic) do."""
+    multiple: int | None = None
+    """Round the channels that stay up to a multiple of this; by default what the target likes, else 1."""
     min_channels: int = 1
     """Keep at least this many channels in every group."""
+    max_ratio: float = 1.0
+    """Remove at most this share of any group; for rankings and budgets over many groups."""
+    steps: int = 1
+    """Go in this many steps, with importance taken anew after each."""
+    recover: Recovery = "none"
+    """Make up for the loss from calibration data: `bias` by mean activations, `weights` by least squares."""
+    allow_statistical: bool = False
+    """Also remove channels that a normalization takes statistics over, which then change with them."""
     proof: bool = True
     """Prove on the reference that the pruned model equals the masked original before applying anything."""
     tolerance: float = 1e-4
@@ -75,161 +99,133 @@ class PruneChannels(Pass):
         super().__post_init__()
         if not 0.0 <= self.ratio < 1.0:
             raise PassError(f"{self.name}: option 'ratio' must be at least 0 and below 1, not {self.ratio}")
-        for option in ("multiple", "min_channels"):
-            if getattr(self, option) < 1:
-                raise PassError(
-                    f"{self.name}: option '{option}' must be at least 1, not {getattr(self, option)}"
-                )
+        if not 0.0 < self.max_ratio <= 1.0:
+            raise PassError(
+                f"{self.name}: option 'max_ratio' must be above 0 and at most 1, not {self.max_ratio}"
+            )
+        for option in ("multiple", "min_channels", "steps"):
+            given = getattr(self, option)
+            if given is not None and given < 1:
+                raise PassError(f"{self.name}: option '{option}' must be at least 1, not {given}")
+        find_importance(self.importance)
+        parse_ratios(self.ratios, self.name)
+        self.budgets()
+
+    def budgets(self) -> list[Budget]:
+        """The budgets that are given."""
+        given = [(kind, getattr(self, kind)) for kind in _BUDGETS]
+        return [parse_budget(kind, value, self.name) for kind, value in given if value is not None]
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
-        """Fold constants, analyse, choose, prove, remove."""
+        """Fold constants; then, step by step: analyse, choose, prove, remove, recover."""
+        criterion = find_importance(self.importance)
+        calibration = None if context.calibration is None else as_calibration(context.calibration)
+        if calibration is None and self.recover != "none":
+            raise PassError(
+                f"recover={self.recover} needs calibration data: calibration=... in Python, "
+                "--calibration FILE on the command line"
+            )
         # Torch writes absent biases and shapes as computations, which would hide what is tied to what.
         FoldConstants().apply(model, context)
         context.rewrite(model, SequenceToSplit())
         # What folding leaves computed is of no concern here.
         context.left_alone.clear()
-        found = analyse(model)
-        _report_kept(found, context, self)
-        cuts = self._choose(found, find_groups(found), context)
         before = account(model)
-        proof: Proof | None = None
-        if self.proof and cuts:
-            cuts, proof = self._prove(model, found, cuts, context)
-        removal = plan_removal(found, _removed(cuts))
-        if removal:
-            apply_removal(model, removal, context.rewriter(model))
+        run = _Run(self, self.scoring(context), self.limits(context.target), context, calibration)
+        for step in range(1, self.steps + 1):
+            run.step(model, step)
         after = account(model)
-        for cut in cuts:
-            context.count("groups pruned")
-            context.count("channels removed", len(cut.removed) * sum(cut.group.channels_per_class))
         context.details.update(
-            groups=[_row(found, cut) for cut in cuts],
+            importance=criterion.name,
+            groups=run.rows,
             parameters=[before.parameters, after.parameters],
             macs=[before.macs, after.macs],
             macs_formula=[before.formula, after.formula],
-            proof=None if proof is None else {"error": proof.error, "output": proof.output},
+            proof=None if run.proof is None else {"error": run.proof.error, "output": run.proof.output},
         )
+        if run.recovered:
+            context.details["recovered"] = run.recovered
 
-    def _choose(self, found: Dependencies, groups: list[Group], context: PassContext) -> list[_Cut]:
-        """Pick the least important classes of every group, leaving no axis empty."""
-        cuts: list[_Cut] = []
-        scores: dict[int, float] = {}
-        for group in groups:
-            excluded = [made.node for made in group.producers if not self.selects(made.node)]
-            if excluded:
-                if len(excluded) < len(group.producers):
-                    context.leave(excluded[0], "the selectors exclude it, which keeps the layers tied to it")
-                continue
-            if len(group.classes) == 1 and self.ratio > 0:
-                names = ", ".join(dict.fromkeys(str(made.node.name) for made in group.producers[:3]))
-                context.leave(group.producers[0].node, f"all channels of {names} can only go together")
-                continue
-            weight = importance_of(found, group, self.importance, context.seed)
-            if weight is None:
-                context.leave(
-                    group.producers[0].node, "its weights depend on the inputs, so no importance is known"
-                )
-                continue
-            count = len(group.classes) - self.kept_count(len(group.classes), max(group.channels_per_class))
-            if count == 0:
-                continue
-            scores.update(zip(group.classes.tolist(), weight.tolist(), strict=True))
-            # Stable, so that equals go in the order of their channels.
-            order = np.argsort(weight, kind="stable")
-            cuts.append(_Cut(group, tuple(sorted(group.classes[order[:count]].tolist()))))
-        return _without_empty_axes(found, cuts, scores)
+    def scoring(self, context: PassContext) -> Scoring:
+        """How groups are scored."""
+        patterns = parse_ratios(self.ratios, self.name)
+        return Scoring(self.importance, self.reduction, self.normalize, self.ranking, patterns, context.seed)
 
-    def kept_count(self, classes: int, channels_per_class: int) -> int:
-        """How many of a group's classes stay."""
-        kept = max(
-            math.ceil(classes * (1.0 - self.ratio) - 1e-9), math.ceil(self.min_channels / channels_per_class)
+    def limits(self, target: Any) -> Limits:
+        """What every group keeps."""
+        multiple = preferred_multiple(target) if self.multiple is None else self.multiple
+        return Limits(multiple, self.min_channels, self.max_ratio)
+
+
+class _Run:
+    """The steps of one run of the pass, and what they did."""
+
+    def __init__(
+        self,
+        options: PruneChannels,
+        scoring: Scoring,
+        limits: Limits,
+        context: PassContext,
+        calibration: Calibration | None,
+    ):
+        self.rows: list[dict[str, Any]] = []
+        self.recovered: list[dict[str, Any]] = []
+        self.proof: Proof | None = None
+        self._options = options
+        self._scoring = scoring
+        self._limits = limits
+        self._context = context
+        self._calibration = calibration
+        self._budgets: list[tuple[Budget, float]] | None = None
+
+    def step(self, model: ir.Model, step: int) -> None:
+        options, context = self._options, self._context
+        found = analyse(model, allow_statistical=options.allow_statistical)
+        if step == 1:
+            report_kept(found, context, options)
+        candidates = find_candidates(model, found, self._scoring, options, self._calibration, context)
+        sizer = Sizer(model, Machine.of(context.target))
+        if self._budgets is None:
+            self._budgets = [(budget, self._first(budget, model, sizer)) for budget in options.budgets()]
+        done = step / options.steps
+        amount = Amount(
+            options.ratio * done, self._budgets, done, options.ranking, self._limits, context.measure
         )
-        step = self.multiple // math.gcd(self.multiple, channels_per_class)
-        return min(classes, math.ceil(max(kept, 1) / step) * step)
-
-    def _prove(
-        self, model: ir.Model, found: Dependencies, cuts: list[_Cut], context: PassContext
-    ) -> tuple[list[_Cut], Proof | None]:
-        """Return the largest part of `cuts` that proves exact, halving where the whole does not."""
-        proof, failure = self._try(model, found, cuts, context.seed)
-        if failure is None:
-            if proof is not None and proof.vacuous:
+        cuts = amount.cuts(model, found, candidates, sizer, context)
+        if options.proof and cuts:
+            cuts, self.proof = proven(
+                model, found, cuts, seed=context.seed, tolerance=options.tolerance, leave=self._leave
+            )
+            if self.proof is not None and self.proof.vacuous:
                 context.note("the proof says nothing: all outputs are zero or not finite on random inputs")
-            return cuts, proof
-        if len(cuts) == 1:
-            context.leave(cuts[0].group.producers[0].node, f"the proof failed: {failure}")
-            return [], None
-        middle = len(cuts) // 2
-        halves = [self._prove(model, found, half, context) for half in (cuts[:middle], cuts[middle:])]
-        good = [cut for half, _ in halves for cut in half]
-        if not good:
-            return [], None
-        if len(good) == len(cuts):
-            # Each half holds by itself but not both together: keep the first.
-            for cut in halves[1][0]:
-                context.leave(
-                    cut.group.producers[0].node, f"the proof failed together with others: {failure}"
+        removal = plan(found, cuts)
+        rows = [group_row(found, cut.group, len(cut.removed)) for cut in cuts]
+        if not removal:
+            return
+        original = clone(model) if options.recover != "none" else None
+        apply_removal(model, removal, context.rewriter(model))
+        if original is not None and self._calibration is not None:
+            self.recovered += recover(original, model, removal, options.recover, self._calibration, context)
+        self._count(cuts, rows, step)
+
+    def _count(self, cuts: Sequence[Cut], rows: list[dict[str, Any]], step: int) -> None:
+        for cut, row in zip(cuts, rows, strict=True):
+            self._context.count("groups pruned")
+            self._context.count("channels removed", len(cut.removed) * sum(cut.group.channels_per_class))
+            self.rows.append(row if self._options.steps == 1 else {"step": step, **row})
+
+    def _first(self, budget: Budget, model: ir.Model, sizer: Sizer) -> float:
+        """The figure that a budget limits, of the model as it came."""
+        if budget.kind == "latency" and self._context.measure is not None:
+            return self._context.measure(model)
+        if budget.kind == "latency":
+            if budget.absolute:
+                raise PassError(
+                    f"the budget {budget} wants milliseconds, but nothing here can measure the target; give "
+                    "a share such as latency=0.5, which the cost model estimates"
                 )
-            return halves[0]
-        return self._prove(model, found, good, context)
+            self._context.note("latency is estimated by the cost model; nothing here measures the target")
+        return figure(sizer.before, budget)
 
-    def _try(
-        self, model: ir.Model, found: Dependencies, cuts: list[_Cut], seed: int
-    ) -> tuple[Proof | None, str | None]:
-        try:
-            proof = prove(model, plan_removal(found, _removed(cuts)), seed)
-        except GraphwrightError as error:
-            return None, str(error)
-        # Not "greater": NaN must fail.
-        if not proof.error <= self.tolerance:
-            return proof, f"output '{proof.output}' is off by {proof.error:.3g} from the masked original"
-        return proof, None
-
-
-def _removed(cuts: list[_Cut]) -> set[int]:
-    return {name for cut in cuts for name in cut.removed}
-
-
-def _without_empty_axes(found: Dependencies, cuts: list[_Cut], scores: dict[int, float]) -> list[_Cut]:
-    """Keep the most important class of every axis that would vanish (one part of a Split, say)."""
-    removed = _removed(cuts)
-    while empty := emptied_axes(found, removed):
-        for classes in empty:
-            if removed.issuperset(classes.tolist()):
-                removed.discard(max(classes.tolist(), key=lambda name: scores[name]))
-    left = [_Cut(cut.group, tuple(name for name in cut.removed if name in removed)) for cut in cuts]
-    return [cut for cut in left if cut.removed]
-
-
-def _row(found: Dependencies, cut: _Cut) -> dict[str, Any]:
-    layers = []
-    for made, per_class in zip(cut.group.producers, cut.group.channels_per_class, strict=True):
-        size = found.tracer.dims(made.value)[made.axis]
-        layers.append({"node": made.node.name, "channels": size, "removed": per_class * len(cut.removed)})
-    return {
-        "producers": layers,
-        "consumers": [node.name for node in cut.group.consumers],
-        "before": len(cut.group.classes),
-        "after": len(cut.group.classes) - len(cut.removed),
-    }
-
-
-def _report_kept(found: Dependencies, context: PassContext, selector: Pass) -> None:
-    """Report the layers of which some or all channels must stay, by the node that stops them."""
-    for node, reason in found.tracer.stopped.items():
-        if node.op_type in _LAYERS and selector.selects(node):
-            context.leave(node, f"{reason}; keeps its channels")
-    stopped: dict[tuple[ir.Node, str], list[str]] = {}
-    for made in found.tracer.producers:
-        pin = found.why_kept(made.value, made.axis)
-        if pin is None or not selector.selects(made.node):
-            continue
-        stay = int(np.count_nonzero(found.classes_of(made.value, made.axis) < 0))
-        size = found.tracer.dims(made.value)[made.axis]
-        share = "" if stay == size else f" ({stay} of {size})"
-        names = stopped.setdefault((pin.node or made.node, pin.reason), [])
-        names.append(f"{made.node.name or made.node.op_type}{share}")
-    for (node, reason), names in stopped.items():
-        shown = ", ".join(dict.fromkeys(names[:3]))
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        context.leave(node, f"{reason}; keeps the output channels of {shown}{more}")
+    def _leave(self, cut: Cut, reason: str) -> None:
+        self._context.leave(cut.group.producers[0].node, reason)

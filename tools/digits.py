@@ -140,7 +140,7 @@ def _train(
         weak = _weakest_channels(model, ratio)
         pressure = max(0.0, (epoch / epochs - WARMUP_SHARE) / (1.0 - WARMUP_SHARE))
         for batch in torch.randperm(len(images)).split(64):
-            loss = F.cross_entropy(model(_shifted(images[batch])), labels[batch], label_smoothing=0.05)
+            loss = F.cross_entropy(model(shifted(images[batch])), labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -168,7 +168,7 @@ def _decay(weak: Sequence[tuple[list[nn.BatchNorm2d], Tensor]], pressure: float)
                 norm.bias[channels] *= keep
 
 
-def _shifted(images: Tensor) -> Tensor:
+def shifted(images: Tensor) -> Tensor:
     """Each image moved by up to one pixel each way."""
     padded = F.pad(images, (1, 1, 1, 1))
     rows, columns = torch.randint(0, 3, (2, len(images)))

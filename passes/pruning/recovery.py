@@ -152,6 +152,7 @@ def _recover_layer(
     fit = [_Equations.empty(width, layer.outputs // layer.groups) for _ in range(layer.groups)]
     held = [_Equations.empty(width, layer.outputs // layer.groups) for _ in range(layer.groups)]
     generator = np.random.default_rng(context.seed)
+    seen = 0
     for wanted, inputs, results in _runs(original, pruned, layer, calibration):
         target = wanted if kept is None else np.compress(kept, wanted, axis=layer.channel_axis)
         for group, (features, residual) in enumerate(
@@ -160,9 +161,10 @@ def _recover_layer(
             augmented = np.ones((len(features), width))
             if not alone:
                 augmented[:, :-1] = features
-            test = np.arange(len(features)) % 4 == 3
+            test = np.arange(seen, seen + len(features)) % 4 == 3
             fit[group].add(augmented[~test], residual[~test])
             held[group].add(augmented[test], residual[test])
+        seen += len(features)
     before = sum(each.energy for each in held)
     if not np.isfinite(before) or before <= 0.0:
         context.leave(
