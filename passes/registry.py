@@ -43,6 +43,7 @@ _BUILT_IN = {
     "inline-ifs": ".inline_ifs",
     "insert-qdq": ".insert_qdq",
     "prune-blocks": ".prune_blocks",
+    "prune-blocks": ".prune_blocks",
     "prune-channels": ".prune_channels",
     "split-sequences": ".split_sequences",
 }
