@@ -5,8 +5,9 @@ At inference a BatchNormalization is y = a * x + t per channel. It goes into
 - the linear operator *before* it (Conv, ConvTranspose, Gemm, MatMul, MatMul with a bias Add), or else
 - the linear operator *behind* it, where that is exact: no padding, or no shift.
 
-A Mul or Add with one constant per channel behind a linear operator or behind a BatchNormalization (Caffe2
-writes batch norm as BatchNormalization, Mul, Add) is such a map too. The algebra stands in `affine.py`.
+A Mul, Div, Add or Sub with one constant per channel behind a linear operator or behind a BatchNormalization
+(Caffe2 writes batch norm as BatchNormalization, Mul, Add) is such a map too, and so is one before a linear
+operator (pictures are normalized like that). The algebra stands in `affine.py`.
 
 Nothing fires where the intermediate result is read elsewhere or is a graph output, weights are shared or not
 constant, BatchNormalization is in training mode, or the new weights would overflow their type.
@@ -36,7 +37,9 @@ from .base import Pass, PassContext
 from .leftovers import drop_unread
 from .registry import register
 from .rewriter import Rewriter
-from .rules import Rule
+from .rules import NoMatch, Rule
+
+_MAPS = ("Mul", "Add", "Div", "Sub")
 
 
 @register
@@ -50,7 +53,9 @@ class FoldBatchNorm(Pass):
     2. else into the Conv, Gemm or MatMul behind it, where that is exact: W' = W * a, b' = b + W t, for a Conv
        only without padding or without shift, for a ConvTranspose only without shift.
 
-    Mul and Add of one constant per channel behind such an operator or behind a batch norm are folded alike.
+    Mul, Div, Add and Sub of one constant per channel behind such an operator or behind a batch norm are
+    folded alike. So are those before such an operator, but before Gemm and MatMul only scales, and not
+    where they may be that of a normalization, which `fuse-normalization` fuses.
     Left alone, with the reason: training mode, parameters or weights that are not constant or are shared,
     intermediate results that are read elsewhere or are graph outputs, weights that would overflow.
     """
@@ -59,7 +64,9 @@ class FoldBatchNorm(Pass):
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive the rules to a fixpoint."""
-        context.rewrite(model, BatchNormIntoLinear(), ScaleIntoLinear(), ScaleIntoBatchNorm())
+        context.rewrite(
+            model, BatchNormIntoLinear(), ScaleIntoLinear(), ScaleIntoBatchNorm(), ScaleBeforeLinear()
+        )
 
 
 class BatchNormIntoLinear(Rule):
@@ -85,9 +92,9 @@ class BatchNormIntoLinear(Rule):
 
 
 class ScaleIntoLinear(Rule):
-    """Mul(L(x), constant) and Add(L(x), constant) -> L'(x), the constant having one number per channel."""
+    """Mul, Div, Add or Sub of L(x) and a constant -> L'(x), the constant having one number per channel."""
 
-    op_types = ("Mul", "Add")
+    op_types = _MAPS
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Fold a constant operand into the linear operator that makes the other one."""
@@ -97,7 +104,7 @@ class ScaleIntoLinear(Rule):
         source, array = split
         found = _find_linear(source)
         if found is None or (
-            found.op_type == "MatMul" and node.op_type == "Add" and found is source.producer()
+            found.op_type == "MatMul" and node.op_type in ("Add", "Sub") and found is source.producer()
         ):
             # An Add right behind a MatMul is its bias: nothing to gain.
             return False
@@ -107,13 +114,14 @@ class ScaleIntoLinear(Rule):
         vector = _channel_constant(array, linear, source)
         if vector is None:
             return "its constant does not hold one number per channel"
-        return _fold_back(node, source, linear, _as_affine(node, vector), rewriter)
+        affine = _as_affine(node, vector)
+        return affine if isinstance(affine, str) else _fold_back(node, source, linear, affine, rewriter)
 
 
 class ScaleIntoBatchNorm(Rule):
-    """Mul or Add of one constant per channel behind a BatchNormalization -> another scale or bias of it."""
+    """Mul, Div, Add, Sub of one constant per channel behind a BatchNormalization -> its scale and bias."""
 
-    op_types = ("Mul", "Add")
+    op_types = _MAPS
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Multiply scale and bias of the batch norm, or add to its bias."""
@@ -135,6 +143,8 @@ class ScaleIntoBatchNorm(Rule):
         if vector is None:
             return "its constant does not hold one number per channel"
         extra = _as_affine(node, vector)
+        if isinstance(extra, str):
+            return extra
         stored = _moved_parameters(batch_norm, extra)
         if not all(np.isfinite(array.astype(np.float64)).all() for array in stored):
             return f"the parameters of '{batch_norm.name}' would overflow"
@@ -142,6 +152,40 @@ class ScaleIntoBatchNorm(Rule):
             replace_constant(batch_norm, index, parameter, f"{batch_norm.name}.{index}", rewriter)
         _replace(node, source, rewriter)
         return True
+
+
+class ScaleBeforeLinear(Rule):
+    """L(Mul, Div, Add or Sub of x and a constant) -> L'(x), the constant having one number per channel."""
+
+    op_types = _MAPS
+    benefit = 0
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Fold a constant operand into the linear operator that alone reads the result."""
+        output = node.outputs[0]
+        user = next((user for user, _ in output.uses()), None)
+        if user is None or user.op_type not in LINEAR or user.domain not in ("", "ai.onnx"):
+            return False
+        split = _constant_operand(node)
+        if split is None or user.inputs[0] is not output or _in_function(node, rewriter):
+            return False
+        source, array = split
+        convolves = user.op_type in ("Conv", "ConvTranspose")
+        if not convolves and (node.op_type in ("Add", "Sub") or _ends_normalization(source)):
+            return NoMatch("it may be the bias or the scale of a normalization")
+        linear = match_linear(user)
+        if isinstance(linear, str):
+            return linear
+        vector = channel_vector(array, linear.input_channels, _rank(source), 1 if convolves else -1)
+        if vector is None or source.shape is None or source.shape != output.shape:
+            return "its constant does not hold one number per channel"
+        affine = _as_affine(node, vector)
+        return affine if isinstance(affine, str) else _fold_forward(node, source, output, affine, rewriter)
+
+
+def _ends_normalization(value: ir.Value) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type in ("Div", "Mul", "Cast")
 
 
 def _moved_parameters(batch_norm: ir.Node, extra: Affine) -> list[np.ndarray]:
@@ -302,11 +346,20 @@ def _bias_of_add(add: ir.Node, linear: Linear) -> np.ndarray:
     return vector
 
 
-def _as_affine(node: ir.Node, vector: np.ndarray) -> Affine:
-    """The map that a Mul or Add of `vector` computes."""
+def _as_affine(node: ir.Node, vector: np.ndarray) -> Affine | str:
+    """The map that a Mul, Div, Add or Sub of `vector` computes, or why it is none."""
+    ones, zeros = np.ones_like(vector), np.zeros_like(vector)
+    if node.op_type == "Add":
+        return Affine(ones, vector)
+    if node.op_type == "Sub":
+        return Affine(ones, -vector) if _constant_index(node) == 1 else Affine(-ones, vector)
     if node.op_type == "Mul":
-        return Affine(vector, np.zeros_like(vector))
-    return Affine(np.ones_like(vector), vector)
+        return Affine(vector, zeros)
+    if _constant_index(node) == 0:
+        return "it divides by what is computed"
+    with np.errstate(all="ignore"):
+        factor = 1 / vector
+    return Affine(factor, zeros) if np.isfinite(factor).all() else "it divides by zero or nearly so"
 
 
 def _rank(value: ir.Value) -> int | None:

@@ -1,8 +1,9 @@
-"""Removes constants that a rewrite left unread, so that files shrink without waiting for eliminate-dead."""
+"""What a rewrite leaves behind: readers are handed on, and what nothing reads any more goes at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -25,3 +26,38 @@ def drop_unread(rewriter: Rewriter, values: Iterable[ir.Value | None]) -> None:
                 rewriter.remove_initializer(value)
         elif producer.op_type == "Constant" and producer.graph is not None:
             rewriter.erase(producer)
+
+
+def hand_on(node: ir.Node, value: ir.Value, rewriter: Rewriter) -> bool | str:
+    """Let the readers of the first output of `node` read `value`; erase what nothing reads any more.
+
+    Returns:
+        True, or a reason: the node stays where it alone turns an input, a constant, a value of another graph
+        or another graph output into a graph output.
+    """
+    output = node.outputs[0]
+    producer = value.producer()
+    if output.is_graph_output() and (
+        producer is None or value.is_graph_output() or producer.graph is not node.graph
+    ):
+        return "it gives a graph output its name"
+    makers = [operand.producer() for operand in node.inputs if operand is not None]
+    rewriter.replace(node, [value, *[None] * (len(node.outputs) - 1)])
+    for maker in dict.fromkeys(makers):
+        rewriter.erase_unread(maker)
+    return True
+
+
+def supersede(
+    node: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    rewriter: Rewriter,
+    attributes: Mapping[str, Any] | None = None,
+) -> bool:
+    """Put a new node in the place of `node`, which has one output; erase what nothing reads any more."""
+    makers = [operand.producer() for operand in node.inputs if operand is not None]
+    rewriter.replace(node, rewriter.insert_before(node, op_type, inputs, attributes))
+    for maker in dict.fromkeys(makers):
+        rewriter.erase_unread(maker)
+    return True

@@ -10,9 +10,18 @@ import onnx_ir as ir
 
 from ..ir.static import constant_ints, input_of, only_reader, producer_of, rank_of
 from .base import Pass, PassContext
+from .gathers import (
+    GatherEverything,
+    GatherOfConcat,
+    GatherOfGather,
+    GatherOfSlice,
+    GatherTheOnly,
+    UnsqueezeOfGather,
+)
 from .registry import register
 from .rewriter import Rewriter
 from .rules import Rule
+from .slicing_steps import EmptyOperand, SliceOnce, SplitOfConcat, SplitOfSplit
 
 
 @register
@@ -26,7 +35,11 @@ class MergeSlices(Pass):
     3. Slice(Slice(x)) on one axis with step 1 is one Slice.
     4. A Slice of a Concat that falls into one operand is a Slice of that operand, or the operand itself.
     5. Squeeze(x[i:i+1]) along the same axis is Gather(x, i): one index instead of a cut of length one.
-    6. Slice(Slice(x)) on different axes is one Slice, with any steps.
+    6. Slice(Slice(x)) on any axes with any steps is one Slice.
+    7. Concat leaves out operands of size zero.
+    8. Split of a Concat at its seams is its operands; Split of one output of a Split is one Split.
+    9. Gather with constant indices from a Gather, Slice or Concat picks from its operand; picking everything
+       or the only entry of a new axis picks nothing; Unsqueeze(x[i]) of the same axis is x[[i]].
 
     Bounds must be constant and the sizes along the axis known.
     """
@@ -43,6 +56,16 @@ class MergeSlices(Pass):
             SliceOfConcat(),
             SlicesOnOtherAxes(),
             SqueezeOfSlice(),
+            SliceOnce(),
+            EmptyOperand(),
+            SplitOfConcat(),
+            SplitOfSplit(),
+            GatherEverything(),
+            GatherOfGather(),
+            GatherOfSlice(),
+            GatherOfConcat(),
+            GatherTheOnly(),
+            UnsqueezeOfGather(),
         )
 
 
@@ -198,7 +221,7 @@ class SlicesOnOtherAxes(Rule):
         operands: list[ir.Value | None] = [inner.inputs[0]]
         bounds = np.array([*first, *second], np.int64)
         for column, name in enumerate(("starts", "ends", "axes", "steps")):
-            operands.append(rewriter.initializer(f"{node.name}/{name}", bounds[:, column].copy()))
+            operands.append(rewriter.constant_before(node, f"{node.name}/{name}", bounds[:, column].copy()))
         rewriter.replace(node, rewriter.insert_before(node, "Slice", operands))
         rewriter.erase_unread(inner)
         return True
@@ -220,7 +243,7 @@ class SqueezeOfSlice(Rule):
             return False
         if cut.stop - cut.start != 1:
             return False
-        index = rewriter.initializer(f"{node.name}/index", np.array(cut.start, np.int64))
+        index = rewriter.constant_before(node, f"{node.name}/index", np.array(cut.start, np.int64))
         rewriter.replace(
             node, rewriter.insert_before(node, "Gather", [cut.source, index], {"axis": cut.axis})
         )
@@ -282,7 +305,7 @@ def _slice(cut: Cut, node: ir.Node, rewriter: Rewriter, *, always: bool = False)
     if not always and (cut.start, cut.stop) == (0, _size(cut.source, cut.axis)):
         return cut.source
     bounds = [
-        rewriter.initializer(f"{node.name}/{name}", np.array([entry], np.int64))
+        rewriter.constant_before(node, f"{node.name}/{name}", np.array([entry], np.int64))
         for name, entry in (("starts", cut.start), ("ends", cut.stop), ("axes", cut.axis))
     ]
     (value,) = rewriter.insert_before(node, "Slice", [cut.source, *bounds])

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from ..ir.constants import constant_array
-from ..ir.static import constant_ints, input_of, only_reader, producer_of, rank_of, static_shape
+from ..ir.static import constant_ints, input_of, only_reader, producer_of, rank_of
 from .base import Pass, PassContext
 from .elementwise import BROADCASTING, UNARY
+from .merge_reshapes import shape_operand
+from .permutations import (
+    inverse,
+    is_one_number,
+    order_left,
+    permutation,
+    permuted_shape,
+    transposed,
+    unpermuted,
+)
 from .registry import register
 from .rewriter import Rewriter
 from .rules import Rule
+from .sink_transposes import (
+    SinkThroughArgMax,
+    SinkThroughCumSum,
+    SinkThroughGather,
+    SinkThroughPad,
+    SinkThroughSlice,
+    SinkThroughSqueeze,
+    SinkThroughUnsqueeze,
+)
+from .transposed_cones import SinkThroughCone
+from .transposed_products import GemmInsteadOfTranspose, ProductOfTransposes, SinkThroughProduct
 
-_CONSTANT_LIMIT = 1 << 20
 _REDUCTIONS = tuple(
     f"Reduce{kind}"
     for kind in ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"]
@@ -33,11 +51,15 @@ class MergeTransposes(Pass):
 
     1. Q(P(x)) = (p o q)(x); it vanishes where p o q is the identity.
     2. f(P(x)) = P(f(x)) for element-wise f; with constants, which are transposed back at compile time, and
-       with several operands where all are transposed by the same p.
-    3. Reduce(P(x), axes) = P'(Reduce(x, p[axes])), Softmax likewise; Concat of P(x_i) = P(Concat of x_i).
+       with several operands where all are transposed by the same p; also where f has several parts that share
+       P(x), as x sigmoid(x).
+    3. Reduce(P(x), axes) = P'(Reduce(x, p[axes])); Softmax, ArgMax, CumSum, Slice, Pad, Gather, Squeeze and
+       Unsqueeze likewise; Concat of P(x_i) = P(Concat of x_i), with constants transposed back.
     4. P(x) that only moves axes of size one is a Reshape.
+    5. A^T B^T = (B A)^T; A^T B and A B^T of matrices are a Gemm with a flag; P(A) B = P(A B) where P does not
+       touch the axis of the sum.
 
-    Rules 2 and 3 fire where the transposed value has no other reader, so that no work is done twice; they
+    Rules 2, 3 and 5 fire where the transposed value has no other reader, so that no work is done twice; they
     move transposes only towards the outputs, so they come to an end.
     """
 
@@ -53,6 +75,17 @@ class MergeTransposes(Pass):
             SinkThroughReduction(),
             SinkThroughSoftmax(),
             SinkThroughConcat(),
+            SinkThroughSlice(),
+            SinkThroughPad(),
+            SinkThroughGather(),
+            SinkThroughSqueeze(),
+            SinkThroughUnsqueeze(),
+            SinkThroughArgMax(),
+            SinkThroughCumSum(),
+            ProductOfTransposes(),
+            GemmInsteadOfTranspose(),
+            SinkThroughProduct(),
+            SinkThroughCone(),
         )
 
 
@@ -89,15 +122,18 @@ class TransposeToReshape(Rule):
     benefit: ClassVar[int] = 2
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
-        """Replace it by a Reshape to the static output shape."""
-        perm, shape = permutation(node), static_shape(node.inputs[0])
-        if perm is None or shape is None:
+        """Replace it by a Reshape."""
+        source, perm = node.inputs[0], permutation(node)
+        if perm is None or source is None or source.shape is None:
             return False
-        moved = [axis for axis in perm if shape[axis] != 1]
-        if moved != sorted(moved) or 0 in shape:
+        moved = [axis for axis in perm if source.shape[axis] != 1]
+        if moved != sorted(moved):
             return False
-        target = np.array([shape[axis] for axis in perm], np.int64)
-        inputs = [node.inputs[0], rewriter.initializer(f"{node.name}/shape", target)]
+        sizes = shape_operand(node.outputs[0], source)
+        if sizes is None:
+            return "it moves no element, but a Reshape cannot say its sizes"
+        target = np.array(sizes, np.int64)
+        inputs = [source, rewriter.constant_before(node, f"{node.name}/shape", target)]
         rewriter.replace(node, rewriter.insert_before(node, "Reshape", inputs))
         return True
 
@@ -105,7 +141,7 @@ class TransposeToReshape(Rule):
 class SinkThroughElementwise(Rule):
     """f(P(x), P(y), constant) = P(f(x, y, transposed constant))."""
 
-    op_types: ClassVar[tuple[str, ...]] = tuple(sorted(UNARY | BROADCASTING))
+    op_types: ClassVar[tuple[str, ...]] = tuple(sorted(UNARY | BROADCASTING | {"PRelu"}))
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Move the transposes of all operands behind the node."""
@@ -113,6 +149,8 @@ class SinkThroughElementwise(Rule):
         transposes = [t for t in (producer_of(value, "Transpose") for value in data) if t is not None]
         if not transposes or len(node.outputs) != 1:
             return False
+        if node.op_type == "PRelu" and producer_of(node.inputs[0], "Transpose") is None:
+            return "only its slope is transposed"
         perm = permutation(transposes[0])
         if perm is None or rank_of(node.outputs[0]) not in (None, len(perm)):
             return False
@@ -129,19 +167,19 @@ class SinkThroughElementwise(Rule):
             transpose = producer_of(value, "Transpose") if value in read_here and i < len(data) else None
             if transpose is not None:
                 operands.append(transpose.inputs[0])
-            elif i >= len(data) or value is None or _is_scalar(value):
+            elif i >= len(data) or value is None or is_one_number(value, len(perm)):
                 operands.append(value)
             else:
-                array = constant_array(value, _CONSTANT_LIMIT)
+                array = unpermuted(value, perm)
                 if array is None:
                     return f"operand '{value.name}' is not transposed"
                 operands.append(value)
-                constants[i] = _unpermuted(array, perm)
+                constants[i] = array
         for i, array in constants.items():
-            operands[i] = rewriter.initializer(f"{node.inputs[i].name}/transposed", array)  # type: ignore[union-attr]
+            operands[i] = rewriter.constant_before(node, f"{node.inputs[i].name}/transposed", array)  # type: ignore[union-attr]
         (inner,) = rewriter.insert_before(node, node.op_type, operands, dict(node.attributes))
         inner.type = node.outputs[0].type
-        inner.shape = _permuted_shape(node.outputs[0].shape, _inverse(perm))
+        inner.shape = permuted_shape(node.outputs[0].shape, inverse(perm))
         rewriter.replace(node, rewriter.insert_before(node, "Transpose", [inner], {"perm": perm}))
         for transpose in dict.fromkeys(transposes):
             rewriter.erase_unread(transpose)
@@ -158,19 +196,26 @@ class SinkThroughReduction(Rule):
         transpose = producer_of(node.inputs[0], "Transpose")
         if transpose is None or not only_reader(transpose.outputs[0]):
             return False
-        perm, axes = permutation(transpose), constant_ints(input_of(node, 1))
-        if perm is None or not axes:
+        perm, operand = permutation(transpose), input_of(node, 1)
+        axes = constant_ints(operand)
+        if perm is None or (operand is not None and axes is None):
             return "its axes are not constant"
+        if not axes:
+            if node.attributes.get_int("noop_with_empty_axes", 0):
+                return "it reduces nothing"
+            # Over all axes the order does not matter.
+            rewriter.set_input(node, 0, transpose.inputs[0])
+            rewriter.erase_unread(transpose)
+            return True
         axes = [axis % len(perm) for axis in axes]
         source_axes = np.array(sorted(perm[axis] for axis in axes), np.int64)
-        inputs = [transpose.inputs[0], rewriter.initializer(f"{node.name}/axes", source_axes)]
+        inputs = [transpose.inputs[0], rewriter.constant_before(node, f"{node.name}/axes", source_axes)]
         (reduced,) = rewriter.insert_before(node, node.op_type, inputs, dict(node.attributes))
         if node.attributes.get_int("keepdims", 1):
             remaining = perm
         else:
-            kept = [perm[place] for place in range(len(perm)) if place not in axes]
-            remaining = [sorted(kept).index(axis) for axis in kept]
-        rewriter.replace(node, [_transposed(reduced, remaining, node, rewriter)])
+            remaining = order_left(perm, axes)
+        rewriter.replace(node, [transposed(reduced, remaining, node, rewriter)])
         rewriter.erase_unread(transpose)
         return True
 
@@ -190,7 +235,7 @@ class SinkThroughSoftmax(Rule):
             return "the rank is not known"
         axis = perm[node.attributes.get_int("axis", -1) % len(perm)]
         (inner,) = rewriter.insert_before(node, node.op_type, [transpose.inputs[0]], {"axis": axis})
-        rewriter.replace(node, [_transposed(inner, perm, node, rewriter)])
+        rewriter.replace(node, [transposed(inner, perm, node, rewriter)])
         rewriter.erase_unread(transpose)
         return True
 
@@ -204,50 +249,29 @@ class SinkThroughConcat(Rule):
         """Concatenate before transposing, where every operand is transposed by the same permutation."""
         transposes = [producer_of(value, "Transpose") for value in node.inputs]
         known = [t for t in transposes if t is not None]
-        if not known:
+        perm = permutation(known[0]) if known else None
+        if perm is None:
             return False
-        perm = permutation(known[0])
-        if len(known) < len(transposes) or any(permutation(t) != perm for t in known) or perm is None:
-            return "not all of its operands are transposed in the same way"
+        operands: list[ir.Value | np.ndarray | None] = []
+        for value, transpose in zip(node.inputs, transposes, strict=True):
+            if transpose is not None and permutation(transpose) == perm:
+                operands.append(transpose.inputs[0])
+                continue
+            array = unpermuted(value, perm) if value is not None else None
+            if array is None:
+                return "not all of its operands are transposed in the same way"
+            operands.append(array)
         if any(set(t.outputs[0].consumers()) != {node} or t.outputs[0].is_graph_output() for t in known):
             return "a transposed operand has other readers"
         axis = perm[node.attributes.get_int("axis", 0) % len(perm)]
-        (inner,) = rewriter.insert_before(node, "Concat", [t.inputs[0] for t in known], {"axis": axis})
-        rewriter.replace(node, [_transposed(inner, perm, node, rewriter)])
+        values = [
+            rewriter.constant_before(node, f"{node.name}/transposed", operand)
+            if isinstance(operand, np.ndarray)
+            else operand
+            for operand in operands
+        ]
+        (inner,) = rewriter.insert_before(node, "Concat", values, {"axis": axis})
+        rewriter.replace(node, [transposed(inner, perm, node, rewriter)])
         for transpose in dict.fromkeys(known):
             rewriter.erase_unread(transpose)
         return True
-
-
-def permutation(node: ir.Node) -> list[int] | None:
-    """Return the permutation of a Transpose (the reversal where not given), or None where it is not known."""
-    perm = node.attributes.get_ints("perm", ())
-    if perm:
-        return list(perm)
-    rank = rank_of(node.inputs[0])
-    return None if rank is None else list(range(rank))[::-1]
-
-
-def _transposed(value: ir.Value, perm: Sequence[int], node: ir.Node, rewriter: Rewriter) -> ir.Value:
-    if list(perm) == sorted(perm):
-        return value
-    return rewriter.insert_before(node, "Transpose", [value], {"perm": list(perm)})[0]
-
-
-def _inverse(perm: Sequence[int]) -> list[int]:
-    return [perm.index(axis) for axis in range(len(perm))]
-
-
-def _unpermuted(array: np.ndarray, perm: Sequence[int]) -> np.ndarray:
-    """The constant that, transposed by `perm`, broadcasts like `array`."""
-    full = array.reshape((1,) * (len(perm) - array.ndim) + array.shape)
-    return np.ascontiguousarray(full.transpose(_inverse(perm)))
-
-
-def _permuted_shape(shape: ir.Shape | None, perm: Sequence[int]) -> ir.Shape | None:
-    return None if shape is None else ir.Shape([shape[axis] for axis in perm])
-
-
-def _is_scalar(value: ir.Value) -> bool:
-    shape = static_shape(value)
-    return shape is not None and all(dim == 1 for dim in shape) and len(shape) <= 1

@@ -35,6 +35,7 @@ _BUILT_IN = {
     "fuse-attention": ".fuse_attention",
     "fuse-conv-activation": ".fuse_conv_activation",
     "fuse-gemm": ".fuse_gemm",
+    "fuse-rotary": ".fuse_rotary",
     "fuse-softmax": ".fuse_softmax",
     "fuse-squeeze-excite": ".fuse_squeeze_excite",
     "fuse-swish": ".fuse_swish",
@@ -43,15 +44,15 @@ _BUILT_IN = {
     "inline-ifs": ".inline_ifs",
     "insert-qdq": ".insert_qdq",
     "prune-blocks": ".prune_blocks",
-    "prune-blocks": ".prune_blocks",
     "prune-channels": ".prune_channels",
     "split-sequences": ".split_sequences",
 }
 
 PRESETS = {
     "simplify": (
-        "fold-constants,inline-ifs,split-sequences,eliminate-identity,drop-expands,merge-transposes,"
-        "merge-reshapes,merge-slices,eliminate-common-subexpressions,eliminate-dead"
+        "fold-constants,inline-ifs,split-sequences,eliminate-identity,merge-casts,merge-shapes,drop-expands,"
+        "canonicalize,merge-transposes,merge-reshapes,merge-slices,merge-pads,merge-convs,"
+        "eliminate-common-subexpressions,eliminate-dead"
     ),
 }
 """Named pipelines: usable wherever a pass name is, expanded when the pipeline is parsed."""
