@@ -47,7 +47,7 @@ def explain(before: ir.Model, after: ir.Model, records: Sequence[PassRecord], na
     lines += _origin(old, new, history, name)
     if new is None:
         lines += _fate(name, after, history)
-    attempts = list(_attempts(name, op_type, records))
+    attempts = list(_attempts(name, op_type, node, records))
     lines += attempts or ["  no rule of this pipeline is meant for it"]
     return lines
 
@@ -150,8 +150,13 @@ def _fate(name: str, after: ir.Model, history: _History) -> list[str]:
     return lines
 
 
-def _attempts(name: str, op_type: str, records: Sequence[PassRecord]) -> Iterator[str]:
+def _attempts(name: str, op_type: str, node: ir.Node | None, records: Sequence[PassRecord]) -> Iterator[str]:
     for record in records:
+        if record.error:
+            yield f"  {record.name}: {record.error}"
+        if node is not None and record.instance is not None and not record.instance.selects(node):
+            yield f"  {record.name}: only= or skip= keeps it off"
+            continue
         said = list(dict.fromkeys(record.attempts))
         for rule, outcome in said:
             yield f"  {record.name}: {rule}: {outcome}"

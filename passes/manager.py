@@ -212,6 +212,7 @@ class PassManager:
                 looked_at=context.looked_at,
                 story=context.story or [],
                 timing=timing if self._detailed else None,
+                instance=instance,
             )
             if self.check_each and (changed or not _is_ours(instance)):
                 with run.stopwatch.timed("check"):

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from .base import Firing, LeftAlone
+from .base import Firing, LeftAlone, Pass
 from .equivalence import Equivalence
 from .timings import Timing
 from .watched import Event
@@ -36,6 +36,7 @@ class PassRecord:
         costs: Work of the model after the pass, of a run with statistics: "macs" (a number or a formula, None
             if unknown) and "bytes_moved" by all nodes.
         timing: Where the time went, of a run with timing.
+        instance: The pass itself.
         error: Why the pass failed, where the run went on without it; "" otherwise.
     """
 
@@ -57,6 +58,7 @@ class PassRecord:
     story: list[Event] = field(default_factory=list)
     costs: dict[str, Any] | None = None
     timing: Timing | None = None
+    instance: Pass | None = None
     error: str = ""
 
     def to_json(self) -> dict[str, Any]:

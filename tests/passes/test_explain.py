@@ -1,10 +1,30 @@
 """Every node can say where it came from, and why a rule did not fire on it."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import onnx_ir as ir
 import pytest
 from graphwright.ir.errors import PassError
+from graphwright.passes.base import Pass
 from graphwright.passes.explain import explain
 from graphwright.passes.optimize import optimize
+
+
+@dataclass(frozen=True)
+class Swap(Pass):
+    """Put an operator in place of another."""
+
+    name: ClassVar[str] = "test-swap"
+    lossless: ClassVar[bool] = False
+    at: str = "Relu"
+    to: str = "Abs"
+
+    def apply(self, model, context):
+        rewriter = context.rewriter(model)
+        for node in list(model.graph):
+            if node.op_type == self.at:
+                rewriter.replace(node, rewriter.insert_before(node, self.to, [node.inputs[0]]))
 
 
 def model_of(text: str) -> ir.Model:
@@ -48,9 +68,33 @@ def test_a_node_that_stays_lists_the_rules_and_their_reasons():
     lines = story("Neg_5")
     assert any("merge-transposes: SinkThroughElementwise: 'y' has other readers" in line for line in lines)
     lines = story("Mul_3", "fuse-activation{only=Tanh}")
-    assert "  no rule of this pipeline is meant for it" in lines
-    lines = story("Mul_3", "fuse-activation")
-    assert any("GeluExact: " in line for line in lines)
+    assert lines[-1] == "  fuse-activation: only= or skip= keeps it off"
+    lines = story("Mul_3", "eliminate-dead")
+    assert lines[-1] == "  no rule of this pipeline is meant for it"
+    lines = story("Neg_5", "merge-slices")
+    assert lines[-1].startswith("  merge-slices: no rule of it looks at Neg; they start at Concat, ")
+
+
+def test_what_is_gone_says_what_took_its_place_and_when():
+    lines = story("Identity_0", "eliminate-identity")
+    assert "replaced by 'x', by eliminate-identity, rule removed" in lines
+    lines = story("Tanh_2", "fuse-activation,eliminate-dead")
+    assert any(line.startswith("removed by ") and "nothing read it any more" in line for line in lines)
+
+
+def test_a_node_of_a_node_is_traced_back_to_the_model():
+    before = model_of("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+    result = optimize(before, [Swap(to="Abs"), Swap(at="Abs", to="Neg")], explain="Relu_0/Abs/Neg")
+    (name,) = [node.name for node in result.model.graph]
+    lines = explain(before, result.model, result.report.records, name)
+    assert lines[1:3] == [
+        "made by test-swap from Relu_0",
+        "'Relu_0/Abs' was made by test-swap, at Relu_0",
+    ]
+    lines = explain(before, result.model, result.report.records, "Relu_0")
+    assert "rewritten by test-swap; it lives on in 'Relu_0/Abs/Neg' (Neg)" in lines
+    lines = explain(before, result.model, result.report.records, "Relu_0/Abs")
+    assert lines[:2] == ["Relu_0/Abs: Abs", "made by test-swap, at Relu_0"]
 
 
 def test_a_name_that_never_was_is_refused():
