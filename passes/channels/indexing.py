@@ -28,9 +28,8 @@ def _gather(node: ir.Node, tracer: Tracer) -> str | None:
     if picked is not None and tracer.is_labelled(data, axis):
         places = _pick(node, tracer, data, axis, picked)
     else:
-        tracer.keep(data, axis, node, "Gather picks indices of this axis")
-        # Removing an index of the positions removes what is read there.
-        places = tracer.all_axes(indices)
+        pin = tracer.keep(data, axis, node, "Gather picks indices of this axis")
+        places = _positions(indices, tracer, pin)
     _table(node, tracer, data, axis, picked)
     axes = tracer.all_axes(data)
     tracer.set(node.outputs[0], [*axes[:axis], *places, *axes[axis + 1 :]])
@@ -41,6 +40,13 @@ def _table(node: ir.Node, tracer: Tracer, data: ir.Value, axis: int, picked: np.
     """An embedding table makes channels."""
     if constant_tensor(data) is not None and len(tracer.dims(data)) == 2 and axis == 0 and picked is None:
         tracer.produce(node, data, 1)
+
+
+def _positions(indices: ir.Value, tracer: Tracer, pin: int) -> list[Axis]:
+    """Labels of the axes of positions: removing an index there removes what is read."""
+    if constant_tensor(indices) is not None:
+        tracer.keep_value(indices, pin)
+    return tracer.all_axes(indices)
 
 
 def _pick(node: ir.Node, tracer: Tracer, data: ir.Value, axis: int, picked: np.ndarray) -> list[Axis]:
@@ -95,7 +101,8 @@ def _gather_nd(node: ir.Node, tracer: Tracer) -> str | None:
     tracer.tie(pin, indices, -1)
     if batch == 0 and depth == 1:
         _table(node, tracer, data, 0, constant_array(indices))
-    tracer.set(node.outputs[0], [*tracer.all_axes(indices)[:-1], *tracer.all_axes(data)[batch + depth :]])
+    places = _positions(indices, tracer, pin)[:-1]
+    tracer.set(node.outputs[0], [*places, *tracer.all_axes(data)[batch + depth :]])
     return None
 
 

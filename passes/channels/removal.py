@@ -200,10 +200,10 @@ def apply_removal(model: ir.Model, removal: Removal, rewriter: Rewriter) -> None
         (shifted,) = rewriter.insert_before(node, "Add", [node.inputs[operand], added])
         rewriter.set_shape(shifted, list(amount.shape))
         rewriter.set_input(node, operand, shifted)
-    for index, factor in removal.scales:
-        _scale_output(nodes[index], factor, rewriter)
     for index, attribute, value in removal.attributes:
         _set_attribute(nodes[index], attribute, value, rewriter)
+    for index, factor in removal.scales:
+        _scale_output(nodes[index], factor, rewriter)
     for name, axes in removal.slices.items():
         _slice_constant(values[name], axes, rewriter)
 
@@ -229,16 +229,18 @@ def _set_attribute(node: ir.Node, name: str, value: Any, rewriter: Rewriter) -> 
 
 
 def _scale_output(node: ir.Node, factor: float, rewriter: Rewriter) -> None:
+    """Put a copy of the node and a product in its place, so that the result keeps its name."""
     output = node.outputs[0]
     assert output.dtype is not None
-    users = list(output.uses())
+    attributes = dict(node.attributes.items())
+    (raw,) = rewriter.insert_before(node, node.op_type, list(node.inputs), attributes)
+    raw.type, raw.shape = output.type, output.shape
     constant = rewriter.initializer(
         f"{node.name or node.op_type}.factor", np.asarray(factor, output.dtype.numpy())
     )
-    (scaled,) = rewriter.insert_after(node, "Mul", [output, constant])
+    (scaled,) = rewriter.insert_before(node, "Mul", [raw, constant])
     scaled.type, scaled.shape = output.type, output.shape
-    for user, position in users:
-        rewriter.set_input(user, position, scaled)
+    rewriter.replace(node, [scaled])
 
 
 def _slice_constant(value: ir.Value, axes: dict[int, np.ndarray], rewriter: Rewriter) -> None:

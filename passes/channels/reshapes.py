@@ -127,7 +127,8 @@ def regroup(node: ir.Node, tracer: Tracer, data: ir.Value, after: Sequence[Dim])
             for index in labelled:
                 tracer.tie(pin, data, index)
             continue
-        for index in labelled:
+        # Where two meet on one output axis the first carries on: rather channels than copies of a constant.
+        for index in sorted(labelled, key=lambda i: not tracer.is_made(axes[i])):  # type: ignore[arg-type]
             _carry(node, tracer, axes[index], run, index, (before, after), result, pin)
     return result
 

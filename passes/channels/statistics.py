@@ -38,7 +38,7 @@ class _Builder:
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
         (made,) = self.rewriter.insert_before(self.node, op_type, list(inputs), attributes)
-        made.type = ir.TensorType(self.inner)
+        made.type = ir.TensorType(ir.DataType.INT64 if op_type == "Shape" else self.inner)
         return made
 
     def number(self, array: np.ndarray | float) -> ir.Value:
@@ -51,7 +51,11 @@ class _Builder:
         return value if value.dtype == self.inner else self.op("Cast", value, to=int(self.inner))
 
     def to_outer(self, value: ir.Value) -> ir.Value:
-        return value if self.outer == self.inner else self.op("Cast", value, to=int(self.outer))
+        if self.outer == self.inner:
+            return value
+        cast = self.op("Cast", value, to=int(self.outer))
+        cast.type = ir.TensorType(self.outer)
+        return cast
 
     def mean(self, data: ir.Value, axes: list[int], masks: Mapping[int, np.ndarray], rank: int) -> ir.Value:
         """Mean over `axes` of the elements that stay."""

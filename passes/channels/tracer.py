@@ -145,6 +145,7 @@ class Tracer:
         self.prefer = prefer or {}
         self.splits: dict[ir.Node, int] = {}
         self.stopped: dict[ir.Node, str] = {}
+        self._made: set[int] = set()
         self._dims: dict[ir.Value, tuple[Dim, ...] | None] = {}
 
     def dims(self, value: ir.Value) -> tuple[Dim, ...]:
@@ -253,7 +254,14 @@ class Tracer:
     def produce(self, node: ir.Node, value: ir.Value, axis: int) -> Axis:
         """State that a weight axis makes new channels; returns its labels."""
         self.producers.append(Producer(node, value, axis % len(self.dims(value))))
-        return self.axis(value, axis)
+        labels = self.axis(value, axis)
+        if isinstance(labels, np.ndarray):
+            self._made.update(labels[labels >= 0].tolist())
+        return labels
+
+    def is_made(self, labels: np.ndarray) -> bool:
+        """Whether a layer makes the channels that carry these labels, as far as is known by now."""
+        return any(label in self._made for label in labels[:1].tolist())
 
     def on_removal(self, resizer: Resizer) -> None:
         """Register what recomputes the sizes and indices that a node holds."""

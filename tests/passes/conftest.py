@@ -108,11 +108,11 @@ def network():
     return Network
 
 
-def assert_exact(model, ratio=0.5, dims=None, seed=0):
+def assert_exact(model, ratio=0.5, dims=None, seed=0, allow_statistical=False):
     """Remove the first classes of every group; the pruned model must equal the masked one. Returns both counts."""
     model = clone(model)
     infer_shapes(model)
-    found = analyse(model)
+    found = analyse(model, allow_statistical=allow_statistical)
     groups = find_groups(found)
     removed = [int(c) for g in groups for c in g.classes[: int(len(g.classes) * ratio)]]
     removal = plan_removal(found, removed)
