@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from . import ort
+from . import numpy_operators, ort
 from .errors import ModelError
 from .opset import CANONICAL_OPSET
+from .tensors import element_type
 
 # Same inputs, other result: never a constant.
 _RANDOM = frozenset(
@@ -77,6 +78,8 @@ def is_deterministic(node: ir.Node) -> bool:
     """Whether a node, bodies included, gives the same result for the same inputs each time."""
     if not _is_deterministic_alone(node):
         return False
+    if not node.attributes.data:
+        return True
     return all(is_deterministic(each) for graph in _graphs_of(node) for each in graph)
 
 
@@ -112,13 +115,34 @@ def evaluate_values(model: ir.Model | None, values: Sequence[ir.Value]) -> list[
         ModelError: a value depends on a graph input or on a random node, or the reference cannot run a node.
     """
     computed = [value for value in values if constant_tensor(value) is None and value.name != ""]
-    nodes, leaves = _slice(computed)
+    nodes, known = _slice(computed)
+    left: list[ir.Node] = []
+    for node in nodes:
+        operands = [None if value is None else known.get(value) for value in node.inputs]
+        complete = all(a is not None or v is None for a, v in zip(operands, node.inputs, strict=True))
+        array = numpy_operators.evaluate(node, operands) if complete else None
+        if array is None:
+            left.append(node)
+        else:
+            known[node.outputs[0]] = array
+    wanted = [value for value in computed if value not in known]
     results: dict[str, np.ndarray] = {}
-    if computed:
-        proto = _slice_proto(model, nodes, leaves, computed)
-        names = list(dict.fromkeys(str(value.name) for value in computed))
+    if wanted:
+        left = _reached(left, wanted)
+        leaves = {str(v.name): known[v] for node in left for v in _read_by(node) if v in known}
+        proto = _slice_proto(model, left, leaves, wanted)
+        names = list(dict.fromkeys(str(value.name) for value in wanted))
         results = ort.run_session(ort.open_session(proto, threads=1), leaves, names)
-    return [_result(value, results) for value in values]
+    return [known[value] if value in known else _result(value, results) for value in values]
+
+
+def _reached(nodes: list[ir.Node], wanted: Sequence[ir.Value]) -> list[ir.Node]:
+    """Those of `nodes`, producers first, that `wanted` depend on."""
+    needed = {value.producer() for value in wanted}
+    for node in reversed(nodes):
+        if node in needed:
+            needed.update(value.producer() for value in _read_by(node))
+    return [node for node in nodes if node in needed]
 
 
 def _result(value: ir.Value, results: dict[str, np.ndarray]) -> np.ndarray:
@@ -128,10 +152,10 @@ def _result(value: ir.Value, results: dict[str, np.ndarray]) -> np.ndarray:
     return results[str(value.name)] if stored is None else stored
 
 
-def _slice(values: Sequence[ir.Value]) -> tuple[list[ir.Node], dict[str, np.ndarray]]:
-    """The nodes that make `values`, producers first, and the stored constants that they read, by name."""
+def _slice(values: Sequence[ir.Value]) -> tuple[list[ir.Node], dict[ir.Value, np.ndarray]]:
+    """The nodes that make `values`, producers first, and the stored constants that they read."""
     nodes: dict[ir.Node, None] = {}
-    leaves: dict[str, np.ndarray] = {}
+    leaves: dict[ir.Value, np.ndarray] = {}
     open_nodes: set[ir.Node] = set()
     stack: list[tuple[ir.Value, bool]] = [(value, False) for value in reversed(values)]
     while stack:
@@ -142,11 +166,11 @@ def _slice(values: Sequence[ir.Value]) -> tuple[list[ir.Node], dict[str, np.ndar
             open_nodes.discard(node)
             nodes.setdefault(node)
             continue
-        if node in nodes or str(value.name) in leaves:
+        if node in nodes or value in leaves:
             continue
         stored = constant_array(value)
         if stored is not None:
-            leaves[str(value.name)] = stored
+            leaves[value] = stored
             continue
         if node is None:
             raise ModelError(f"value '{value.name}' is not a constant")
@@ -156,13 +180,15 @@ def _slice(values: Sequence[ir.Value]) -> tuple[list[ir.Node], dict[str, np.ndar
             raise ModelError(f"node '{node.name}' ({node.op_type}) depends on itself")
         open_nodes.add(node)
         stack.append((value, True))
-        stack.extend((each, False) for each in _read_by(node))
+        stack.extend([(each, False) for each in _read_by(node)])
     return list(nodes), leaves
 
 
 def _read_by(node: ir.Node) -> list[ir.Value]:
     """Inputs of a node and the outer values that its bodies capture."""
     read = [value for value in node.inputs if value is not None]
+    if not node.attributes.data:
+        return read
     inner: set[ir.Value] = set()
     used: dict[ir.Value, None] = {}
     for graph in _graphs_of(node):
@@ -183,7 +209,7 @@ def _collect(graph: ir.Graph, inner: set[ir.Value], used: dict[ir.Value, None]) 
 
 def _graphs_of(node: ir.Node) -> list[ir.Graph]:
     graphs: list[ir.Graph] = []
-    for attribute in node.attributes.values():
+    for attribute in node.attributes.data.values():
         if attribute.is_ref():
             continue
         if attribute.type == ir.AttributeType.GRAPH:
@@ -206,7 +232,7 @@ def _slice_proto(
         [ir.serde.serialize_node(node) for node in nodes],
         "constants",
         [
-            onnx.helper.make_tensor_value_info(name, int(_element_type(array)), list(array.shape))
+            onnx.helper.make_tensor_value_info(name, int(element_type(array)), list(array.shape))
             for name, array in leaves.items()
         ],
         [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(str(value.name) for value in outputs)],
@@ -227,7 +253,3 @@ def _opset_imports(node: ir.Node) -> dict[str, int]:
     imports.setdefault("", (node.version if node.domain == "" else None) or CANONICAL_OPSET)
     imports.setdefault(node.domain, node.version or 1)
     return imports
-
-
-def _element_type(array: np.ndarray) -> ir.DataType:
-    return ir.DataType.STRING if array.dtype.kind in "OSU" else ir.DataType.from_numpy(array.dtype)

@@ -9,10 +9,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ..ir.bodies import bodies_of, graphs_of
+from ..ir.bodies import GRAPH_TYPES, graphs_in, graphs_of
 from ..ir.constants import constant_array, constant_tensor, evaluate_values, is_deterministic
 from ..ir.errors import ModelError
+from ..ir.tensors import byte_count, tensor_of
 from .base import Pass, PassContext
+from .functions.definitions import DOMAIN
 from .registry import register
 from .rewriter import Rewriter
 from .rules import Rule
@@ -71,57 +73,58 @@ class FoldConstants(Pass):
         context: PassContext,
     ) -> bool:
         foldable = self._foldable(model, unfoldable)
-        self._respect_budget(foldable, _constant_bytes(model), allowed, unfoldable)
+        if not foldable:
+            return False
+        self._respect_budget(foldable, model, allowed, unfoldable)
         wanted = _frontier(foldable)
         if not wanted:
             return False
         for value, array in zip(wanted, _evaluate(model, wanted, unfoldable), strict=True):
+            node = value.producer()
+            assert node is not None
             if array is None:
-                foldable.pop(value.producer())  # type: ignore[arg-type]
+                foldable.pop(node, None)
                 continue
-            rewriter.replace_uses(value, _stored(value, array, rewriter))
-        folded = 0
-        for node in reversed(foldable):
-            if not any(output.uses() or output.is_graph_output() for output in node.outputs):
-                rewriter.erase(node)
-                folded += 1
-        for name, value in list(model.graph.initializers.items()):
-            if not value.uses() and not value.is_graph_output() and not value.is_graph_input() and name:
-                rewriter.remove_initializer(value)
+            rewriter.replace_uses(value, _stored(value, node, array, rewriter))
+        folded = rewriter.erase_all(foldable)
+        rewriter.drop_orphans()
         context.count("folded", folded)
         return folded > 0
 
     def _foldable(self, model: ir.Model, unfoldable: dict[ir.Node, str]) -> dict[ir.Node, None]:
         """Nodes that depend on constants only, producers first."""
         found: dict[ir.Node, None] = {}
-        for graph in graphs_of(model):
+        for graph in _foldable_graphs(model):
             for node in graph:
-                if node in unfoldable or node.op_type in _KEPT or node.op_type == "Constant":
-                    continue
                 # The cheapest question that most nodes fail comes first.
-                if not all(v is None or v.producer() in found or _is_constant(v) for v in node.inputs):
+                if not _reads_constants(node, found) or node.op_type in _KEPT or node.op_type == "Constant":
                     continue
-                if node.outputs and not bodies_of(node) and self.selects(node) and is_deterministic(node):
+                if node in unfoldable or not node.outputs or not self.selects(node):
+                    continue
+                if _is_plain(node) and is_deterministic(node):
                     found[node] = None
         return found
 
     def _respect_budget(
         self,
         foldable: dict[ir.Node, None],
-        now: int,
+        model: ir.Model,
         allowed: int,
         unfoldable: dict[ir.Node, str],
     ) -> None:
         """Take nodes out of `foldable` until no value and not the whole exceeds its budget."""
         for node in list(foldable):
             result = sum(_bytes(output) or 0 for output in node.outputs)
+            if result <= self.limit:
+                continue
             operands = sum(_bytes(value) or 0 for value in set(node.inputs) if value is not None)
             if result > operands + self.limit:
                 unfoldable[node] = (
                     f"its result takes {result} bytes, {result - operands} more than its inputs"
                 )
                 del foldable[node]
-        _drop_dependents(foldable)
+                _drop_dependents(foldable)
+        now = _constant_bytes(model)
         while True:
             frontier = _frontier(foldable)
             total = now + sum(_bytes(value) or 0 for value in frontier) - _freed_bytes(foldable)
@@ -150,7 +153,7 @@ class LiftConstant(Rule):
         tensor = constant_tensor(node.outputs[0])
         if tensor is None or not isinstance(node.graph, ir.Graph):
             return False
-        if _in_function(node, rewriter.model):
+        if rewriter.in_function(node):
             return False
         if node.outputs[0].is_graph_output():
             return "it gives a graph output its name"
@@ -185,7 +188,7 @@ class FoldShape(Rule):
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Replace the node where every dimension it returns is known."""
         source = node.inputs[0]
-        if source is None or source.shape is None or _in_function(node, rewriter.model):
+        if source is None or source.shape is None or rewriter.in_function(node):
             return False
         dims = list(source.shape)
         if node.op_type == "Shape":
@@ -206,7 +209,7 @@ class FoldShapeGather(Rule):
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Replace the node where the picked dimensions are known although others are not."""
         producer = node.inputs[0].producer() if node.inputs[0] is not None else None
-        if producer is None or producer.op_type != "Shape" or _in_function(node, rewriter.model):
+        if producer is None or producer.op_type != "Shape" or rewriter.in_function(node):
             return False
         source, picked = producer.inputs[0], constant_array(node.inputs[1], 64)
         if source is None or source.shape is None or picked is None:
@@ -229,13 +232,31 @@ def _is_constant(value: ir.Value) -> bool:
 
 
 def _replace_by_constant(node: ir.Node, array: np.ndarray, rewriter: Rewriter) -> bool:
-    rewriter.replace(node, [_stored(node.outputs[0], array, rewriter)])
+    rewriter.replace(node, [_stored(node.outputs[0], node, array, rewriter)])
     return True
 
 
-def _in_function(node: ir.Node, model: ir.Model) -> bool:
-    """Functions have no initializers to hold a result."""
-    return any(node.graph is function.graph for function in model.functions.values())
+def _foldable_graphs(model: ir.Model) -> list[ir.Graph]:
+    """All graphs, those of functions included; our own functions hold what a fusion put there."""
+    graphs = graphs_of(model)
+    for function in model.functions.values():
+        if function.domain != DOMAIN:
+            graphs += graphs_in(function.graph)
+    return graphs
+
+
+def _reads_constants(node: ir.Node, found: dict[ir.Node, None]) -> bool:
+    for value in node.inputs:
+        if value is not None and value.producer() not in found and not _is_constant(value):
+            return False
+    return True
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Whether a node has no bodies and no attribute that only the caller of its function knows."""
+    return not any(
+        attribute.type in GRAPH_TYPES or attribute.is_ref() for attribute in node.attributes.data.values()
+    )
 
 
 def _frontier(foldable: dict[ir.Node, None]) -> list[ir.Value]:
@@ -248,13 +269,13 @@ def _frontier(foldable: dict[ir.Node, None]) -> list[ir.Value]:
     ]
 
 
-def _stored(value: ir.Value, array: np.ndarray, rewriter: Rewriter) -> ir.Value:
+def _stored(value: ir.Value, maker: ir.Node, array: np.ndarray, rewriter: Rewriter) -> ir.Value:
     """A constant to stand for `value`: an initializer, or a Constant node where it names a graph output."""
-    array = np.ascontiguousarray(array).reshape(array.shape)
-    maker = value.producer()
-    if maker is None or not value.is_graph_output():
-        return rewriter.initializer(value.name or "folded", array)
-    (constant,) = rewriter.insert_before(maker, "Constant", [], {"value": ir.tensor(array)})
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array).reshape(array.shape)
+    if not value.is_graph_output():
+        return rewriter.constant_before(maker, value.name or "folded", array)
+    (constant,) = rewriter.insert_before(maker, "Constant", [], {"value": tensor_of(array)})
     return constant
 
 
@@ -280,7 +301,7 @@ def _freed_bytes(foldable: dict[ir.Node, None]) -> int:
 
 def _constant_bytes(model: ir.Model) -> int:
     return sum(
-        value.const_value.nbytes
+        byte_count(value.const_value)
         for graph in graphs_of(model)
         for value in graph.initializers.values()
         if value.const_value is not None
@@ -290,11 +311,11 @@ def _constant_bytes(model: ir.Model) -> int:
 def _bytes(value: ir.Value) -> int | None:
     tensor = constant_tensor(value)
     if tensor is not None:
-        return tensor.nbytes
-    if value.shape is None or not value.shape.is_static() or value.dtype is None:
+        return byte_count(tensor)
+    shape, dtype = value.shape, value.dtype
+    if shape is None or dtype is None or dtype == ir.DataType.STRING or not shape.is_static():
         return None
-    count = int(np.prod([int(dim) for dim in value.shape], dtype=np.int64))  # type: ignore[arg-type]
-    return int(np.ceil(count * value.dtype.bitwidth / 8)) if value.dtype != ir.DataType.STRING else None
+    return math.ceil(math.prod(shape.numpy()) * dtype.bitwidth / 8)
 
 
 def _evaluate(

@@ -17,6 +17,7 @@ from ..ir.bodies import bodies_of, nodes_of
 from ..ir.errors import PassError
 from ..ir.incremental import infer_near
 from ..ir.shape_memo import as_shape
+from ..ir.tensors import tensor_of
 from ..ir.uses import is_read, is_unread, use_count
 from .attributes import as_attribute, as_attributes
 from .naming import Names
@@ -269,6 +270,35 @@ class Rewriter:
             if use_count(value) == 1:
                 self._touch(value.consumers()[0])
 
+    def erase_all(self, nodes: Collection[ir.Node]) -> int:
+        """Erase those of `nodes` that only each other read, all at once; returns how many.
+
+        Args:
+            nodes: Nodes without bodies, producers before their readers.
+        """
+        gone: dict[ir.Node, None] = {}
+        for node in reversed(list(nodes)):
+            if all(
+                not output.is_graph_output() and all(user in gone for user, _ in output.uses())
+                for output in node.outputs
+            ):
+                gone[node] = None
+        for node in gone:
+            self._changed()
+            for known in (self._touched, self._stale, self._unsettled, self._altered):
+                known.pop(node, None)
+        for graph in dict.fromkeys(node.graph for node in gone):
+            assert graph is not None
+            graph.remove([node for node in gone if node.graph is graph], safe=False)
+        for node in gone:
+            for index, value in enumerate(node.inputs):
+                if value is not None:
+                    node.replace_input_with(index, None)
+                    if value.is_initializer():
+                        self._orphans[value] = None
+                    self._touch(value.producer())
+        return len(gone)
+
     def erase_unread(self, node: ir.Node | None) -> None:
         """Erase `node` where nothing reads it and, going up, what only it had read, constants included."""
         pending = [node]
@@ -341,7 +371,7 @@ class Rewriter:
         """A constant that `anchor` can read: an initializer, or in functions, which have none, a Constant."""
         if not self.in_function(anchor):
             return self.initializer(hint, array)
-        (value,) = self.insert_before(anchor, "Constant", [], {"value": ir.Tensor(array)}, name=hint)
+        (value,) = self.insert_before(anchor, "Constant", [], {"value": tensor_of(array)}, name=hint)
         value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
         return value
 
@@ -486,8 +516,7 @@ class Rewriter:
 def _as_tensor(data: np.ndarray | ir.TensorProtocol, name: str) -> ir.TensorProtocol:
     """Make a tensor called `name`, without renaming a tensor that another graph may share."""
     if isinstance(data, np.ndarray):
-        # `ir.tensor` tries the array against several protocols, which costs more than all the rest.
-        return ir.Tensor(data, name=name) if data.dtype.kind in "fiub" else ir.tensor(data, name=name)
+        return tensor_of(data, name)
     if data.name == name:
         return data
     tensor = copy.copy(data)
