@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
-from ..ir.bodies import bodies_of
+from ..ir.bodies import bodies_of, nodes_of
 from ..ir.clone import clone
 
 
@@ -115,7 +115,11 @@ def _rebuild(model: ir.Model, kept: list[ir.Node], read: list[ir.Value], outputs
         substitute = ir.Value(name=value.name, shape=value.shape, type=value.type)
         value.replace_all_uses_with(substitute, replace_graph_outputs=True)
         inputs.append(substitute)
-    graph.remove([node for node in graph if node not in keep], safe=True)
+    gone = [node for node in graph if node not in keep]
+    for inner in (inner for node in gone for body in bodies_of(node) for inner in nodes_of(body)):
+        for index in range(len(inner.inputs)):
+            inner.replace_input_with(index, None)
+    graph.remove(gone, safe=True)
     graph.inputs[:] = inputs
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():

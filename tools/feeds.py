@@ -111,7 +111,8 @@ def _fitting(array: np.ndarray, name: str, shape: Sequence[int | str], dtype: An
         raise ToolError(f"{source}: input '{name}' has shape {list(array.shape)}, the model takes {wanted}")
     if not np.can_cast(array.dtype, dtype, casting="same_kind"):
         raise ToolError(f"{source}: input '{name}' is {array.dtype}, the model takes {np.dtype(dtype)}")
-    return np.ascontiguousarray(array, dtype=dtype)
+    # Not `ascontiguousarray`: that makes vectors of scalars.
+    return np.asarray(array, dtype=dtype, order="C")
 
 
 def calibration_feeds(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,11 @@ from graphwright.passes.base import Pass
 from graphwright.passes.equivalence import check_equivalent
 from graphwright.passes.manager import PassManager
 from graphwright.passes.optimize import optimize
+from graphwright.passes.plugins import load_plugin
 from graphwright.passes.reproducer import replay
 
-_spec = importlib.util.spec_from_file_location(
-    "graphwright_broken_rules", Path(__file__).with_name("broken_rules.py")
-)
-broken = importlib.util.module_from_spec(_spec)
-sys.modules["graphwright_broken_rules"] = broken
-_spec.loader.exec_module(broken)
+load_plugin(Path(__file__).with_name("broken_rules.py"))
+broken = sys.modules["graphwright_plugin_broken_rules"]
 
 BEFORE = "eliminate-identity"
 
