@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -239,6 +239,11 @@ class PassContext:
                 local = infer_changed(model, rewriter.take_stale())
         if not local and self.analyses and model is self.model:
             self.analyses.forget()
+
+    def altered(self, model: ir.Model) -> Collection[ir.Node | ir.Value]:
+        """Nodes and initializers of `model` that this pass made or changed."""
+        rewriter = self._rewriters.get(id(model))
+        return () if rewriter is None else rewriter.altered
 
     @property
     def changed(self) -> bool:

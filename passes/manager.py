@@ -6,6 +6,7 @@ Instrumentation is a list of observers, not flags inside passes.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from .analyses import Analyses
 from .base import Firing, Pass, PassContext
 from .blame import blamed, raised_by_rewriter
 from .equivalence import Expectation, check_equivalent
+from .fingerprint import Fingerprint
 from .pipeline import Pipeline, as_pipeline, pass_text
 from .records import PassRecord
 from .shape_loss import Known, known_values
@@ -51,7 +53,8 @@ class _Run:
     known: Known
     analyses: Analyses
     stopwatch: Stopwatch
-    saved: tuple[int, ir.Model]
+    saved: tuple[int, Callable[[], ir.Model]]
+    nodes: int
     expected: Expectation | None = None
     records: list[PassRecord] = field(default_factory=list)
 
@@ -124,8 +127,15 @@ class PassManager:
             measure=measure,
         )
 
-    def run(self, model: ir.Model) -> tuple[ir.Model, list[PassRecord]]:
+    def run(
+        self, model: ir.Model, *, reload: Callable[[], ir.Model] | None = None
+    ) -> tuple[ir.Model, list[PassRecord]]:
         """Run the pipeline on a copy of `model` (tensors are shared, the graph is not).
+
+        Args:
+            model: The model.
+            reload: Gives the model again as it was given, from its file; `model`, which was verified when it
+                was loaded, is then changed itself instead of a copy.
 
         Raises:
             VerifyError: The model is invalid before any pass ran.
@@ -134,7 +144,7 @@ class PassManager:
                 lossless; `.before` is the model from before it.
         """
         self.firings = []
-        run = self._prepare(model)
+        run = self._prepare(model, reload)
         for index, instance in enumerate(self.pipeline):
             for observer in self.observers:
                 observer.before_pass(instance, run.model, index, len(self.pipeline))
@@ -146,7 +156,7 @@ class PassManager:
                 record = self._failed(crash, instance, index, run, time.perf_counter() - start)
             if not instance.lossless and index + 1 < len(self.pipeline):
                 # What depends on data may not come out the same when it is run again.
-                run.saved = (index + 1, clone(run.model))
+                run.saved = (index + 1, functools.partial(_itself, clone(run.model)))
             run.records.append(record)
             for observer in self.observers:
                 observer.after_pass(instance, run.model, record)
@@ -163,23 +173,26 @@ class PassManager:
             "target": mine.target,
         }
 
-    def _prepare(self, model: ir.Model) -> _Run:
+    def _prepare(self, model: ir.Model, reload: Callable[[], ir.Model] | None) -> _Run:
         stopwatch = Stopwatch("pipeline")
         self.timing = stopwatch.tree
         with collector_paused(), stopwatch.timed("preparation"):
-            with stopwatch.timed("verify"):
-                verify(model)
-            with stopwatch.timed("copy"):
-                working = clone(model)
+            working = model
+            if reload is None:
+                with stopwatch.timed("verify"):
+                    verify(model)
+                with stopwatch.timed("copy"):
+                    working = clone(model)
             with stopwatch.timed("infer shapes"):
                 infer_shapes(working)
         known = known_values(working) if self.verify_each else Known()
-        return _Run(working, known, Analyses(working), stopwatch, (0, model))
+        original = reload if reload is not None else functools.partial(_itself, model)
+        return _Run(working, known, Analyses(working), stopwatch, (0, original), count_nodes(working))
 
     def _run_one(self, instance: Pass, run: _Run) -> PassRecord:
         if self.check_each and run.expected is None:
             run.expected = self._expectation(clone(run.model))
-        nodes_before = count_nodes(run.model)
+        nodes_before = run.nodes
         context = self._context.for_pass(instance)
         context.model, context.analyses = run.model, run.analyses
         context.stopwatch = run.stopwatch if self._detailed else None
@@ -189,7 +202,8 @@ class PassManager:
             start = time.perf_counter()
             self._apply(instance, run.model, context)
             seconds = time.perf_counter() - start
-            nodes_after = count_nodes(run.model)
+            told = context.changed or not _is_ours(instance)
+            run.nodes = nodes_after = count_nodes(run.model) if told else nodes_before
             changed = context.changed or nodes_after != nodes_before
             if self.verify_each and (changed or not _is_ours(instance)):
                 with run.stopwatch.timed("verify"):
@@ -214,23 +228,30 @@ class PassManager:
                 timing=timing if self._detailed else None,
                 instance=instance,
             )
-            if self.check_each and (changed or not _is_ours(instance)):
+            if self.check_each and changed:
                 with run.stopwatch.timed("check"):
                     self._check(instance, run, record)
         if self._statistics:
             record.costs = _costs(run)
         return record
 
-    def _apply(self, instance: Pass, model: ir.Model, context: PassContext) -> None:
-        """Run the pass and bring shapes up to date; whatever goes wrong ends in one line that names it."""
+    def _apply(self, instance: Pass, model: ir.Model, context: PassContext) -> bool:
+        """Run the pass and bring shapes up to date; whatever goes wrong ends in one line that names it.
+
+        Returns:
+            Whether the graph was changed; of passes of others it is not taken for granted that they tell.
+        """
+        before = None if _is_ours(instance) else Fingerprint(model)
         name = f"pass '{instance.name}'"
         try:
             if context.analyses is not None:
                 for needed in instance.needs:
                     context.analysis(needed)
             instance.apply(model, context)
-            if context.changed or not _is_ours(instance):
+            secretly = not context.changed and before is not None and before.differs(model)
+            if context.changed or secretly:
                 context.update_shapes(model)
+            return context.changed or secretly
         except PassCrash as error:
             raise PassCrash(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
         except ShapeError as error:
@@ -251,7 +272,8 @@ class PassManager:
         """Look for what a pass must not leave behind: an invalid graph, a lost shape, a broken promise."""
         name = f"pass '{instance.name}'"
         try:
-            verify(run.model)
+            # A pass of ours changes nothing behind the rewriter's back.
+            verify(run.model, changed=context.altered(run.model) if _is_ours(instance) else None)
         except VerifyError as error:
             raise _crash("graph", f"{name} left an {error}") from error
         now = known_values(run.model, run.known)
@@ -312,7 +334,7 @@ class PassManager:
         run.known = known_values(run.model) if self.verify_each else Known()
         run.analyses = Analyses(run.model)
         run.expected = None
-        nodes = count_nodes(run.model)
+        run.nodes = nodes = count_nodes(run.model)
         return PassRecord(
             instance.name,
             pass_text(instance),
@@ -327,11 +349,11 @@ class PassManager:
 
     def _replayed(self, index: int, run: _Run) -> ir.Model | None:
         """The model as it was before pass `index`, made once more; None where that does not work."""
-        start, model = run.saved
+        start, saved = run.saved
         skipped = {i for i, record in enumerate(run.records) if record.error}
         passes = [p for i, p in enumerate(self.pipeline) if start <= i < index and i not in skipped]
         try:
-            return self._plain(passes).run(model)[0]
+            return self._plain(passes).run(saved())[0]
         except GraphwrightError:
             return None
 
@@ -381,6 +403,10 @@ def _costs(run: _Run) -> dict[str, Any]:
         "macs": macs if macs is None or isinstance(macs, int) else str(macs),
         "bytes_moved": costs.moved(),
     }
+
+
+def _itself(model: ir.Model) -> ir.Model:
+    return model
 
 
 def count_nodes(model: ir.Model) -> int:

@@ -76,6 +76,7 @@ def optimize(
     statistics: bool = False,
     keep_going: bool = False,
     reproducer: str | Path | None = "",
+    reload: Callable[[], ir.Model] | None = None,
 ) -> Result:
     """Apply a pipeline to a copy of `model`; `model` itself is not changed.
 
@@ -97,6 +98,9 @@ def optimize(
         keep_going: Leave out a pass that fails, and go on with the model from before it; its record says so.
         reproducer: Folder for the file that shows a crash again; the system's folder for temporary files by
             default, None for no file.
+        reload: Gives the model again as it was given, such as `lambda: gw.load(path)`. With it `model` itself
+            is changed, which must come straight from `gw.load`: that saves a copy and a check. The model from
+            before is still there for whoever needs it, as `reload()`.
 
     Raises:
         PipelineError: The pipeline text is wrong.
@@ -122,10 +126,11 @@ def optimize(
         keep_going=keep_going,
     )
     try:
-        optimized, records = manager.run(model)
+        optimized, records = manager.run(model, reload=reload)
     except PassCrash as crash:
         if reproducer is None:
             raise
+        model = model if reload is None else reload()
         path = _reproduce(model, manager, crash, Path(reproducer or tempfile.gettempdir()))
         raise _located(crash, path) from crash.__cause__
     return Result(optimized, OptimizeReport(str(manager.pipeline), tuple(records), manager.timing))
