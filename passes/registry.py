@@ -39,6 +39,7 @@ _BUILT_IN = {
     "fuse-softmax": ".fuse_softmax",
     "fuse-squeeze-excite": ".fuse_squeeze_excite",
     "fuse-swish": ".fuse_swish",
+    "fuse-group-norm": ".fuse_group_norm",
     "fuse-normalization": ".fuse_normalization",
     "inline-functions": ".inline_functions",
     "inline-ifs": ".inline_ifs",
@@ -53,6 +54,11 @@ PRESETS = {
         "fold-constants,inline-ifs,split-sequences,eliminate-identity,merge-casts,merge-shapes,drop-expands,"
         "canonicalize,merge-transposes,merge-reshapes,merge-slices,merge-pads,merge-convs,"
         "eliminate-common-subexpressions,eliminate-dead"
+    ),
+    # Standard operators first, functions with a body last; for graphs that `simplify,fold-batch-norm` has seen.
+    "fuse": (
+        "fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,fuse-gemm,"
+        "fuse-swish,fuse-squeeze-excite,fuse-conv-activation,eliminate-dead"
     ),
 }
 """Named pipelines: usable wherever a pass name is, expanded when the pipeline is parsed."""
