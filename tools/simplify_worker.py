@@ -30,7 +30,11 @@ def _graphwright(tool: str) -> Run:
     from ..ir.save import save
     from ..passes.optimize import optimize
 
-    return lambda source, target: save(optimize(load(source), PIPELINES[tool]).model, target)
+    def run(source: str, target: str) -> None:
+        model = load(source)
+        save(optimize(model, PIPELINES[tool], reload=lambda: load(source)).model, target)
+
+    return run
 
 
 def _onnxsim() -> Run:
