@@ -200,12 +200,10 @@ class PassManager:
         run.analyses.settle(context.mutations)
         with run.stopwatch.timed(f"{len(run.records) + 1} {pass_text(instance)}") as timing:
             start = time.perf_counter()
-            self._apply(instance, run.model, context)
+            changed = self._apply(instance, run.model, context)
             seconds = time.perf_counter() - start
-            told = context.changed or not _is_ours(instance)
-            run.nodes = nodes_after = count_nodes(run.model) if told else nodes_before
-            changed = context.changed or nodes_after != nodes_before
-            if self.verify_each and (changed or not _is_ours(instance)):
+            run.nodes = nodes_after = count_nodes(run.model) if changed else nodes_before
+            if self.verify_each and changed:
                 with run.stopwatch.timed("verify"):
                     self._inspect(instance, run, context)
             run.analyses.trust(instance.preserves)
