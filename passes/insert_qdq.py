@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from ..ir.errors import PassError
 from .base import Pass, PassContext
+from .functions import flatten_functions
 from .quantization.arithmetic import range_problem
 from .quantization.calibration import Calibration, as_calibration
 from .quantization.calibrators import CALIBRATORS, Calibrator, Percentile
@@ -73,6 +74,7 @@ class InsertQdq(Pass):
         """
         if context.calibration is None:
             raise PassError(_NO_DATA)
+        flatten_functions(model, context)
         data = as_calibration(context.calibration)
         table = find_table(self.target, context.target)
         plan = plan_quantization(model.graph, table, self.selects, {})

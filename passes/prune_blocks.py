@@ -15,6 +15,7 @@ from ..ir.reference import Reference
 from ..ir.shapes import infer_shapes
 from .base import Pass, PassContext
 from .fold_constants import FoldConstants
+from .functions import flatten_functions
 from .pruning.blocks import Block, find_branches, find_layers
 from .pruning.budget import parse_budget
 from .quantization.calibration import Calibration, as_calibration
@@ -75,6 +76,7 @@ class PruneBlocks(Pass):
                 "--calibration FILE on the command line"
             )
         calibration = as_calibration(context.calibration)
+        flatten_functions(model, context)
         FoldConstants().apply(model, context)
         context.left_alone.clear()
         before = account(model)

@@ -15,6 +15,7 @@ from .base import Pass, PassContext
 from .channels import analyse, apply_removal
 from .channels.proof import Proof
 from .fold_constants import FoldConstants
+from .functions import flatten_functions
 from .pruning.amount import Amount, figure
 from .pruning.budget import Budget, Kind, Sizer, parse_budget, plan
 from .pruning.candidates import Scoring, find_candidates, group_row, report_kept
@@ -125,6 +126,7 @@ class PruneChannels(Pass):
                 f"recover={self.recover} needs calibration data: calibration=... in Python, "
                 "--calibration FILE on the command line"
             )
+        flatten_functions(model, context)
         # Torch writes absent biases and shapes as computations, which would hide what is tied to what.
         FoldConstants().apply(model, context)
         context.rewrite(model, SequenceToSplit())

@@ -47,15 +47,12 @@ _BUILT_IN = {
     "prune-blocks": ".prune_blocks",
     "prune-channels": ".prune_channels",
     "split-sequences": ".split_sequences",
+    "stabilize": ".stabilize",
 }
 
 PRESETS = {
-    "simplify": (
-        "fold-constants,inline-ifs,split-sequences,eliminate-identity,merge-casts,merge-shapes,drop-expands,"
-        "canonicalize,merge-transposes,merge-reshapes,merge-slices,merge-pads,merge-convs,"
-        "eliminate-common-subexpressions,eliminate-dead"
-    ),
-    # Standard operators first, functions with a body last; for graphs that `simplify,fold-batch-norm` has seen.
+    "simplify": "fold-constants,inline-ifs,split-sequences,stabilize,eliminate-dead",
+    # Standard operators first, functions with a body last; for graphs after `simplify,fold-batch-norm`.
     "fuse": (
         "fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,fuse-gemm,"
         "fuse-swish,fuse-squeeze-excite,fuse-conv-activation,eliminate-dead"

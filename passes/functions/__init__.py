@@ -44,13 +44,15 @@ The driver leaves bodies of the domain `graphwright` alone, so a rule never fire
 there.
 
 **Inline** with `inline_calls(rewriter, wanted)` or the pass `inline-functions`; inlined nodes keep the name
-of the function they come from in their metadata (`FUNCTION_KEY`).
+of the function they come from in their metadata (`FUNCTION_KEY`). A pass that looks at standard operators
+only begins with `flatten_functions(model, context)`, which inlines all and says so in the report.
 """
 
 from __future__ import annotations
 
 from .calls import call_function, called, is_known
 from .definitions import DOMAIN, KnownFunction, define, known_functions
+from .flatten import flatten_functions
 from .inline import FUNCTION_KEY, inline_calls, why_not_inline
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "call_function",
     "called",
     "define",
+    "flatten_functions",
     "inline_calls",
     "is_known",
     "known_functions",

@@ -246,3 +246,45 @@ def test_a_function_of_another_opset_is_left_and_reported():
     assert {left.reason for left in record.left_alone} == {
         "its function is written in opset 22 of '', the model in 23"
     }
+
+
+def conv_net() -> ir.Model:
+    """Two convolutions with activations, as calls of functions."""
+    rng = np.random.default_rng(0)
+    text = """g (float[1,3,8,8] x, float w, float v) => (float[1,5,8,8] y) {
+        c = Conv <pads = [1, 1, 1, 1]> (x, w)
+        r = Relu(c)
+        d = Conv(r, v)
+        s = Sigmoid(d)
+        y = Mul(s, d)
+    }"""
+    model = ir.from_onnx_text('<ir_version: 11, opset_import: ["" : 23]>\n' + text)
+    for i, node in enumerate(model.graph):
+        node.name = f"n{i}"
+    for value, shape in zip(list(model.graph.inputs)[1:], [(16, 3, 3, 3), (5, 16, 1, 1)], strict=True):
+        model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(rng.standard_normal(shape).astype(np.float32) / 4, name=value.name)
+        value.shape = ir.Shape(shape)
+        model.graph.register_initializer(value)
+    infer_shapes(model)
+    return optimize(model, "fuse-swish,fuse-conv-activation,eliminate-dead").model
+
+
+@pytest.mark.parametrize("pipeline", ["prune-channels{ratio=0.5}", "insert-qdq{target=generic}"])
+def test_passes_that_look_at_standard_operators_inline_first_and_say_so(pipeline):
+    model = conv_net()
+    assert [node.op_type for node in model.graph] == ["ConvRelu", "ConvSwish"]
+    feeds = [
+        {"x": np.random.default_rng(seed).standard_normal((1, 3, 8, 8)).astype(np.float32)}
+        for seed in range(2)
+    ]
+    result = optimize(model, pipeline, calibration=feeds)
+    types = {node.op_type for node in result.model.graph}
+    assert not result.model.functions and types >= {"Conv", "Sigmoid", "Mul"}
+    assert "inlined calls of model functions: 1 of graphwright::ConvRelu, 1 of graphwright::ConvSwish" in (
+        result.report.records[0].notes
+    )
+    if "prune" in pipeline:
+        assert account(result.model).parameters < account(model).parameters
+    else:
+        assert "QuantizeLinear" in types
