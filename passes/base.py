@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import onnx_ir as ir
 
+from ..ir.bodies import all_graphs
 from ..ir.errors import PassError
 from ..ir.provenance import module_path
 from .analyses import Analyses, Analysis
@@ -71,6 +72,10 @@ class Pass:
         """
         raise NotImplementedError
 
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of a pass that does nothing but drive them; `stabilize` drives those of several."""
+        return ()
+
     def selects(self, node: ir.Node) -> bool:
         """Whether the `only` and `skip` selectors let this pass touch `node`."""
         if self.only is None and self.skip is None:
@@ -79,6 +84,12 @@ class Pass:
         if self.only is not None and not any(re.match(self.only, face) for face in faces):
             return False
         return self.skip is None or not any(re.match(self.skip, face) for face in faces)
+
+    def selects_any(self, model: ir.Model) -> bool:
+        """Whether the selectors let this pass touch anything; without selectors they always do."""
+        if self.only is None and self.skip is None:
+            return True
+        return any(self.selects(node) for graph in all_graphs(model) for node in graph)
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,9 @@ class PassManager:
         Returns:
             Whether the graph was changed; of passes of others it is not taken for granted that they tell.
         """
+        if not instance.selects_any(model):
+            context.note("only= and skip= leave no node of this model to it")
+            return False
         before = None if _is_ours(instance) else Fingerprint(model)
         name = f"pass '{instance.name}'"
         try:
