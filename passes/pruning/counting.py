@@ -29,6 +29,7 @@ from ...ir.provenance import module_classes
 from ...ir.static import static_shape
 
 Counting = Literal["torch-pruning", "torch-pruning-1.2"]
+COUNTINGS: tuple[Counting, ...] = ("torch-pruning", "torch-pruning-1.2")
 
 _NORMS = {
     "BatchNormalization": ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d"),
@@ -75,7 +76,7 @@ class OperationCount:
         return f"{self.counting} counts beside products: {parts or 'nothing'}{left_out}"
 
 
-def count_operations(model: ir.Model, counting: Counting = "torch-pruning") -> OperationCount:
+def count_operations(model: ir.Model, counting: str = "torch-pruning") -> OperationCount:
     """Count the main graph of a model by the rules of another tool.
 
     Args:

@@ -247,12 +247,13 @@ def _apply(layer: LinearLayer, change: np.ndarray | None, shift: np.ndarray, rew
         rewriter.drop_orphans()
         return
     output = node.outputs[0]
-    users = [(user, index) for user, index in output.uses()]
     bias = rewriter.initializer(f"{node.name}.bias", shift.astype(dtype.numpy()))
     (shifted,) = rewriter.insert_after(node, "Add", [output, bias])
     shifted.shape, shifted.type = output.shape, output.type
-    for user, index in users:
-        rewriter.set_input(user, index, shifted)
+    rewriter.replace_uses(output, shifted)
+    adder = shifted.producer()
+    assert adder is not None
+    rewriter.set_input(adder, 0, output)
 
 
 def _bias_behind(node: ir.Node, outputs: int) -> tuple[ir.Node | None, int]:

@@ -1,0 +1,187 @@
+"""Budgets are met, closely, by every kind of figure; latency never ends slower; counts are rounded."""
+
+from __future__ import annotations
+
+import pytest
+from graphwright.backends.target import all_targets, resolve_target
+from graphwright.ir.account import account
+from graphwright.ir.clone import clone
+from graphwright.ir.errors import PassError
+from graphwright.passes.channels import analyse, apply_removal, find_groups, plan_removal
+from graphwright.passes.optimize import optimize
+from graphwright.passes.pruning.budget import Sizer, mildest_ratio, parse_budget
+from graphwright.passes.pruning.counting import count_operations
+from graphwright.passes.pruning.latency import Machine, estimate, preferred_multiple
+from graphwright.passes.rewriter import Rewriter
+
+from .test_prune_channels import resnet
+
+
+@pytest.fixture(scope="module")
+def model(network):
+    net = network()
+    x = net.block(net.input(1, 3, 16, 16), 24)
+    for channels in (24, 40):
+        y = net.block(x, channels, stride=2)
+        x = net.op("Relu", net.op("Add", net.norm(net.conv(y, channels)), y))
+    return net.model(net.linear(net.op("Flatten", net.op("GlobalAveragePool", x)), 10))
+
+
+def figures(model):
+    counted = account(model)
+    return {"macs": counted.macs, "params": counted.parameters, "bytes": counted.parameter_bytes}
+
+
+@pytest.mark.parametrize("kind", ["macs", "params", "bytes"])
+@pytest.mark.parametrize("options", ["", " ranking=global", " multiple=4"])
+def test_a_share_is_met_within_one_step_of_one_group(model, kind, options):
+    before = figures(model)[kind]
+    result = optimize(model, f"prune-channels{{{kind}=0.5{options} proof=false}}")
+    after = figures(result.model)[kind]
+    assert after <= 0.5 * before
+    # Giving any single group one step of channels back would go over.
+    step = 4 if "multiple" in options else 1
+    slack = 0.5 * before - after
+    found = analyse(model)
+    dearest = 0
+    for group in find_groups(found):
+        one = Sizer(model, Machine()).cost(plan_removal(found, group.classes[:step].tolist()))
+        dearest = max(dearest, before - getattr(one, kind))
+    assert slack < dearest
+
+
+def test_absolute_figures_and_several_budgets_at_once(model):
+    limit = int(figures(model)["macs"] * 0.6)
+    result = optimize(model, f"prune-channels{{macs={limit} params=0.3 proof=false}}")
+    after, before = figures(result.model), figures(model)
+    assert after["macs"] <= limit and after["params"] <= 0.3 * before["params"]
+
+
+def test_a_budget_out_of_reach_is_one_clear_line(model):
+    with pytest.raises(PassError, match=r"budget macs=0.001 cannot be met: .* leaves") as caught:
+        optimize(model, "prune-channels{macs=0.001}")
+    assert "\n" not in str(caught.value)
+
+
+def test_sizer_agrees_with_pruning_for_real(model):
+    found = analyse(model)
+    removed = [int(c) for group in find_groups(found) for c in group.classes[: len(group.classes) // 3]]
+    removal = plan_removal(found, removed)
+    pruned = clone(model)
+    apply_removal(pruned, removal, Rewriter(pruned))
+    counted = account(pruned)
+    cost = Sizer(model, Machine()).cost(removal)
+    assert (cost.macs, cost.params, cost.bytes) == (counted.macs, counted.parameters, counted.parameter_bytes)
+    assert cost.latency == pytest.approx(estimate(pruned.graph, Machine()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "limit", "absolute"),
+    [
+        ("macs", 0.5, 0.5, False),
+        ("macs", "0.5", 0.5, False),
+        ("macs", "300M", 3e8, True),
+        ("params", 1200, 1200, True),
+        ("bytes", "2.5MB", 2.5e6, True),
+        ("latency", "1.5ms", 1.5, True),
+        ("latency", "250us", 0.25, True),
+    ],
+)
+def test_budgets_are_read(kind, given, limit, absolute):
+    budget = parse_budget(kind, given, "prune-channels")
+    assert budget.limit == pytest.approx(limit) and budget.absolute is absolute
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"), [("macs", "half"), ("macs", -1), ("macs", "3ms"), ("latency", 3), ("latency", "3MB")]
+)
+def test_budgets_that_make_no_sense(kind, given):
+    with pytest.raises(PassError, match=f"'{kind}'"):
+        parse_budget(kind, given, "prune-channels")
+
+
+def test_mildest_ratio_finds_the_edge():
+    assert mildest_ratio(lambda ratio: ratio >= 0.3) == pytest.approx(0.3, abs=1e-6)
+    assert mildest_ratio(lambda ratio: True) == 0.0
+    assert mildest_ratio(lambda ratio: False) is None
+
+
+def test_a_measured_latency_budget_is_met_and_asks_no_more_than_needed(model):
+    # A clock that runs with the MACs: what a quiet machine would show.
+    seen = []
+
+    def clock(candidate):
+        seen.append(account(candidate).macs / 1e6)
+        return seen[-1]
+
+    result = optimize(model, "prune-channels{latency=0.6}", measure=clock)
+    before, after = clock(model), clock(result.model)
+    assert 0.5 * before < after <= 0.6 * before
+    assert result.report.records[0].details["latency_tried"]
+    with pytest.raises(PassError, match="latency budget"):
+        optimize(model, "prune-channels{latency=0.5}", measure=lambda candidate: 1.0)
+
+
+def test_a_latency_share_without_a_clock_is_estimated(model):
+    result = optimize(model, "prune-channels{latency=0.6}")
+    assert estimate(result.model.graph, Machine()) <= 0.6 * estimate(model.graph, Machine())
+    assert any("cost model" in note for note in result.report.records[0].notes)
+    with pytest.raises(PassError, match="nothing here can measure"):
+        optimize(model, "prune-channels{latency=2ms}")
+
+
+def test_rounding_is_dropped_where_it_is_measured_to_be_slower(model):
+    fast_if_small = optimize(
+        model, "prune-channels{ratio=0.45 multiple=16}", measure=lambda m: account(m).macs / 1e6
+    )
+    notes = fast_if_small.report.records[0].notes
+    assert any("multiple=16 is not applied" in note for note in notes)
+    liked = optimize(model, "prune-channels{ratio=0.45 multiple=16}", measure=lambda m: 1.0)
+    convs = [node for node in liked.model.graph if node.op_type == "Conv"]
+    assert all(node.inputs[1].shape[0] % 16 == 0 or node.inputs[1].shape[0] in (24, 40) for node in convs)
+    assert not liked.report.records[0].notes
+
+
+def test_the_target_says_which_multiple_it_likes(model):
+    assert preferred_multiple(None) == 1
+    widest = max(all_targets().values(), key=lambda target: target.vector_bits)
+    assert preferred_multiple(widest) == widest.vector_bits // 32 == 16
+    result = optimize(model, "prune-channels{ratio=0.4}", target=resolve_target("arm"))
+    for node in result.model.graph:
+        if node.op_type == "Conv":
+            assert node.inputs[1].shape[0] % 8 == 0
+
+
+def test_the_cost_model_pads_channels_to_vectors(network):
+    def cost(channels):
+        net = network()
+        net_model = net.model(net.conv(net.input(1, 16, 32, 32), channels))
+        return estimate(net_model.graph, Machine(lanes=8))
+
+    assert cost(9) == pytest.approx(cost(16), rel=0.02)
+    assert cost(24) > 1.3 * cost(16)
+
+
+def test_counting_as_torch_pruning_gives_its_published_figures(network):
+    model = resnet(network(), (64, 128, 256, 512), 2)
+    before = count_operations(model)
+    after = count_operations(optimize(model, "prune-channels{proof=false}").model)
+    assert (before.total, after.total) == (1822177768, 487202536)
+    assert before.products == 1814073344
+    assert before.total - before.products == sum(
+        n for kind, n in before.by_kind.items() if kind != "products"
+    )
+    assert "pooling 827,904" in before.explanation
+
+
+def test_counting_is_per_sample_and_wants_shapes(network):
+    def build(batch):
+        net = network()
+        return net.model(net.linear(net.op("Relu", net.linear(net.input(batch, 8), 16)), 4))
+
+    one, four = count_operations(build(1)), count_operations(build(4))
+    assert one.by_kind["products"] == four.by_kind["products"] == 8 * 16 + 16 * 4
+    assert one.by_kind["activations"] == four.by_kind["activations"] == 16
+    net = network()
+    with pytest.raises(PassError, match="static shapes"):
+        count_operations(net.model(net.linear(net.input("N", 8), 4)))
