@@ -15,6 +15,7 @@ from .algebra.shuffles import PixelShuffle
 from .algebra.unary import AbsorbNegation, NeverNegative, RoundOnce, UndoTwice
 from .base import Pass, PassContext
 from .registry import register
+from .rules import Rule
 
 
 @register
@@ -39,10 +40,9 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
 
-    def apply(self, model: ir.Model, context: PassContext) -> None:
-        """Drive the rules to a fixpoint."""
-        context.rewrite(
-            model,
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the list above."""
+        return (
             UndoTwice(),
             RoundOnce(),
             NeverNegative(),
@@ -64,3 +64,7 @@ class Canonicalize(Pass):
             ReduceNothing(),
             PixelShuffle(),
         )
+
+    def apply(self, model: ir.Model, context: PassContext) -> None:
+        """Drive the rules to a fixpoint."""
+        context.rewrite(model, *self.rules())

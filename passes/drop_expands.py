@@ -33,10 +33,9 @@ class DropExpands(Pass):
 
     name: ClassVar[str] = "drop-expands"
 
-    def apply(self, model: ir.Model, context: PassContext) -> None:
-        """Drive the rules to a fixpoint."""
-        context.rewrite(
-            model,
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the list above."""
+        return (
             ReadUnexpanded(),
             MultiplyUnexpanded(),
             NumberInsteadOfFill(),
@@ -44,6 +43,10 @@ class DropExpands(Pass):
             ExpandOnce(),
             TileOnce(),
         )
+
+    def apply(self, model: ir.Model, context: PassContext) -> None:
+        """Drive the rules to a fixpoint."""
+        context.rewrite(model, *self.rules())
 
 
 class ReadUnexpanded(Rule):

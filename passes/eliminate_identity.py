@@ -38,9 +38,13 @@ class EliminateIdentity(Pass):
 
     name: ClassVar[str] = "eliminate-identity"
 
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the list above."""
+        return (RemoveIdentity(),)
+
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive one rule over the graph."""
-        context.rewrite(model, RemoveIdentity())
+        context.rewrite(model, *self.rules())
 
 
 def _always(node: ir.Node) -> ir.Value | None:

@@ -51,9 +51,16 @@ class MergeCasts(Pass):
 
     name: ClassVar[str] = "merge-casts"
 
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the list above."""
+        return (
+            CastOfCast(),
+            CastAroundMovement(),
+        )
+
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive the rules to a fixpoint."""
-        context.rewrite(model, CastOfCast(), CastAroundMovement())
+        context.rewrite(model, *self.rules())
 
 
 def holds(narrow: ir.DataType, wide: ir.DataType) -> bool:

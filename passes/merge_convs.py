@@ -39,9 +39,16 @@ class MergeConvs(Pass):
 
     name: ClassVar[str] = "merge-convs"
 
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the list above."""
+        return (
+            MergePointwise(),
+            MergeProducts(),
+        )
+
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive the rules to a fixpoint."""
-        context.rewrite(model, MergePointwise(), MergeProducts())
+        context.rewrite(model, *self.rules())
 
 
 class MergePointwise(Rule):

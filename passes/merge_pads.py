@@ -39,9 +39,17 @@ class MergePads(Pass):
 
     name: ClassVar[str] = "merge-pads"
 
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the list above."""
+        return (
+            PadOfPad(),
+            ConvOfPad(),
+            PoolOfPad(),
+        )
+
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive the rules to a fixpoint."""
-        context.rewrite(model, PadOfPad(), ConvOfPad(), PoolOfPad())
+        context.rewrite(model, *self.rules())
 
 
 @dataclass(frozen=True)

@@ -41,11 +41,19 @@ class MergeReshapes(Pass):
 
     name: ClassVar[str] = "merge-reshapes"
 
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the list above."""
+        return (
+            MergeRenaming(),
+            MergeAxes(),
+            UndoAxes(),
+            RenameAroundElementwise(),
+            FixShapeOperand(),
+        )
+
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive the rules to a fixpoint."""
-        context.rewrite(
-            model, MergeRenaming(), MergeAxes(), UndoAxes(), RenameAroundElementwise(), FixShapeOperand()
-        )
+        context.rewrite(model, *self.rules())
 
 
 class MergeRenaming(Rule):

@@ -116,9 +116,10 @@ class KnownSizes(Rule):
         sizes = sizes_of(node)
         if sizes is None or any(type(size) is not int for size in sizes):
             return False
-        return hand_on(
-            node, rewriter.constant_before(node, f"{node.name}/sizes", np.array(sizes, np.int64)), rewriter
-        )
+        if node.outputs[0].is_graph_output():
+            return "it gives a graph output its name"
+        constant = rewriter.constant_before(node, f"{node.name}/sizes", np.array(sizes, np.int64))
+        return hand_on(node, constant, rewriter)
 
 
 class PartOfShape(Rule):

@@ -46,10 +46,9 @@ class MergeSlices(Pass):
 
     name: ClassVar[str] = "merge-slices"
 
-    def apply(self, model: ir.Model, context: PassContext) -> None:
-        """Drive the rules to a fixpoint."""
-        context.rewrite(
-            model,
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the list above."""
+        return (
             FlattenConcat(),
             ConcatOfPieces(),
             SliceOfSlice(),
@@ -67,6 +66,10 @@ class MergeSlices(Pass):
             GatherTheOnly(),
             UnsqueezeOfGather(),
         )
+
+    def apply(self, model: ir.Model, context: PassContext) -> None:
+        """Drive the rules to a fixpoint."""
+        context.rewrite(model, *self.rules())
 
 
 @dataclass(frozen=True)

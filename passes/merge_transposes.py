@@ -65,10 +65,9 @@ class MergeTransposes(Pass):
 
     name: ClassVar[str] = "merge-transposes"
 
-    def apply(self, model: ir.Model, context: PassContext) -> None:
-        """Drive the rules to a fixpoint."""
-        context.rewrite(
-            model,
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the list above."""
+        return (
             ComposeTransposes(),
             TransposeToReshape(),
             SinkThroughElementwise(),
@@ -87,6 +86,10 @@ class MergeTransposes(Pass):
             SinkThroughProduct(),
             SinkThroughCone(),
         )
+
+    def apply(self, model: ir.Model, context: PassContext) -> None:
+        """Drive the rules to a fixpoint."""
+        context.rewrite(model, *self.rules())
 
 
 class ComposeTransposes(Rule):

@@ -95,17 +95,7 @@ def test_presets_expand_to_their_passes():
         "fold-constants",
         "inline-ifs",
         "split-sequences",
-        "eliminate-identity",
-        "merge-casts",
-        "merge-shapes",
-        "drop-expands",
-        "canonicalize",
-        "merge-transposes",
-        "merge-reshapes",
-        "merge-slices",
-        "merge-pads",
-        "merge-convs",
-        "eliminate-common-subexpressions",
+        "stabilize",
         "eliminate-dead",
     ]
 
