@@ -48,7 +48,7 @@ def test_accumulators_stay_in_registers(name):
     """In the innermost loops at most one accumulator in twelve lives on the stack (LLVM keeps a zero beside them)."""
     target = resolve_target(name)
     kernels = [
-        conv2d(Conv2dSpec(1, 64, 56, 56, 64, (3, 3), pads=(1, 1, 1, 1)), None, target),
+        conv2d(Conv2dSpec(1, 64, 56, 56, 64, (5, 5), pads=(2, 2, 2, 2)), None, target),
         conv2d(Conv2dSpec(1, 64, 7, 7, 64, (1, 1)), None, target),
         matmul(MatmulSpec(Operand((128, 768)), Operand((768, 768)), constant_b=True), None, target),
     ]

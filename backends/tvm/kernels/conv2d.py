@@ -17,8 +17,9 @@ from .interface import Conv2dSpec, Epilogue, Index, Kernel, nhwc
 from .microkernel import Writer
 from .product import Product
 from .spatial import SpatialConvolution, pack_conv_weights
-from .tile import TargetNumbers, Tile, blocks, choose_tile
+from .tile import MEMORY_BYTES_PER_CYCLE, TargetNumbers, Tile, blocks, choose_tile, tile_cycles
 from .window import MAX_BORDER_TILES, border_tiles, pad_stage, padded_spec
+from .winograd import choose_winograd, winograd
 
 
 def conv2d(spec: Conv2dSpec, epilogue: Epilogue | None, target: TargetNumbers) -> Kernel:
@@ -31,6 +32,9 @@ def conv2d(spec: Conv2dSpec, epilogue: Epilogue | None, target: TargetNumbers) -
     writer = Writer(epilogue, spec.out_shape, nhwc)
     if is_pointwise(spec):
         return _pointwise(spec, writer, target)
+    plan = choose_winograd(spec, _direct_cycles(spec, target), target)
+    if plan is not None:
+        return winograd(spec, epilogue, plan, target)
     return _spatial(spec, writer, target)
 
 
@@ -54,6 +58,16 @@ def _spatial(spec: Conv2dSpec, writer: Writer, target: TargetNumbers) -> Kernel:
         [*padding, declare_data, declare_weights, loops],
     )
     return Kernel(func, (_packer(spec, tile),), spec.flops, f"conv2d {tile}")
+
+
+def _direct_cycles(spec: Conv2dSpec, target: TargetNumbers) -> float:
+    """Estimated cycles that one core takes without tricks."""
+    depth, per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    steps = depth * prod(spec.kernel)
+    rows = spec.batch * spec.out_height
+    weight_bytes = 4 * steps * spec.out_channels
+    stream = weight_bytes / MEMORY_BYTES_PER_CYCLE if weight_bytes > target.l2_bytes // 2 else 0.0
+    return rows * spec.groups * tile_cycles(spec.out_width, per_group, steps, target, rows) + stream
 
 
 def is_pointwise(spec: Conv2dSpec) -> bool:

@@ -17,8 +17,8 @@ _LOAD_CYCLES = 0.05
 """What a load costs beyond the multiply-adds it is hidden behind."""
 _L1_BYTES_PER_CYCLE = 128.0
 _L2_BYTES_PER_CYCLE = 24.0
-_L3_BYTES_PER_CYCLE = 6.0
-_MEMORY_BYTES_PER_CYCLE = 3.0
+L3_BYTES_PER_CYCLE = 6.0
+MEMORY_BYTES_PER_CYCLE = 3.0
 _SHORTEST_SLICE = 384
 """Reduction steps that make up for storing and loading the sums of a tile."""
 _TILE_OVERHEAD_CYCLES = 12.0
@@ -81,6 +81,15 @@ def choose_tile(width: int, channels: int, depth: int, target: TargetNumbers, sw
 
     `sweeps` is the number of rows that read the same weights.
     """
+    return _chosen(width, channels, depth, target, sweeps)[0]
+
+
+def tile_cycles(width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int = 2) -> float:
+    """Estimated cycles that the tile of `choose_tile` takes for one row."""
+    return _chosen(width, channels, depth, target, sweeps)[1]
+
+
+def _chosen(width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int) -> tuple[Tile, float]:
     return _choose(
         width,
         channels,
@@ -96,7 +105,7 @@ def choose_tile(width: int, channels: int, depth: int, target: TargetNumbers, sw
 @lru_cache(maxsize=4096)
 def _choose(
     width: int, channels: int, depth: int, sweeps: int, lanes: int, registers: int, l1: int, l2: int
-) -> Tile:
+) -> tuple[Tile, float]:
     needed = blocks(channels, lanes)
     best, best_cost = Tile(1, 1, lanes), float("inf")
     for vectors in range(1, min(needed, 8) + 1):
@@ -112,16 +121,16 @@ def _choose(
             cost = row_tiles * blocks(needed, vectors) * cycles
             if cost < best_cost:
                 best, best_cost = Tile(pixels, vectors, lanes), cost
-    return best
+    return best, best_cost
 
 
 def _bandwidth(panel: int, is_read_again: bool, l1: int, l2: int) -> float:
     """Bytes per cycle at which a panel of weights arrives."""
     if not is_read_again:
-        return _MEMORY_BYTES_PER_CYCLE
+        return MEMORY_BYTES_PER_CYCLE
     if panel <= l1 // 2:
         return _L1_BYTES_PER_CYCLE
-    return _L2_BYTES_PER_CYCLE if panel <= l2 // 2 else _L3_BYTES_PER_CYCLE
+    return _L2_BYTES_PER_CYCLE if panel <= l2 // 2 else L3_BYTES_PER_CYCLE
 
 
 @dataclass(frozen=True)
