@@ -27,9 +27,7 @@ from . import (  # noqa: F401
 )
 from .labels import Classes, Pin, spread
 from .sizes import entries, labelled_sizes
-from .tracer import HANDLERS, Tracer
-
-_MAX_ROUNDS = 3
+from .tracer import HANDLERS, INNER, OUTER, Tracer
 
 
 @dataclass(frozen=True)
@@ -108,24 +106,38 @@ def analyse(model: ir.Model, *, allow_statistical: bool = False) -> Dependencies
 
 def _best_walk(model: ir.Model, prefer: dict[ir.Node, int], *, allow_statistical: bool) -> Dependencies:
     best = _walk(model, prefer, allow_statistical)
-    for _ in range(_MAX_ROUNDS):
+    tried = prefer
+    for strategy in (_advance, _outer, _inner, _advance):
         stuck = [node for node in best.tracer.splits if _is_stuck(best, node)]
-        advanced = {node: prefer.get(node, 0) + 1 for node in stuck}
-        advanced = {node: n for node, n in advanced.items() if n < best.tracer.splits[node]}
-        if not advanced:
+        if not stuck:
             break
-        prefer = {**prefer, **advanced}
-        found = _walk(model, prefer, allow_statistical)
+        tried = {**best.tracer.prefer, **{node: strategy(tried.get(node, 0)) for node in stuck}}
+        found = _walk(model, tried, allow_statistical)
         if _freedom(found) > _freedom(best):
             best = found
     return best
 
 
+def _advance(preference: int) -> int:
+    return max(preference, 0) + 1
+
+
+def _outer(preference: int) -> int:
+    del preference
+    return OUTER
+
+
+def _inner(preference: int) -> int:
+    del preference
+    return INNER
+
+
 def _is_stuck(found: Dependencies, node: ir.Node) -> bool:
-    """Whether what the inputs of a splitting node carry leaves nothing to choose."""
+    """Whether what the inputs of a splitting node carry leaves nothing to choose, though a layer makes it."""
     axes = [axis for value in node.inputs[:1] if value is not None for axis in found.tracer.axes[value]]
-    arrays = [found.removable(axis) for axis in axes if isinstance(axis, np.ndarray)]
-    return bool(arrays) and all(len(np.unique(classes[classes >= 0])) < 2 for classes in arrays)
+    arrays = [axis for axis in axes if isinstance(axis, np.ndarray) and found.tracer.is_made(axis)]
+    free = [found.removable(axis) for axis in arrays]
+    return bool(free) and all(len(np.unique(classes[classes >= 0])) < 2 for classes in free)
 
 
 def _freedom(found: Dependencies) -> int:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from ...ir.constants import constant_tensor
 from .elementwise import broadcast
 from .labels import Axis, spread
-from .tracer import Edit, Keep, Tracer, traces
+from .tracer import INNER, OUTER, Edit, Keep, Tracer, traces
 
 
 @traces("Conv")
@@ -123,7 +123,21 @@ def _transposed_groups(node: ir.Node, tracer: Tracer, source: Axis, weight: ir.V
 def choice_of(node: ir.Node, tracer: Tracer, alternatives: int) -> int:
     """Which of several ways to carry labels is tried for this node; remembers that it has a choice."""
     tracer.splits[node] = alternatives
-    return tracer.prefer.get(node, 0) % alternatives
+    return abs(tracer.prefer.get(node, 0)) % alternatives
+
+
+def part_of(node: ir.Node, tracer: Tracer, sizes: dict[int, int]) -> int:
+    """Which of several axes of these sizes carries the labels: the largest unless others are to be tried.
+
+    Among equals the outer one comes first. The preferences OUTER and INNER go by position instead.
+    """
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    tracer.splits[node] = len(sizes)
+    preference = tracer.prefer.get(node, 0)
+    if preference in (OUTER, INNER):
+        return min(sizes) if preference == OUTER else max(sizes)
+    return sorted(sizes, key=lambda axis: (-sizes[axis], axis))[preference % len(sizes)]
 
 
 def _group_count(node: ir.Node, keep: Keep, source: Axis, channels: int, per_group: int) -> Iterator[Edit]:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.constants import constant_array, constant_tensor
-from .contractions import choice_of
+from .contractions import part_of
 from .labels import Axis, spread
 from .tracer import Edit, Keep, Tracer, traces
 
@@ -56,7 +56,6 @@ def _pick(node: ir.Node, tracer: Tracer, data: ir.Value, axis: int, picked: np.n
     pin = tracer.labels.new_pin(node, "Gather picks indices of this axis")
     grid = labels[picked]
     varying = [q for q in range(grid.ndim) if (grid != np.take(grid, [0], q)).any()]
-    varying.sort(key=lambda q: -grid.shape[q])
     places: list[Axis] = [pin] * grid.ndim
     if not varying and grid.ndim == 1 and grid.size > 1:
         varying = [0]
@@ -64,7 +63,7 @@ def _pick(node: ir.Node, tracer: Tracer, data: ir.Value, axis: int, picked: np.n
         tracer.labels.tie(pin, grid.ravel())
         chosen = None
     else:
-        chosen = varying[choice_of(node, tracer, len(varying)) if len(varying) > 1 else 0]
+        chosen = part_of(node, tracer, {q: grid.shape[q] for q in varying})
         rows = np.moveaxis(grid, chosen, 0).reshape(grid.shape[chosen], -1)
         tracer.labels.tie(rows[:, :1], rows)
         places[chosen] = np.ascontiguousarray(rows[:, 0])

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.constants import constant_array
-from .contractions import choice_of
+from .contractions import part_of
 from .labels import Axis
 from .sizes import Size, can_follow, entries, labelled_sizes, shift
 from .tracer import Dim, Edit, Keep, Tracer, traces
@@ -150,12 +150,10 @@ def _carry(
     flat = np.tile(np.repeat(axis, inner), outer)
     grid = flat.reshape([after[i] for i in run.outputs])  # type: ignore[misc]
     varying = [q for q in range(grid.ndim) if (grid != np.take(grid, [0], q)).any()]
-    # The largest part gives the most classes; among equals the outer one.
-    varying.sort(key=lambda q: -grid.shape[q])
     if not varying:
         tracer.labels.tie(pin, flat)
         return
-    chosen = varying[choice_of(node, tracer, len(varying)) if len(varying) > 1 else 0]
+    chosen = part_of(node, tracer, {q: grid.shape[q] for q in varying})
     rows = np.moveaxis(grid, chosen, 0).reshape(grid.shape[chosen], -1)
     if isinstance(result[run.outputs[chosen]], np.ndarray):
         # Two input axes meet on one output axis; only one of them can shrink.

@@ -23,6 +23,9 @@ import onnx_ir as ir
 from ...ir.constants import constant_tensor
 from .labels import Axis, Labels
 
+OUTER, INNER = -2, -1
+"""Preferences for splitting an axis: by position instead of by size."""
+
 Dim = int | str | None
 """A static size, a symbol, or None where nothing is known."""
 
