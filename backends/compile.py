@@ -28,6 +28,7 @@ from .cross import linker_for
 from .executable import Executable, specs_of
 from .functions import without_functions
 from .host import usable_cores
+from .meter import latency_meter, wants_clock
 from .target import Target, resolve_target
 
 DEFAULT_PIPELINE = "simplify,fold-batch-norm"
@@ -120,6 +121,7 @@ def compile(
                 check_each=check_each,
                 observers=observers,
                 seed=seed,
+                measure=latency_meter(resolved) if wants_clock(str(text)) else None,
             )
             working = result.model
             report.pipeline = result.report.pipeline

@@ -28,6 +28,7 @@ from .commands.opt import opt
 from .commands.passes import passes
 from .commands.reduce import reduce
 from .commands.run import run
+from .commands.sensitivity import sensitivity
 from .commands.targets import targets
 from .console import print_any_text
 
@@ -51,6 +52,7 @@ app.command("run")(run)
 app.command("bench")(bench)
 app.command("inspect")(inspect_model)
 app.command("diff")(diff)
+app.command("sensitivity")(sensitivity)
 app.command("bisect")(bisect)
 app.command("reduce")(reduce)
 app.command("passes")(passes)

@@ -16,6 +16,8 @@ from .budget import Budget, Cost, Sizer, give_back, mildest_ratio, plan
 from .ranking import Candidate, Cut, Limits, Ranking, choose, without_empty_axes
 
 _MEASURED_STEPS = 6
+_NOISE = 1.02
+"""Measured times that differ by less say nothing."""
 
 
 @dataclass
@@ -128,7 +130,7 @@ class Amount:
             return cuts
         took, plain = (self._measured(chooser.found, model, each) for each in (cuts, unrounded))
         context.details["rounding_ms"] = {"rounded": took, "unrounded": plain}
-        if took <= plain:
+        if took <= plain * _NOISE:
             return cuts
         context.note(
             f"multiple={self.limits.multiple} is not applied: {took:.4g} ms rounded, {plain:.4g} ms unrounded"

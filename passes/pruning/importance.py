@@ -17,7 +17,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -273,7 +273,7 @@ def _checked(criterion: Importance, view: View) -> np.ndarray:
             f"it must be one number per channel, [{size}]"
         )
     # A weight that is not finite has no say; its channels go first.
-    return np.nan_to_num(score, nan=0.0, posinf=np.finfo(np.float32).max, neginf=0.0)
+    return np.nan_to_num(score, nan=0.0, posinf=float(np.finfo(np.float32).max), neginf=0.0)
 
 
 def _per_class(scores: np.ndarray, place: np.ndarray, classes: int) -> np.ndarray:
@@ -313,7 +313,8 @@ def normalized(scores: np.ndarray, how: Normalization) -> np.ndarray:
         return (scores - low) / max(float(np.nanmax(scores)) - low, _TINY)
     if how == "lamp":
         return _lamp(scores)
-    divisor = {"mean": np.nanmean, "max": np.nanmax, "sum": np.nansum}[how](scores)
+    means: dict[str, Callable[[np.ndarray], Any]] = {"mean": np.nanmean, "max": np.nanmax, "sum": np.nansum}
+    divisor = float(means[how](scores))
     return scores / (divisor if abs(divisor) > _TINY else 1.0)
 
 

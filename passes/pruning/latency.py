@@ -14,6 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ...ir.macs import node_macs
+from ...ir.static import static_shape
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ def _padding(node: ir.Node, weight: ir.Value, machine: Machine) -> float:
 
 
 def _bytes(value: ir.Value, machine: Machine) -> float:
-    dims = list(value.shape) if value.shape is not None else []
-    if not dims or value.dtype is None or any(not isinstance(dim, int) for dim in dims):
+    dims = static_shape(value)
+    if not dims or value.dtype is None:
         return 0.0
-    size = math.prod(int(dim) for dim in dims) * value.dtype.itemsize
-    channels = [int(dim) for dim in (dims[:2] if value.is_initializer() else dims[1:2]) if int(dim) > 1]
-    return size * math.prod(_padded(dim, machine) / dim for dim in channels)
+    size = math.prod(dims) * value.dtype.itemsize
+    channels = [dim for dim in (dims[:2] if value.is_initializer() else dims[1:2]) if dim > 1]
+    return float(size) * math.prod(_padded(dim, machine) / dim for dim in channels)
 
 
 def _padded(channels: int, machine: Machine) -> int:

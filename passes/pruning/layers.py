@@ -51,9 +51,8 @@ class LinearLayer:
         if self.node.op_type == "Conv":
             yield from self._windows(source, residual, generator, most)
             return
-        data = (
-            source.T if self.node.op_type == "Gemm" and self.node.attributes.get_int("transA", 0) else source
-        )
+        flipped = self.node.op_type == "Gemm" and self.node.attributes.get_int("transA", 0) == 1
+        data = source.T if flipped else source
         features = data.reshape(-1, data.shape[-1])
         targets = residual.reshape(-1, residual.shape[-1])
         drawn = _drawn(len(features), generator, most)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...ir.errors import ToolError
 from ..console import human_bytes, human_count, print_json, print_line, print_table
 from ..options import DimOption, JsonOption, ModelArgument, load_model
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 def inspect_model(
     model: ModelArgument,
     dim: DimOption = None,
+    counting: Annotated[
+        str | None,
+        typer.Option(
+            "--counting",
+            metavar="RULES",
+            help="Also count operations as another tool does: torch-pruning, or torch-pruning-1.2.",
+            show_default=False,
+        ),
+    ] = None,
     text: Annotated[bool, typer.Option("--text", help="Print the whole graph as text.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -31,6 +41,8 @@ def inspect_model(
         print_line(to_text(graph))
         return
     facts = describe(graph)
+    if counting is not None:
+        facts["counting"] = _counted(graph, counting)
     if as_json:
         print_json(facts)
         return
@@ -42,6 +54,21 @@ def inspect_model(
         f"{facts['nodes']} nodes, {human_count(facts['parameters'])} parameters, "
         f"{human_count(facts['macs'])} MACs, {human_bytes(facts['bytes'])}, opset {facts['opset']}"
     )
+    if counting is not None:
+        counted = facts["counting"]
+        print_line(
+            f"{counting}: {counted['total']:,} operations per sample; ours: {counted['products']:,} MACs\n"
+            f"{counted['explanation']}"
+        )
+
+
+def _counted(model: ir.Model, counting: str) -> dict[str, Any]:
+    from ...passes.pruning.counting import COUNTINGS, count_operations
+
+    if counting not in COUNTINGS:
+        raise ToolError(f"--counting knows {', '.join(COUNTINGS)}, not {counting!r}")
+    found = count_operations(model, counting)
+    return {**vars(found), "explanation": found.explanation}
 
 
 def describe(model: ir.Model) -> dict[str, Any]:

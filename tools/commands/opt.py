@@ -118,6 +118,7 @@ def opt(
     if text is None:
         raise ToolError("say what to do: --pipeline TEXT or --preset NAME (see `graphwright passes`)")
     _refuse_bad_output(output)
+    from ...backends.meter import latency_meter, wants_clock
     from ...backends.target import resolve_target
     from ...ir.save import save
     from ...passes.explain import explain as story_of
@@ -160,6 +161,7 @@ def opt(
                 observers=observers,
                 seed=seed,
                 explain=explain,
+                measure=latency_meter(resolved) if wants_clock(text) else None,
                 progress=teller,
                 timing=timing,
                 statistics=stats,

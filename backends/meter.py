@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ..backends.target import Target
+    from .target import Target
 
 SECONDS = 0.5
 """Time to spend on the runs of one version of a model."""
@@ -35,7 +35,7 @@ def latency_meter(
         return None
 
     def measure(model: ir.Model) -> float:
-        from ..backends.compile import compile as compile_model
+        from .compile import compile as compile_model
 
         executable = compile_model(model, target, check=False)
         return float(executable.benchmark(threads=threads, seconds=seconds).p10)
