@@ -62,5 +62,15 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """Yield the main graph, those of functions (`Model.graphs` leaves them out), and every body inside."""
     for root in (model.graph, *(function.graph for function in model.functions.values())):
         yield root
-        for node in nodes_of(root):
-            yield from bodies_of(node)
+        yield from _bodies_in(root)
+
+
+def _bodies_in(graph: ir.Graph) -> Iterator[ir.Graph]:
+    for node in graph:
+        for attribute in node.attributes.data.values():
+            if attribute.type in GRAPH_TYPES:
+                bodies = bodies_of(node)
+                yield from bodies
+                for body in bodies:
+                    yield from _bodies_in(body)
+                break

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from .collector import without_collector
 from .damage import check_names
 from .errors import GraphwrightError, ModelError, VerifyError
 from .normalize import check_operators, normalize
@@ -46,6 +47,7 @@ class LoadedModel:
     source: str
 
 
+@without_collector
 def load(path: str | os.PathLike[str], *, name: str | None = None) -> ir.Model:
     """Reads an `.onnx` file, or a `.pt2` program saved by `torch.export.save`.
 
@@ -103,11 +105,11 @@ def _load_file(path: Path) -> LoadedModel:
 
 
 def _load_onnx(path: Path) -> ir.Model:
-    proto = _read_proto(path)
+    proto, data = _read_proto(path)
     try:
         check_names(proto)
-        check_proto(proto, path.parent)
-        model = _deserialize(proto, path.parent)
+        check_proto(proto, path.parent, data)
+        model = _deserialize(proto, path.parent, data)
     except VerifyError as error:
         raise VerifyError([_printable(f"in '{path}': {problem}") for problem in error.problems]) from error
     except GraphwrightError as error:
@@ -120,32 +122,31 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _read_proto(path: Path) -> onnx.ModelProto:
-    import onnx
+def _read_proto(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """A message, and the data of large initializers by name."""
     from google.protobuf.message import DecodeError
+
+    from .wire_split import read_message
 
     try:
         size = path.stat().st_size
         if size > _MAX_MESSAGE:
             raise ModelError(f"'{path}' is over 2 GB; such a model must keep its weights in external data")
-        data = path.read_bytes()
+        if not size:
+            raise ModelError(f"'{path}' is empty")
+        proto, data = read_message(path)
     except OSError as error:
         raise ModelError(f"cannot read '{path}': {error.strerror}") from error
-    if not data:
-        raise ModelError(f"'{path}' is empty")
-    proto = onnx.ModelProto()
-    try:
-        proto.ParseFromString(data)
     except DecodeError as error:
         raise ModelError(f"'{path}' is not an ONNX model, or it is truncated") from error
     if not proto.HasField("graph") or not proto.ir_version:
         raise ModelError(f"'{path}' is not an ONNX model: it holds no graph")
     if not proto.opset_import and proto.ir_version >= 3:
         raise ModelError(f"'{path}' is not a valid ONNX model: it imports no operator set")
-    return proto
+    return proto, data
 
 
-def _deserialize(proto: onnx.ModelProto, folder: Path) -> ir.Model:
+def _deserialize(proto: onnx.ModelProto, folder: Path, data: dict[str, np.ndarray]) -> ir.Model:
     """A model from a message whose tensors were checked: known operators, canonical opset, names.
 
     Raises:
@@ -159,7 +160,7 @@ def _deserialize(proto: onnx.ModelProto, folder: Path) -> ir.Model:
         except Exception as error:
             raise ModelError(f"the graph cannot be read: {_root_cause(error)}") from error
     _restore_input_types(model, proto)
-    TensorReader(folder).read_all(model)
+    TensorReader(folder, data).read_all(model)
     normalize(model)
     check_operators(model)
     verify(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from .bodies import all_graphs
 from .errors import ModelError
+from .tensors import tensor_of
 
 if TYPE_CHECKING:
     import onnx
@@ -28,9 +29,16 @@ _TYPED_FIELDS = {
     ir.DataType.STRING: "string_data",
 }
 
+_TENSORS = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
 
-def check_proto(model: onnx.ModelProto, folder: Path) -> None:
+
+def check_proto(model: onnx.ModelProto, folder: Path, data: Mapping[str, np.ndarray]) -> None:
     """Checks every tensor of a parsed model before anything is allocated for it.
+
+    Args:
+        model: as parsed from the file.
+        folder: where it lies.
+        data: bytes of initializers of the main graph that are not in the message, by name.
 
     Raises:
         ModelError: a tensor is incomplete, or its external data is missing, short or outside `folder`.
@@ -38,13 +46,20 @@ def check_proto(model: onnx.ModelProto, folder: Path) -> None:
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
         raise ModelError(f"initializer '{name}' is sparse, which is not supported; store it dense")
-    for tensor in _tensors_of(model):
+    for tensor in model.graph.initializer:
+        if data and tensor.name in data:
+            dtype = _dtype(tensor)
+            _check_length(tensor, dtype, _element_count(tensor), data[tensor.name].size)
+        else:
+            _check_tensor(tensor, folder)
+    for tensor in _other_tensors_of(model):
         _check_tensor(tensor, folder)
 
 
-def _tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: initializers, attributes, nested graphs and functions."""
-    yield from _graph_tensors(model.graph)
+def _other_tensors_of(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor but the initializers of the main graph: attributes, nested graphs and functions."""
+    for node in model.graph.node:
+        yield from _node_tensors(node)
     for function in model.functions:
         for node in function.node:
             yield from _node_tensors(node)
@@ -84,27 +99,36 @@ def _check_tensor(tensor: onnx.TensorProto, folder: Path) -> None:
         ModelError: unknown type, negative or absurd dimensions, missing, short or escaping data.
     """
     dtype = _dtype(tensor)
-    if any(dim < 0 for dim in tensor.dims):
-        raise ModelError(f"tensor '{tensor.name}' has a negative dimension: {list(tensor.dims)}")
-    count = 1
-    for dim in tensor.dims:
-        count *= dim
+    count = _element_count(tensor)
     if tensor.data_location == tensor.EXTERNAL:
         _check_external(tensor, folder, _byte_count(count, dtype))
         return
     if tensor.HasField("raw_data"):
-        have, want = len(tensor.raw_data), _byte_count(count, dtype)
-        if have != want:
-            raise ModelError(
-                f"tensor '{tensor.name}' of shape {list(tensor.dims)} ({dtype.name}) needs {want} bytes, "
-                f"the file holds {have}"
-            )
+        _check_length(tensor, dtype, count, len(tensor.raw_data))
         return
     have = len(getattr(tensor, _TYPED_FIELDS.get(dtype, "int32_data")))
     if have != _typed_count(count, dtype):
         raise ModelError(
             f"tensor '{tensor.name}' of shape {list(tensor.dims)} ({dtype.name}) needs "
             f"{_typed_count(count, dtype)} numbers, the file holds {have}"
+        )
+
+
+def _element_count(tensor: onnx.TensorProto) -> int:
+    count = 1
+    for dim in tensor.dims:
+        if dim < 0:
+            raise ModelError(f"tensor '{tensor.name}' has a negative dimension: {list(tensor.dims)}")
+        count *= dim
+    return count
+
+
+def _check_length(tensor: onnx.TensorProto, dtype: ir.DataType, count: int, have: int) -> None:
+    want = _byte_count(count, dtype)
+    if have != want:
+        raise ModelError(
+            f"tensor '{tensor.name}' of shape {list(tensor.dims)} ({dtype.name}) needs {want} bytes, "
+            f"the file holds {have}"
         )
 
 
@@ -179,21 +203,30 @@ class TensorReader:
     An external file is mapped once and stays valid when it is replaced, as saving over it does.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, data: Mapping[str, np.ndarray]):
         self._folder = folder.resolve()
+        self._data = data
         self._files: dict[Path, np.ndarray] = {}
 
     def read_all(self, model: ir.Model) -> None:
         """Replaces every stored tensor of a model whose message passed `check_proto`."""
+        for name, array in self._data.items():
+            value = model.graph.initializers[name]
+            tensor = value.const_value
+            assert tensor is not None
+            value.const_value = _of_bytes(array, tensor)
         for graph in all_graphs(model):
-            for value in graph.initializers.values():
-                if value.const_value is not None:
+            for name, value in graph.initializers.items():
+                if value.const_value is not None and not (graph is model.graph and name in self._data):
                     value.const_value = self._read(value.const_value)
             for node in graph:
                 self._read_attributes(node)
 
     def _read_attributes(self, node: ir.Node) -> None:
-        for name, attribute in list(node.attributes.items()):
+        attributes = node.attributes.data
+        stored = [a for a in attributes.values() if a.type in _TENSORS] if attributes else ()
+        for attribute in stored:
+            name = attribute.name
             if attribute.is_ref():
                 continue
             if attribute.type == ir.AttributeType.TENSOR:
@@ -205,14 +238,10 @@ class TensorReader:
     def _read(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         dtype = tensor.dtype
         if isinstance(tensor, ir.ExternalTensor):
-            data = self._mapped(tensor)
-            if dtype.bitwidth < 8:
-                return ir.PackedTensor(data, dtype, shape=ir.Shape(tensor.shape), name=tensor.name)
-            array = data.view(dtype.numpy()).reshape(tensor.shape.numpy())
-            return ir.Tensor(array, dtype=dtype, name=tensor.name)
+            return _of_bytes(self._mapped(tensor), tensor)
         if dtype == ir.DataType.STRING or dtype.bitwidth < 8:
             return tensor
-        return ir.Tensor(tensor.numpy(), dtype=dtype, name=tensor.name)
+        return tensor_of(tensor.numpy(), tensor.name)
 
     def _mapped(self, tensor: ir.ExternalTensor) -> np.ndarray:
         if tensor.nbytes == 0:
@@ -225,3 +254,12 @@ class TensorReader:
                 raise ModelError(f"cannot map the data file '{path}': {error.strerror}") from error
         offset = tensor.offset or 0
         return self._files[path][offset : offset + tensor.nbytes]
+
+
+def _of_bytes(data: np.ndarray, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A tensor like `tensor` around its bytes as they stand in a file."""
+    dtype = tensor.dtype
+    if dtype.bitwidth < 8:
+        return ir.PackedTensor(data, dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
+    array = data.view(dtype.numpy()).reshape(tensor.shape.numpy())
+    return ir.Tensor(array, dtype=dtype, name=tensor.name)
