@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
 
 from ..ir.account import account
 from ..ir.clone import clone
 from ..ir.errors import PassError
+from ..ir.shapes import infer_shapes
 from .base import Pass, PassContext
 from .channels import analyse, apply_removal
 from .channels.proof import Proof
@@ -19,6 +20,7 @@ from .functions import flatten_functions
 from .pruning.amount import Amount, figure
 from .pruning.budget import Budget, Kind, Sizer, parse_budget, plan
 from .pruning.candidates import Scoring, find_candidates, group_row, report_kept
+from .pruning.counting import count_operations
 from .pruning.importance import Normalization, Reduction, find_importance
 from .pruning.latency import Machine, preferred_multiple
 from .pruning.proving import proven
@@ -91,6 +93,8 @@ class PruneChannels(Pass):
     """Make up for the loss from calibration data: `bias` by mean activations, `weights` by least squares."""
     allow_statistical: bool = False
     """Also remove channels that a normalization takes statistics over, which then change with them."""
+    counting: Literal["graphwright", "torch-pruning", "torch-pruning-1.2"] = "graphwright"
+    """Whose rules count the operations that the report names beside ours."""
     proof: bool = True
     """Prove on the reference that the pruned model equals the masked original before applying anything."""
     tolerance: float = 1e-4
@@ -132,7 +136,7 @@ class PruneChannels(Pass):
         context.rewrite(model, SequenceToSplit())
         # What folding leaves computed is of no concern here.
         context.left_alone.clear()
-        before = account(model)
+        before, operations = account(model), self._operations(model)
         run = _Run(self, self.scoring(context), self.limits(context.target), context, calibration)
         for step in range(1, self.steps + 1):
             run.step(model, step)
@@ -145,8 +149,18 @@ class PruneChannels(Pass):
             macs_formula=[before.formula, after.formula],
             proof=None if run.proof is None else {"error": run.proof.error, "output": run.proof.output},
         )
+        if operations is not None:
+            context.details["operations"] = [operations, self._operations(model)]
         if run.recovered:
             context.details["recovered"] = run.recovered
+
+    def _operations(self, model: ir.Model) -> dict[str, Any] | None:
+        """Operations by the rules of another tool, if they are asked for."""
+        if self.counting == "graphwright":
+            return None
+        infer_shapes(model)
+        found = count_operations(model, self.counting)
+        return {**vars(found), "explanation": found.explanation}
 
     def scoring(self, context: PassContext) -> Scoring:
         """How groups are scored."""
