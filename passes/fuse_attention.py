@@ -108,6 +108,11 @@ class SpelledAttention(Rule):
         refusal = _leaks(right if turned else left, weights)
         if refusal is not None:
             return refusal
+        lead = (dims_of(right if turned else left) or ())[:-2]
+        if not same_dims(scores.levels[0], lead):
+            return "the weights are viewed in another shape than the scores"
+        if not same_dims(scores.levels[-1], lead):
+            scores.bias = None if scores.bias is None else Viewed(scores.bias, scores.levels[-1], lead)
         q, k = unscaled(_input(scores.product, 0)), untransposed(_input(scores.product, 1))
         v = _turned(left) if turned else _plain(right)
         if q is None or k is None or v is None:
@@ -126,8 +131,6 @@ class SpelledAttention(Rule):
         rank = len(q.dims)
         if rank > 4 or len(k.dims) != rank or len(v.dims) != rank:
             return f"queries, keys and values of {rank}, {len(k.dims)} and {len(v.dims)} dimensions"
-        if not same_dims(scores.levels[0], scores.levels[-1]):
-            return "the weights are viewed in another shape than the scores"
         if not same_dim(k.dims[-2], v.dims[-2]):
             return "keys and values are not known to have the same length"
         if 0 in (*q.dims, *k.dims, *v.dims):

@@ -18,9 +18,10 @@ _DEPTH = 4
 
 @dataclass(frozen=True)
 class Move:
-    """A Transpose by `perm`, the Reshape or Unsqueeze `node` once more, or a Reshape to `shape`."""
+    """Transpose by `perm`, Reshape or Unsqueeze `node` again, Reshape to `shape`, or Squeeze of `axis`."""
 
     perm: tuple[int, ...] | None = None
+    axis: int | None = None
     node: ir.Node | None = None
     shape: tuple[int | tuple[ir.Value, int], ...] | None = None
 
@@ -47,6 +48,9 @@ class Operand:
         for move in self.moves:
             if move.perm is not None:
                 (value,) = rewriter.insert_before(anchor, "Transpose", [value], {"perm": list(move.perm)})
+            elif move.axis is not None:
+                axes = rewriter.initializer(f"{anchor.name}/axis", np.array([move.axis], np.int64))
+                (value,) = rewriter.insert_before(anchor, "Squeeze", [value, axes])
             elif move.node is not None:
                 again = move.node
                 inputs = [value, *again.inputs[1:]]
@@ -204,20 +208,23 @@ def without_repeats(operand: Operand) -> tuple[Operand, int]:
     elif len(operand.moves) > 1 or (operand.moves[0].shape is None and not _is_reshape(operand.moves[0])):
         return operand, 1
     wide = producer_of(source, "Expand", "Tile")
-    single = producer_of(wide.inputs[0], "Unsqueeze", "Reshape") if wide is not None else None
-    if wide is None or single is None or single.inputs[0] is None:
+    one = dims_of(wide.inputs[0]) if wide is not None else None
+    many = dims_of(source)
+    if wide is None or one is None or many is None or (len(one), len(many)) != (5, 5) or one[2] != 1:
         return operand, 1
-    x, one, many = dims_of(single.inputs[0]), dims_of(single.outputs[0]), dims_of(wide.outputs[0])
-    if x is None or one is None or many is None or (len(x), len(one), len(many)) != (4, 5, 5):
-        return operand, 1
-    repeats, heads = many[2], x[1]
+    repeats, heads = many[2], one[1]
     if not isinstance(repeats, int) or not isinstance(heads, int) or operand.dims[1] != heads * repeats:
         return operand, 1
-    if not (same_dims((*x[:2], 1, *x[2:]), one) and same_dims((*x[:2], repeats, *x[2:]), many)):
+    x = (*one[:2], *one[3:])
+    if not same_dims((*x[:2], repeats, *x[2:]), many):
         return operand, 1
     if not same_dims((x[0], x[2], x[3]), (operand.dims[0], *operand.dims[2:])):
         return operand, 1
-    return Operand(single.inputs[0], x, (), operand.factor), repeats
+    single = producer_of(wide.inputs[0], "Unsqueeze", "Reshape")
+    if single is not None and single.inputs[0] is not None and same_dims(dims_of(single.inputs[0]) or (), x):
+        return Operand(single.inputs[0], x, (), operand.factor), repeats
+    assert wide.inputs[0] is not None
+    return Operand(wide.inputs[0], x, (Move(axis=2),), operand.factor), repeats
 
 
 def _is_reshape(move: Move) -> bool:

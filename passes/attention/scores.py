@@ -58,7 +58,7 @@ class Weights:
 
 
 def find_softmax(value: ir.Value | None) -> Weights | None:
-    """The softmax over the last axis that `value` comes from, seen through casts, dropout and NaN guards."""
+    """The softmax over the last axis that `value` comes from, seen through casts, views and NaN guards."""
     guarded = turned = False
     for _ in range(6):
         node = value.producer() if value is not None else None
@@ -68,7 +68,7 @@ def find_softmax(value: ir.Value | None) -> Weights | None:
         if node.op_type == "Softmax":
             axis = node.attributes.get_int("axis", -1)
             return Weights(node, guarded, turned) if rank and axis in (-1, rank - 1) else None
-        if _does_nothing(node):
+        if _does_nothing(node) or (node.op_type in _VIEWS and _keeps_matrices(node)):
             value = node.inputs[0]
         elif node.op_type == "Where":
             value = _guarded(node)
@@ -164,8 +164,8 @@ def _step(node: ir.Node) -> tuple[ir.Value | None, list[_Step]] | None:
     if _does_nothing(node):
         return node.inputs[0], []
     if node.op_type in _VIEWS:
-        outer, inner = dims_of(node.outputs[0]), dims_of(node.inputs[0])
-        if outer is None or inner is None or len(inner) < 2 or not same_dims(outer[-2:], inner[-2:]):
+        outer = dims_of(node.outputs[0])
+        if outer is None or not _keeps_matrices(node):
             return None
         return node.inputs[0], [_Step("view", dims=outer[:-2])]
     if node.op_type == "Where":
@@ -189,6 +189,12 @@ def _step(node: ir.Node) -> tuple[ir.Value | None, list[_Step]] | None:
     if node.op_type == "Sub" and _reaches_product(node.inputs[0]):
         return node.inputs[0], [_Step("add", node.inputs[1], flag=False)]
     return None
+
+
+def _keeps_matrices(node: ir.Node) -> bool:
+    """Whether a view changes leading dimensions only."""
+    outer, inner = dims_of(node.outputs[0]), dims_of(node.inputs[0])
+    return outer is not None and inner is not None and len(inner) > 1 and same_dims(outer[-2:], inner[-2:])
 
 
 def _where(node: ir.Node) -> tuple[ir.Value | None, list[_Step]] | None:
