@@ -27,11 +27,13 @@ def activation_rules(overflow: bool) -> list[Rule]:
         LeakyReluByMaximum(),
         LeakyReluByTwo(),
         FuseMish(),
+        SoftplusWithThreshold(),
     ]
     return [*rules, FuseSoftplus()] if overflow else rules
 
 
 _x = value("x")
+_softplus = op("Softplus", _x)
 _one, _zero = constant(equals=1.0, scalar=True), constant(equals=0.0, scalar=True)
 
 
@@ -138,6 +140,21 @@ class FuseSoftplus(_Unary):
 
     pattern = op("Log", _plus(op("Exp", _x), _one))
     becomes = "Softplus"
+
+
+class SoftplusWithThreshold(_Unary):
+    """x > c ? x : Softplus(x) = Softplus(x) where they agree to the last bit of float32, for c >= 17."""
+
+    pattern = any_of(
+        op("Where", op(("Greater", "GreaterOrEqual"), _x, constant("limit", scalar=True)), _x, _softplus),
+        op("Where", op(("Less", "LessOrEqual"), constant("limit", scalar=True), _x), _x, _softplus),
+        op("Where", op(("Less", "LessOrEqual"), _x, constant("limit", scalar=True)), _softplus, _x),
+    )
+    becomes = "Softplus"
+
+    def refusal(self, match: Match) -> str | None:
+        """log(1 + exp(x)) - x is below exp(-x)."""
+        return None if _number(match, "limit") >= 17.0 else "the limit is too low to make no difference"
 
 
 class FuseMish(_Unary):
