@@ -165,11 +165,32 @@ def infer(context: Context, node: ir.Node) -> bool:
     found = osi.registry.get("", node.op_type, version=context.get_opset_version(""))
     if found is None:
         return False
+    written = [value.shape for value in node.outputs]
+    # What holds for the next such node must not stem from what is written on this one.
+    for value in node.outputs:
+        value.shape = None
     found(context, node)
-    if contradiction(node) is not None:
+    if _knew_better(node, written) or contradiction(node) is not None:
+        for value, shape in zip(node.outputs, written, strict=True):
+            value.shape = shape
         return False
     shape_memo.remember(key, node, context)
     return True
+
+
+def _knew_better(node: ir.Node, written: list[ir.Shape | None]) -> bool:
+    """Whether what was written on the outputs says more than the rule found, or something else."""
+    for value, before in zip(node.outputs, written, strict=True):
+        found = value.shape
+        if before is not None and (found is None or not found.is_static() or _differ(before, found)):
+            return True
+    return False
+
+
+def _differ(before: ir.Shape, found: ir.Shape) -> bool:
+    return len(before) != len(found) or any(
+        type(a) is int and a != b for a, b in zip(before.dims, found.dims, strict=True)
+    )
 
 
 class _Piece:

@@ -478,3 +478,19 @@ def test_operands_that_come_at_run_time_decide_nothing_here(body, expected):
     found = value(model, "y").shape
     assert found is not None
     assert [dim if isinstance(dim, int) else "?" for dim in found] == expected
+
+
+def test_what_is_written_on_one_node_does_not_hold_for_the_next_like_it():
+    """Shapes of operators met before are remembered, but not what an exporter wrote of an unknown size."""
+    text = """
+        g (float x, int64[1] n) => (float[N] y) { size = Abs(n)
+            wide = Expand(x, size)
+            y = Neg(wide) }
+    """
+    fixed = parse(text)
+    value(fixed, "wide").shape = ir.Shape([7])
+    infer_shapes(fixed)
+    free = parse(text)
+    infer_shapes(free)
+    assert shape(free, "wide") in ("None", "[N]")
+    assert shape(fixed, "wide") == "[7]"
