@@ -36,6 +36,8 @@ _BUILT_IN = {
     "fuse-conv-activation": ".fuse_conv_activation",
     "fuse-gemm": ".fuse_gemm",
     "fuse-rotary": ".fuse_rotary",
+    "fuse-skip-normalization": ".fuse_skip_normalization",
+    "merge-projections": ".merge_projections",
     "fuse-softmax": ".fuse_softmax",
     "fuse-squeeze-excite": ".fuse_squeeze_excite",
     "fuse-swish": ".fuse_swish",
