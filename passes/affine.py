@@ -95,33 +95,34 @@ class Linear:
         return bool(self.node.attributes.get_int("transB", 0))
 
     def scaled_outputs(self, a: np.ndarray) -> np.ndarray:
-        """The weights (float64) with every output channel o multiplied by a[o]."""
-        weights = self.array.astype(np.float64)
+        """The weights with every output channel o multiplied by a[o], rounded once to their own type."""
+        weights = self.array
         if self.node.op_type == "ConvTranspose":
             # [in, out / groups, ...]: the inputs of group g make the outputs of group g.
             per_group = np.repeat(a.reshape(self.groups, -1), weights.shape[0] // self.groups, axis=0)
-            return weights * _along(per_group, weights.ndim)
+            return _rounded_product(weights, _along(per_group, weights.ndim))
         if self.node.op_type == "Conv" or self.transposed:
-            return weights * _along(a[:, None], weights.ndim)
-        return weights * a
+            return _rounded_product(weights, _along(a[:, None], weights.ndim))
+        return _rounded_product(weights, a)
 
     def scaled_inputs(self, a: np.ndarray) -> np.ndarray:
-        """The weights (float64) with every input channel i multiplied by a[i]."""
-        weights = self.array.astype(np.float64)
-        if self.node.op_type == "Conv":
-            # [out, in / groups, ...]: outputs of group g read the inputs of group g.
-            per_group = np.repeat(a.reshape(self.groups, -1), weights.shape[0] // self.groups, axis=0)
-            return weights * _along(per_group, weights.ndim)
-        if self.transposed:
-            return weights * a
-        return weights * _along(a[:, None], weights.ndim)
+        """The weights with every input channel i multiplied by a[i], rounded once to their own type."""
+        return _rounded_product(self.array, self._per_input(a))
 
     def shift_of_inputs(self, t: np.ndarray) -> np.ndarray:
         """What a constant t[i] on every input adds to each output channel, without alpha, float64."""
-        weights = self.scaled_inputs(t)
+        weights = self.array.astype(np.float64) * self._per_input(t)
         if self.node.op_type == "Conv" or self.transposed:
             return weights.reshape(weights.shape[0], -1).sum(axis=1)
         return weights.sum(axis=0)
+
+    def _per_input(self, a: np.ndarray) -> np.ndarray:
+        """One number per input channel, in a shape that broadcasts to the weights."""
+        if self.node.op_type == "Conv":
+            # [out, in / groups, ...]: outputs of group g read the inputs of group g.
+            per_group = np.repeat(a.reshape(self.groups, -1), self.array.shape[0] // self.groups, axis=0)
+            return _along(per_group, self.array.ndim)
+        return a if self.transposed else _along(a[:, None], self.array.ndim)
 
 
 def match_linear(node: ir.Node) -> Linear | str:
@@ -272,12 +273,21 @@ def _bias_hint(weight_name: str) -> str:
 def _fits(array: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
     """The array in `dtype`, or None where a number would not be finite."""
     with np.errstate(all="ignore"):
-        stored = array.astype(dtype)
+        stored = array.astype(dtype, copy=False)
     return stored if _is_finite(stored) else None
 
 
+def _rounded_product(weights: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Weights times a factor (float64), in the type of the weights; infinite where that overflows."""
+    with np.errstate(all="ignore"):
+        if weights.dtype.kind != "f":
+            return (weights.astype(np.float64) * factor).astype(weights.dtype)
+        # Piece by piece through numpy's buffers: no copy of the weights in float64.
+        return np.multiply(weights, factor, out=np.empty(weights.shape, weights.dtype), casting="same_kind")
+
+
 def _is_finite(array: np.ndarray) -> bool:
-    return bool(np.isfinite(array.astype(np.float64)).all())
+    return bool(np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float64)).all())
 
 
 def _along(array: np.ndarray, ndim: int) -> np.ndarray:
