@@ -167,3 +167,17 @@ def test_the_meter_measures_here_and_only_here(model):
     assert wants_clock("prune-channels{latency=0.5}") and not wants_clock("prune-channels{macs=0.5}")
     measure = latency_meter(resolve_target("host"), seconds=0.05)
     assert measure is not None and 0 < measure(model) < 1e4
+
+
+def test_no_proof_reaches_every_pass_that_proves(file, tmp_path, capsys):
+    arguments = [
+        "opt",
+        str(file),
+        "--pipeline",
+        "prune-channels,prune-channels{ratio=0.5 proof=true}",
+        "--json",
+    ]
+    for extra, proven in (([], True), (["--no-proof"], False)):
+        assert main([*arguments, *extra]) == 0
+        passes = json.loads(capsys.readouterr().out)["passes"]
+        assert [each["details"]["proof"] is not None for each in passes] == [proven, proven]

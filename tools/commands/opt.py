@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,6 +54,10 @@ def opt(
             "lossless passes must keep the numbers, lossy ones are measured.",
         ),
     ] = False,
+    proof: Annotated[
+        bool,
+        typer.Option("--proof/--no-proof", help="Prove pruned models equal to their masked originals."),
+    ] = True,
     inputs: Annotated[
         Path | None,
         typer.Option(
@@ -117,6 +122,8 @@ def opt(
     text = pipeline_text(pipeline, preset)
     if text is None:
         raise ToolError("say what to do: --pipeline TEXT or --preset NAME (see `graphwright passes`)")
+    if not proof:
+        text = _without_proof(text)
     _refuse_bad_output(output)
     from ...backends.meter import latency_meter, wants_clock
     from ...backends.target import resolve_target
@@ -190,6 +197,17 @@ def opt(
 def _failed(result: Result) -> list[str]:
     """Lines of the passes that were left out because they failed."""
     return [record.error for record in result.report.records if record.error]
+
+
+def _without_proof(text: str) -> str:
+    """The pipeline with `proof=false` in every pass that proves something."""
+    from ...passes.pipeline import Pipeline, parse_pipeline
+
+    parts = [
+        dataclasses.replace(part, proof=False) if hasattr(part, "proof") else part  # type: ignore[call-arg]
+        for part in parse_pipeline(text)
+    ]
+    return str(Pipeline(tuple(parts)))
 
 
 def _refuse_bad_output(output: Path | None) -> None:
