@@ -10,7 +10,7 @@ import onnx_ir as ir
 from . import numpy_operators, ort
 from .errors import ModelError
 from .opset import CANONICAL_OPSET
-from .tensors import element_type
+from .tensors import element_type, tensor_of
 
 # Same inputs, other result: never a constant.
 _RANDOM = frozenset(
@@ -54,14 +54,14 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 
 def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
-    for name, attribute in node.attributes.items():
-        if attribute.is_ref():
+    for name, attribute in node.attributes.data.items():
+        if attribute.ref_attr_name is not None:
             return None
         if name == "value":
             # Not `as_tensor()`: its protocol check costs more than all the rest here.
             return attribute.value
         if name in _CONSTANT_LISTS:
-            return ir.tensor(np.asarray(attribute.value, dtype=_CONSTANT_LISTS[name]))
+            return tensor_of(np.asarray(attribute.value, dtype=_CONSTANT_LISTS[name]))
         if name == "value_string":
             return ir.StringTensor([_text(attribute.value)], shape=ir.Shape([]))
         if name == "value_strings":

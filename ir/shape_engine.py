@@ -18,6 +18,7 @@ from onnx_shape_inference import _engine as _library
 
 from . import shape_memo, shape_rules
 from .bodies import nodes_at
+from .constants import constant_tensor
 from .errors import ShapeError
 from .shape_checks import contradiction
 from .symbols import symbols_of, values_of
@@ -136,7 +137,7 @@ class Context(osi.ShapeInferenceContext):
         if noted is not None:
             return noted
         if value not in self._stored:
-            tensor = ir.convenience.get_const_tensor(value)
+            tensor = value.const_value if value.producer() is None else constant_tensor(value)
             known = tensor is not None and tensor.dtype in _COUNTABLE
             self._stored[value] = (
                 tensor.numpy().reshape(-1).tolist() if known and tensor is not None else None
@@ -157,6 +158,8 @@ def infer(context: Context, node: ir.Node) -> bool:
     Returns:
         True if that was possible; the node was then checked for contradictions as well.
     """
+    if node.op_type == "Constant" and node.domain == "":
+        return _infer_constant(node)
     key = shape_memo.key_of(node, context)
     if key is None:
         return False
@@ -191,6 +194,18 @@ def _differ(before: ir.Shape, found: ir.Shape) -> bool:
     return len(before) != len(found) or any(
         type(a) is int and a != b for a, b in zip(before.dims, found.dims, strict=True)
     )
+
+
+def _infer_constant(node: ir.Node) -> bool:
+    value = node.outputs[0]
+    tensor = constant_tensor(value)
+    if tensor is None:
+        return False
+    if value.shape is None or value.shape.dims != tensor.shape.dims:
+        value.shape = shape_memo.as_shape(cast(ir.Shape, tensor.shape))
+    if type(value.type) is not ir.TensorType or value.dtype != tensor.dtype:
+        value.type = ir.TensorType(tensor.dtype)
+    return True
 
 
 class _Piece:

@@ -19,6 +19,8 @@ def as_attribute(name: str, value: Any) -> ir.Attr:
     if kind is None and type(value) in (list, tuple) and value and type(value[0]) in _LISTS:
         # The library asks `isinstance` of protocols for every item, which costs more than all the rest.
         kind = _LISTS[type(value[0])] if len(set(map(type, value))) == 1 else None
+    if isinstance(value, ir.Tensor):
+        return ir.AttrTensor(name, value)
     if kind is None:
         return ir.convenience.convert_attribute(name, value)
     return ir.Attr(name, kind, value)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir.bodies import bodies_of, nodes_of
+from ..ir.constants import constant_tensor
 from ..ir.errors import PassError
 from ..ir.incremental import infer_near
 from ..ir.shape_memo import as_shape
@@ -229,7 +230,8 @@ class Rewriter:
         if new.type is None:
             new.type = old.type
         users: dict[ir.Node, None] = dict.fromkeys(user for user, _ in old.uses())
-        if new.is_initializer() or new.shape != old.shape or new.dtype != old.dtype:
+        told = new.is_initializer() and constant_tensor(old) is None
+        if told or new.shape != old.shape or new.dtype != old.dtype:
             # A constant operand (a target shape, axes) may tell more than the computed one did.
             self._stale.update(users)
         if old.is_graph_output():
