@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
+from ..ir.errors import PassError
 from .matcher import Match, match_pattern
 from .patterns import Pattern, root_types
 from .rewriter import Rewriter
 from .rules import NoMatch, Rule
+
+Replacement = ir.Value | Sequence[Any]
 
 
 class PatternRule(Rule):
@@ -27,8 +30,11 @@ class PatternRule(Rule):
         """Return why the rule must not fire on this match, or None where it may."""
         return None
 
-    def rewrite(self, match: Match, rewriter: Rewriter) -> ir.Value | Sequence[ir.Value | None]:
-        """Build the replacement in front of `match.root` and return what replaces the root's outputs."""
+    def rewrite(self, match: Match, rewriter: Rewriter) -> Replacement:
+        """Build the replacement in front of `match.root` and return what replaces the root's outputs.
+
+        Where the pattern has several outputs: a value (or a list, for a node of several) for each root.
+        """
         raise NotImplementedError
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
@@ -40,8 +46,25 @@ class PatternRule(Rule):
         if refusal is not None:
             return refusal
         result = self.rewrite(match, rewriter)
-        values = [result] if isinstance(result, ir.Value) else list(result)
-        rewriter.replace(node, [*values, *[None] * (len(node.outputs) - len(values))])
-        for covered in match.covered[1:]:
+        if len(match.roots) == 1:
+            _replace(rewriter, node, result)
+        else:
+            for root, each in zip(match.roots, _per_root(result, match), strict=True):
+                _replace(rewriter, root, each)
+        for covered in match.covered[len(match.roots) :]:
             rewriter.erase_unread(covered)
         return True
+
+
+def _per_root(result: Replacement, match: Match) -> Sequence[Any]:
+    values = [result] if isinstance(result, ir.Value) else list(result)
+    if len(values) != len(match.roots):
+        raise PassError(
+            f"{len(match.roots)} nodes are to be replaced, but the rewrite gave {len(values)} values"
+        )
+    return values
+
+
+def _replace(rewriter: Rewriter, node: ir.Node, result: Replacement) -> None:
+    values = [result] if isinstance(result, ir.Value) else list(result)
+    rewriter.replace(node, [*values, *[None] * (len(node.outputs) - len(values))])

@@ -4,7 +4,8 @@
     silu = op("Mul", x, op("Sigmoid", x, name="gate"), commutative=True)
 
 A pattern is matched from its root node upwards. Binding the same `value` twice demands the same value twice.
-Commutative operators try both orders by backtracking, so no copies of the pattern are made. Every failure
+Commutative operators try their orders by backtracking, so no copies of the pattern are made; a part that
+shares no capture with the rest is matched once per node, so nested orders do not multiply. Every failure
 leaves a reason; the one that got furthest is reported.
 """
 
@@ -65,6 +66,20 @@ class AnyOf(Pattern):
     choices: tuple[Pattern, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class RestPattern(Pattern):
+    """All inputs that are left, captured as a list called `name`."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class OutputsPattern(Pattern):
+    """Several nodes that are replaced together; each shares a capture with one before it."""
+
+    roots: tuple[Pattern, ...]
+
+
 def value(
     name: str, *, optional: bool = False, where: Callable[[ir.Value], bool | str] | None = None
 ) -> Pattern:
@@ -100,19 +115,33 @@ def op(
     Args:
         op_type: Operator type, or several.
         *operands: Patterns of its inputs; None demands an absent input. Inputs beyond are not allowed, unless
-            `variadic`.
+            `variadic`, or where the last pattern is `rest(name)`.
         name: Captures the node.
-        commutative: Whether the first two operands may stand in either order.
+        commutative: Whether operands may stand in any order: the first two, or all of Sum, Max, Min and Mean.
         variadic: Whether the node may have more inputs than operands are given.
         escapes: Whether the value may be used outside the match. Inner nodes that do not escape must be read
             by the match only, because the rewrite removes them.
         domain: Operator domain.
         output: Which output of the node the pattern stands for.
-        **attributes: Wanted values: a number, text or list (an absent attribute is compared by the schema's
-            default where the value given is a pair `(wanted, default)`), or a predicate on the value.
+        **attributes: Wanted values: a number, text or list; None demands that it is absent; a predicate is
+            asked about the value. An absent attribute stands for the default that the standard gives it, or
+            for `default` where a pair `(wanted, default)` is given. Numbers are compared to 1e-6, relative.
     """
     types = (op_type,) if isinstance(op_type, str) else tuple(op_type)
     return OpPattern(types, tuple(operands), attributes, name, commutative, variadic, escapes, domain, output)
+
+
+def rest(name: str) -> Pattern:
+    """As the last operand: all inputs from here on, none included; `match.rest[name]` has them."""
+    return RestPattern(name)
+
+
+def outputs(*roots: Pattern) -> Pattern:
+    """Several root nodes, replaced together: `outputs(op("MatMul", x, ...), op("MatMul", x, ...))`.
+
+    Each root but the first must share a captured value with those before it; that is where it is looked for.
+    """
+    return OutputsPattern(tuple(roots))
 
 
 def any_of(*choices: Pattern) -> Pattern:
@@ -131,4 +160,6 @@ def root_types(pattern: Pattern) -> tuple[str, ...]:
         return tuple(f"{pattern.domain}::{t}" if pattern.domain else t for t in pattern.op_types)
     if isinstance(pattern, AnyOf):
         return tuple(dict.fromkeys(t for choice in pattern.choices for t in root_types(choice)))
+    if isinstance(pattern, OutputsPattern):
+        return root_types(pattern.roots[0])
     raise TypeError("the root of a pattern must be an operator")
