@@ -33,7 +33,7 @@ class GatherOfGather(Rule):
             return False
         if not _in_range(second, first.size):
             return "an index is out of range"
-        indices = rewriter.constant_before(node, f"{node.name}/indices", first[second])
+        indices = rewriter.constant_before(node, f"{node.name}/indices", np.asarray(first[second]))
         return supersede(node, "Gather", [inner.inputs[0], indices], rewriter, {"axis": axis})
 
 
@@ -85,7 +85,7 @@ class GatherOfConcat(Rule):
                 return "the size of an operand of the Concat is not known"
             if begin <= indices.min() and indices.max() < begin + size:
                 inside = rewriter.constant_before(
-                    node, f"{node.name}/indices", (indices - begin).astype(np.int64)
+                    node, f"{node.name}/indices", np.asarray(indices - begin, np.int64)
                 )
                 return supersede(node, "Gather", [operand, inside], rewriter, {"axis": axis})
             begin += size

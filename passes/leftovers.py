@@ -28,19 +28,18 @@ def drop_unread(rewriter: Rewriter, values: Iterable[ir.Value | None]) -> None:
             rewriter.erase(producer)
 
 
-def hand_on(node: ir.Node, value: ir.Value, rewriter: Rewriter) -> bool | str:
+def hand_on(node: ir.Node, value: ir.Value, rewriter: Rewriter) -> bool:
     """Let the readers of the first output of `node` read `value`; erase what nothing reads any more.
 
-    Returns:
-        True, or a reason: the node stays where it alone turns an input, a constant, a value of another graph
-        or another graph output into a graph output.
+    Where that output is a graph output and `value` cannot take its name (an input, a constant, a value of
+    another graph, another graph output), an Identity does.
     """
     output = node.outputs[0]
     producer = value.producer()
     if output.is_graph_output() and (
         producer is None or value.is_graph_output() or producer.graph is not node.graph
     ):
-        return "it gives a graph output its name"
+        (value,) = rewriter.insert_before(node, "Identity", [value])
     makers = [operand.producer() for operand in node.inputs if operand is not None]
     rewriter.replace(node, [value, *[None] * (len(node.outputs) - 1)])
     for maker in dict.fromkeys(makers):

@@ -32,6 +32,8 @@ class MergeConvs(Pass):
        neither pad nor stride; the second may pad only where c = 0, as it pads with 0 and not with c.
     3. MatMul(MatMul(x, V), W) = MatMul(x, V W).
 
+    It is no part of `simplify`: behind an infinite input the two may give inf - inf where one gives inf.
+
     Left alone, with the reason: weights that are shared or not constant, a middle result that is read
     elsewhere, and pairs whose product would have more weights or take more multiplications than the two
     (bottlenecks and depthwise separable convolutions, which are there to save them).
@@ -86,7 +88,8 @@ class MergePointwise(Rule):
         if merged > first.array.size + second.array.size or merged * pixels[1] > work:
             return "the product of their weights takes more multiplications than the two"
         array, bias = _product(first, second, groups)
-        stored, shift = array.astype(first.array.dtype), bias.astype(first.array.dtype)
+        with np.errstate(over="ignore"):
+            stored, shift = array.astype(first.array.dtype), bias.astype(first.array.dtype)
         if not (np.isfinite(stored).all() and np.isfinite(shift).all()):
             return f"the weights would overflow {first.array.dtype}"
         return _emit(first, second, window, groups, stored, shift, rewriter)
@@ -112,7 +115,8 @@ class MergeProducts(Rule):
         if first.array.shape[0] * second.array.shape[1] > first.array.size + second.array.size:
             return "the product of their weights takes more multiplications than the two"
         product = first.array.astype(np.float64) @ second.array.astype(np.float64)
-        stored = product.astype(first.array.dtype)
+        with np.errstate(over="ignore"):
+            stored = product.astype(first.array.dtype)
         if not np.isfinite(stored.astype(np.float64)).all():
             return f"the weights would overflow {first.array.dtype}"
         weight = rewriter.constant_before(node, f"{first.weight.name}/merged", stored)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..ir.constants import constant_array
+from ..ir.static import input_of
 
 # NaN may pass through any of these; a rule that relies on the sign must hand NaN on.
 _NEVER_NEGATIVE = frozenset(
@@ -35,8 +36,10 @@ def never_negative(value: ir.Value | None, depth: int = _DEPTH) -> bool:
     if node.op_type in _NEVER_NEGATIVE:
         return True
     if node.op_type == "Clip":
-        low = constant_array(node.inputs[1], 1) if len(node.inputs) > 1 else None
-        return low is not None and low.size == 1 and float(low.reshape(())) >= 0
+        low, high = (constant_array(input_of(node, index), 1) for index in (1, 2))
+        # With crossed bounds the upper one wins.
+        bounded = input_of(node, 2) is None or (high is not None and high.size == 1 and float(high.item()) >= 0)
+        return bounded and low is not None and low.size == 1 and float(low.item()) >= 0
     if node.op_type in _KEEPS_SIGNS:
         return never_negative(node.inputs[0], depth - 1)
     if node.op_type in _ALL_OPERANDS:

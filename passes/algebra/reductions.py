@@ -19,6 +19,7 @@ _REDUCTIONS = tuple(
 _ARGUMENTS = ("ArgMax", "ArgMin")
 # Reducing in two steps is reducing in one; a mean of means too, as all groups are of one size.
 _IN_STEPS = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum")
+_WIDE_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _OF_ONE_IS_ITSELF = (*_IN_STEPS, "ReduceProd")
 
 
@@ -79,8 +80,10 @@ class ReduceInOneStep(Rule):
             return "one of the two keeps the axes, the other does not"
         places = list(range(rank)) if kept else [axis for axis in range(rank) if axis not in first]
         axes = sorted({*first, *(places[axis] for axis in second)})
-        if not axes or (node.op_type == "ReduceMean" and not _is_float(inner.inputs[0])):
+        if not axes:
             return False
+        if node.op_type == "ReduceMean" and inner.inputs[0].dtype not in _WIDE_FLOATS:  # type: ignore[union-attr]
+            return "a narrow type may not hold the sum over all axes, and integers round each mean"
         operand = rewriter.constant_before(node, f"{node.name}/axes", np.array(axes, np.int64))
         return supersede(node, node.op_type, [inner.inputs[0], operand], rewriter, {"keepdims": kept})
 
@@ -126,7 +129,3 @@ def _reduce_again(node: ir.Node, reduction: ir.Node, rewriter: Rewriter, *, keep
         return f"'{reduction.outputs[0].name}' has other readers"
     attributes = {**reduction.attributes, "keepdims": keepdims}
     return supersede(node, reduction.op_type, list(reduction.inputs), rewriter, attributes)
-
-
-def _is_float(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype is not None and value.dtype.is_floating_point()

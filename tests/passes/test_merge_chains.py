@@ -264,3 +264,156 @@ def test_an_index_of_an_unbound_tensor_is_gathered():
     )
     assert ops == ["Gather"]
     assert model.graph[0].inputs[1].const_value.numpy().tolist() == 1
+
+
+CONSTANTS = """int64 zero = {0}, int64 one = {1}, int64 last = {-1}, int64[1] v0 = {0}, int64[1] v1 = {1},
+    int64[1] v2 = {2}, int64[2] pair = {3, -1}, int64[3] some = {5, 0, 2}, int64[6] all = {0, 1, 2, -3, 4, 5},
+    int64[1] m1 = {-1}, int64[1] m3 = {-3}, int64[1] m9 = {-99}, int64[1] big = {99}, int64[3] sizes = {1, 3, 2},
+    int64[2] halves = {1, 2}, int64[2] twos = {2, 2}"""
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "left", "indices"),
+    [
+        ("a = Gather<axis = 1>(x, some)\n y = Gather<axis = -1>(a, last)", "4", ["Gather"], 2),
+        ("a = Gather<axis = 1>(x, some)\n y = Gather<axis = 0>(a, last)", "3", ["Gather", "Gather"], -1),
+        ("a = Slice(x, m1, m9, v1, m1)\n y = Gather<axis = 1>(a, one)", "4", ["Gather"], 4),
+        ("a = Slice(x, v1, big, v1, v2)\n y = Gather<axis = 1>(a, last)", "4", ["Gather"], 5),
+        ("a = Concat<axis = 1>(x, z)\n y = Gather<axis = 1>(a, pair)", "4,2", ["Concat", "Gather"], [3, -1]),
+        ("a = Concat<axis = 1>(z, x)\n y = Gather<axis = 1>(a, pair)", "4,2", ["Gather"], [0, 5]),
+        ("a = Concat<axis = 1>(x, z)\n y = Gather<axis = 1>(a, last)", "4", ["Gather"], 2),
+        ("a = Gather<axis = 1>(x, all)\n y = Neg(a)", "4,6", ["Neg"], None),
+        ("a = Unsqueeze(x, v1)\n b = Gather<axis = 1>(a, last)\n y = Neg(b)", "4,6", ["Neg"], None),
+        ("a = Gather<axis = 1>(x, last)\n y = Unsqueeze(a, m1)", "4,1", ["Gather"], [-1]),
+        ("a = Gather<axis = 1>(x, last)\n y = Unsqueeze(a, v0)", "1,4", ["Gather", "Unsqueeze"], -1),
+    ],
+)
+def test_picks_of_picks(body, shape, left, indices):
+    ops, _, model = run(
+        f"g (float[4,6] x, float[4,3] z) => (float[{shape}] y) <{CONSTANTS}> {{ {body} }}", "merge-slices"
+    )
+    assert ops == left
+    gathers = [node for node in model.graph if node.op_type == "Gather"]
+    if indices is not None:
+        assert gathers[-1].inputs[1].const_value.numpy().tolist() == indices
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "bounds"),
+    [
+        ("a = Slice(x, m1, m9, v1, m1)\n y = Slice(a, v1, big, v1, v2)", "4,3", [[4], [-(2**63)], [1], [-2]]),
+        ("a = Slice(x, m1, m9, v1, m1)\n y = Slice(a, m1, m9, v1, m1)", "4,6", [[0], [6], [1], [1]]),
+        (
+            "a = Slice(x, v1, big, v1, v2)\n y = Slice(a, v1, m1, v0, v1)",
+            "2,3",
+            [[1, 1], [6, -1], [1, 0], [2, 1]],
+        ),
+        ("a = Slice(x, v1, big, v1, v2)\n y = Slice(a, v2, big, v1, v1)", "4,1", [[5], [6], [1], [2]]),
+    ],
+)
+def test_cuts_with_steps(body, shape, bounds):
+    text = f"g (float[4,6] x) => (float[{shape}] y) <{CONSTANTS}> {{ {body} }}"
+    ops, _, model = run(text, "merge-slices")
+    assert ops == ["Slice"]
+    found = [value.const_value.numpy().tolist() for value in model.graph[0].inputs[1:]]
+    assert found[0] == bounds[0] and found[2:] == bounds[2:]
+    assert [min(end, 6) for end in found[1]] == bounds[1]
+
+
+def test_splits_of_splits_and_of_concats():
+    ops, _, model = run(
+        f"""g (float[4,6] x) => (float[4,1] p, float[4,1] q, float[4,2] r, float[4,2] s) <{CONSTANTS}> {{
+            a, b, c = Split<axis = 1>(x, sizes)
+            d, e = Split<axis = -1>(b, halves)
+            p = Neg(a)
+            q = Neg(d)
+            r = Neg(e)
+            s = Neg(c)
+        }}""",
+        "merge-slices",
+    )
+    assert ops == ["Split", "Neg", "Neg", "Neg", "Neg"]
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == [1, 1, 2, 2]
+    ops, _, _ = run(
+        f"""g (float[4,2] x, float[4,2] z) => (float[4,2] p, float[4,2] q) <{CONSTANTS}> {{
+            k = Concat<axis = 1>(x, z)
+            a, b = Split<axis = 1>(k, twos)
+            p = Neg(b)
+            q = Neg(a)
+        }}""",
+        "merge-slices",
+    )
+    assert ops == ["Neg", "Neg"]
+
+
+def test_splits_off_the_seams_stay():
+    ops, record, _ = run(
+        f"""g (float[4,1] x, float[4,3] z) => (float[4,2] p, float[4,2] q) <{CONSTANTS}> {{
+            k = Concat<axis = 1>(x, z)
+            a, b = Split<axis = 1>(k, twos)
+            p = Neg(b)
+            q = Neg(a)
+        }}""",
+        "merge-slices",
+    )
+    assert ops[:2] == ["Concat", "Split"] and "does not cut where" in record.left_alone[0].reason
+
+
+@pytest.mark.parametrize(
+    ("operands", "left"), [("x, e", []), ("e, x, z, e", ["Concat"]), ("e, e", ["Concat"])]
+)
+def test_concat_leaves_empty_operands_out(operands, left):
+    model = model_of(
+        f"""g (float[N,3] u, float[0,3] e, float[2,3] z) => (float[M,3] y) {{
+            x = Relu(u)
+            k = Concat<axis = 0>({operands})
+            y = Neg(k)
+        }}"""
+    )
+    result = optimize(model, "merge-slices,eliminate-dead")
+    ops = [node.op_type for node in result.model.graph if node.op_type not in ("Relu", "Neg")]
+    assert ops == left
+    if left and "x" in operands:
+        (concat,) = (node for node in result.model.graph if node.op_type == "Concat")
+        assert [value.name for value in concat.inputs] == ["x", "z"]
+
+
+def test_axes_that_come_and_go_cancel_for_unknown_sizes():
+    ops, _, _ = run(
+        f"""g (float[N,M] x) => (float[A,B] y) <{CONSTANTS}> {{
+            a = Unsqueeze(x, m1)
+            b = Squeeze(a, v2)
+            y = Neg(b)
+        }}""",
+        "merge-reshapes",
+    )
+    assert ops == ["Neg"]
+    ops, _, _ = run(
+        f"g (float[N,1,M] x) => (float[A,B,C] y) <{CONSTANTS}> {{ a = Squeeze(x, v1)\n b = Unsqueeze(a, v1)\n y = Neg(b) }}",
+        "merge-reshapes",
+    )
+    assert ops == ["Neg"]
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("b = Relu(a)\n c = Mul(b, half)\n y = Reshape(c, back)", ["Relu", "Mul"]),
+        ("b = Relu(a)\n y = Reshape(b, flat)", ["Relu", "Reshape"]),
+        ("b = Div(half, a)\n y = Flatten(b)", ["Div"]),
+        ("b = Mul(a, deep)\n y = Reshape(b, flat)", ["Reshape", "Mul", "Reshape"]),
+        ("b = Mul(a, row)\n y = Reshape(b, flat)", ["Reshape", "Mul", "Reshape"]),
+        ("b = Relu(a)\n c = Add(b, a)\n y = Reshape(c, flat)", ["Reshape", "Relu", "Add", "Reshape"]),
+    ],
+)
+def test_reshapes_around_elementwise_operators(body, left):
+    shape = "N,6" if "back" in body else "K,L" if "Flatten" in body else "K"
+    ops, _, _ = run(
+        f"""g (float[N,6] x) => (float[{shape}] y) <int64[3] cube = {{-1, 2, 3}}, int64[2] back = {{-1, 6}},
+            int64[1] flat = {{-1}}, float half = {{0.5}}, float[1,1,1] deep = {{2.0}}, float[3] row = {{1.0, 2.0, 3.0}}> {{
+            a = Reshape(x, cube)
+            {body}
+        }}""",
+        "merge-reshapes",
+    )
+    assert ops == left
