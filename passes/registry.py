@@ -30,6 +30,7 @@ _BUILT_IN = {
     "merge-reshapes": ".merge_reshapes",
     "merge-shapes": ".merge_shapes",
     "merge-slices": ".merge_slices",
+    "merge-softmax-reshapes": ".merge_softmax_reshapes",
     "merge-transposes": ".merge_transposes",
     "fuse-activation": ".fuse_activation",
     "fuse-attention": ".fuse_attention",

@@ -16,7 +16,7 @@ from .registry import register
 _MAX_ROUNDS = 16
 _SIMPLIFYING = (
     "eliminate-dead,merge-shapes,eliminate-identity,merge-casts,drop-expands,canonicalize,merge-transposes,"
-    "merge-reshapes,merge-slices,merge-pads,fold-constants{limit=1024 growth=0.0},"
+    "merge-reshapes,merge-softmax-reshapes,merge-slices,merge-pads,fold-constants{limit=1024 growth=0.0},"
     "eliminate-common-subexpressions"
 )
 
