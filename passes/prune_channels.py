@@ -18,7 +18,7 @@ from .channels.proof import Proof
 from .fold_constants import FoldConstants
 from .functions import flatten_functions
 from .pruning.amount import Amount, figure
-from .pruning.budget import Budget, Kind, Sizer, parse_budget, plan
+from .pruning.budget import KINDS, Budget, Sizer, parse_budget, plan
 from .pruning.candidates import Scoring, find_candidates, group_row, report_kept
 from .pruning.counting import count_operations
 from .pruning.importance import Normalization, Reduction, find_importance
@@ -29,8 +29,6 @@ from .pruning.recovery import Recovery, recover
 from .quantization.calibration import Calibration, as_calibration
 from .registry import register
 from .split_sequences import SequenceToSplit
-
-_BUDGETS: tuple[Kind, ...] = ("macs", "params", "bytes", "latency")
 
 
 @register
@@ -118,7 +116,7 @@ class PruneChannels(Pass):
 
     def budgets(self) -> list[Budget]:
         """The budgets that are given."""
-        given = [(kind, getattr(self, kind)) for kind in _BUDGETS]
+        given = [(kind, getattr(self, kind)) for kind in KINDS]
         return [parse_budget(kind, value, self.name) for kind, value in given if value is not None]
 
     def apply(self, model: ir.Model, context: PassContext) -> None:

@@ -58,8 +58,10 @@ class Amount:
         calculated = [each for each in self.budgets if each[0].kind != "latency" or self.measure is None]
         measured = [each for each in self.budgets if each not in calculated]
 
+        kinds = [budget.kind for budget, _ in calculated]
+
         def meets(cuts: Sequence[Cut]) -> bool:
-            cost = sizer.cost(plan(found, cuts))
+            cost = sizer.cost(plan(found, cuts), kinds)
             return all(figure(cost, budget) <= self._limit(budget, first) for budget, first in calculated)
 
         ratio = mildest_ratio(lambda ratio: meets(chooser.at(ratio, self.limits)))

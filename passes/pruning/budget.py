@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import onnx_ir as ir
 
-from ...ir.account import account
+from ...ir.bodies import bodies_of, nodes_of
 from ...ir.clone import clone
+from ...ir.constants import constant_tensor
 from ...ir.errors import PassError
 from ...ir.inputs import input_shapes
+from ...ir.macs import node_macs
 from ...ir.shapes import bind_dims, infer_shapes
+from ...ir.weights import weigh
 from ..channels import Dependencies, Removal, plan_removal
+from ..channels.places import addresses, ordered_nodes
 from .latency import Machine, estimate
 from .ranking import Candidate, Cut, Limits, cut_to
 
 Kind = Literal["macs", "params", "bytes", "latency"]
+KINDS: tuple[Kind, ...] = ("macs", "params", "bytes", "latency")
 _SUFFIXES = {
     "": 1.0,
     "k": 1e3,
@@ -34,7 +41,7 @@ _SUFFIXES = {
     "ms": 1.0,
     "s": 1e3,
 }
-_STEPS = 24
+_STEPS = 16
 _TRIALS = 256
 
 
@@ -96,13 +103,14 @@ class Cost:
 class Sizer:
     """Costs of pruned versions of one model, without slicing a weight.
 
-    Works on a copy whose weights have shapes but no data. Symbolic dimensions get the sizes that random
-    inputs would have.
+    Works on a copy whose shapes it changes and changes back; sliced weights have no data meanwhile. Symbolic
+    dimensions get the sizes that random inputs would have.
     """
 
     def __init__(self, model: ir.Model, machine: Machine):
         self._machine = machine
         self._skeleton = clone(model)
+        self._original = {name: _dims(value) for name, value in addresses(model).items()}
         shapes = input_shapes(model)
         symbols = {
             str(dim.value): shapes[str(value.name)][index]
@@ -114,63 +122,81 @@ class Sizer:
         if symbols:
             bind_dims(self._skeleton, symbols)
             infer_shapes(self._skeleton)
-        self._original = {str(value.name): _dims(value) for value in _values(model)}
-        self.before = self._figures(self._skeleton)
+        self._values = addresses(self._skeleton)
+        self._nodes = ordered_nodes(self._skeleton)
+        self.before = self._figures(KINDS)
 
-    def cost(self, removal: Removal) -> Cost:
-        """The figures after a removal planned for the model."""
-        pruned = clone(self._skeleton)
-        values = {str(value.name): value for value in _values(pruned)}
-        for name, shape in removal.shapes.items():
-            before, dims = self._original[name], list(values[name].shape or ())
-            changed = [new if new != old else dim for new, old, dim in zip(shape, before, dims, strict=True)]
-            values[name].shape = ir.Shape(changed)
-        for name, axes in removal.slices.items():
-            _shrink(values[name], {axis: int(mask.sum()) for axis, mask in axes.items()})
-        nodes = list(pruned.graph)
-        for index, attribute, value in removal.attributes:
-            node = nodes[index]
-            if value is None:
-                node.attributes.pop(attribute, None)
-            else:
-                node.attributes[attribute] = ir.convenience.convert_attribute(attribute, value)
-        return self._figures(pruned)
+    def cost(self, removal: Removal, kinds: Collection[Kind] = KINDS) -> Cost:
+        """The figures after a removal planned for the model; NaN for those that `kinds` does not ask for."""
+        with contextlib.ExitStack() as undo:
+            for name, shape in removal.shapes.items():
+                value, before = self._values[name], self._original[name]
+                dims = list(value.shape or ())
+                undo.callback(setattr, value, "shape", value.shape)
+                value.shape = ir.Shape(
+                    [new if new != old else dim for new, old, dim in zip(shape, before, dims, strict=True)]
+                )
+            for name, axes in removal.slices.items():
+                sizes = {axis: int(np.count_nonzero(mask)) for axis, mask in axes.items()}
+                _shrink(self._values[name], sizes, undo, data="params" in kinds or "bytes" in kinds)
+            for index, attribute, setting in removal.attributes:
+                attributes = self._nodes[index].attributes
+                undo.callback(_restore, attributes, attribute, attributes.get(attribute))
+                _restore(
+                    attributes,
+                    attribute,
+                    None if setting is None else ir.convenience.convert_attribute(attribute, setting),
+                )
+            return self._figures(kinds)
 
-    def _figures(self, model: ir.Model) -> Cost:
-        counted = account(model)
-        macs = sum(cost.macs or 0 for cost in counted.by_node.values())
+    def _figures(self, kinds: Collection[Kind]) -> Cost:
+        graph, unknown = self._skeleton.graph, math.nan
+        weights = weigh(graph) if "params" in kinds or "bytes" in kinds else None
         return Cost(
-            float(macs),
-            float(counted.parameters),
-            float(counted.parameter_bytes),
-            estimate(model.graph, self._machine),
+            float(sum(_macs(node) for node in self._nodes)) if "macs" in kinds else unknown,
+            unknown if weights is None else float(weights.parameters),
+            unknown if weights is None else float(weights.bytes),
+            estimate(graph, self._machine) if "latency" in kinds else unknown,
         )
 
 
-def _values(model: ir.Model) -> list[ir.Value]:
-    made = [value for node in model.graph for value in node.outputs]
-    return [*model.graph.inputs, *model.graph.initializers.values(), *made]
+def _macs(node: ir.Node) -> int:
+    """MACs of a node, its bodies included: those of a body count once, as pruning leaves them alone."""
+    found = [node_macs(each)[0] for each in (node, *(n for body in bodies_of(node) for n in nodes_of(body)))]
+    return sum(macs for macs in found if isinstance(macs, int))
 
 
 def _dims(value: ir.Value) -> list[int | str | None]:
     return [dim if isinstance(dim, int) else dim.value for dim in value.shape or ()]
 
 
-def _shrink(value: ir.Value, sizes: dict[int, int]) -> None:
-    """Give a constant a smaller shape and no data."""
-    tensor = value.const_value
-    if tensor is None:
-        tensor = ir.convenience.get_const_tensor(value)
+def _restore(attributes: Any, name: str, attribute: ir.Attr | None) -> None:
+    if attribute is None:
+        attributes.pop(name, None)
+    else:
+        attributes[name] = attribute
+
+
+def _shrink(value: ir.Value, sizes: dict[int, int], undo: contextlib.ExitStack, *, data: bool) -> None:
+    """Give a constant a smaller shape until `undo`, and a tensor without data if its size is to be seen."""
+    tensor = constant_tensor(value)
     assert tensor is not None
     shape = [sizes.get(axis, int(dim)) for axis, dim in enumerate(tensor.shape.numpy())]
+    undo.callback(setattr, value, "shape", value.shape)
+    value.shape = ir.Shape(shape)
+    if not data:
+        return
     size = int(math.prod(shape) * tensor.dtype.itemsize)
-    empty = ir.ExternalTensor("none", 0, size, tensor.dtype, shape=ir.Shape(shape), name=str(value.name))
+    empty = ir.ExternalTensor("none", 0, size, tensor.dtype, shape=value.shape, name=str(value.name))
     node = value.producer()
     if node is None:
+        undo.callback(setattr, value, "const_value", value.const_value)
         value.const_value = empty
     else:
+        for name in list(node.attributes):
+            undo.callback(_restore, node.attributes, name, node.attributes.pop(name))
+        undo.callback(_restore, node.attributes, "value", None)
         node.attributes["value"] = ir.AttrTensor("value", empty)
-    value.shape = ir.Shape(shape)
 
 
 def mildest_ratio(

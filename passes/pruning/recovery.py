@@ -115,7 +115,8 @@ def recover(
             "once only; give a list, or a function that returns a new iterator"
         )
     nodes = list(original.graph)
-    positions = sorted({mask[0] for mask in removal.masks})
+    # Positions beyond are those of bodies, which are left as they are.
+    positions = sorted({mask[0] for mask in removal.masks if mask[0] < len(nodes)})
     made_by = {str(value.name): node for node in pruned.graph for value in node.outputs}
     rows = []
     rewriter = context.rewriter(pruned)

@@ -194,7 +194,7 @@ class _Versions:
         pruned = clone(self._model)
         if removal:
             apply_removal(pruned, removal, Rewriter(pruned))
-        cost, before = self._sizer.cost(removal), self._sizer.before
+        cost, before = self._sizer.cost(removal, ("macs", "params")), self._sizer.before
         worst = compare(self._expected, self._outputs(pruned))
         classes = sum(len(cut.group.classes) for cut in cuts)
         return Point(
