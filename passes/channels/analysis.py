@@ -1,7 +1,7 @@
-"""Dependency analysis: one walk over the main graph that labels every axis of every value.
+"""Dependency analysis: one walk over the main graph and its bodies that labels every axis of every value.
 
-The graph's inputs and outputs keep their shapes. Operators without a handler, operators with bodies and
-values that bodies capture are barriers: their axes stay.
+The graph's inputs and outputs keep their shapes. Operators without a handler are barriers: their axes, and
+those of values that bodies of such an operator capture, stay.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from ...ir.bodies import bodies_of
+
 # They register handlers.
 from . import (  # noqa: F401
     attention,
     contractions,
+    control,
     elementwise,
     indexing,
     layout,
@@ -26,6 +29,7 @@ from . import (  # noqa: F401
     windows,
 )
 from .labels import Classes, Pin, spread
+from .places import addresses, ordered_nodes
 from .sizes import entries, labelled_sizes
 from .tracer import HANDLERS, INNER, OUTER, Tracer
 
@@ -35,11 +39,13 @@ class Dependencies:
     """What the walk found.
 
     Attributes:
-        nodes: The nodes of the main graph, in order.
+        model: What was analysed.
+        nodes: The nodes of the main graph in order, then those of its bodies (`places.ordered_nodes`).
         tracer: Labels of all axes, contractions, producers and resizers.
         classes: Classes of labels that go together.
     """
 
+    model: ir.Model
     nodes: list[ir.Node]
     tracer: Tracer
     classes: Classes
@@ -60,6 +66,11 @@ class Dependencies:
         classes = self.classes.of[labels[free]]
         found[free] = np.where(self.classes.pin[classes] < 0, classes, -1)
         return found
+
+    @cached_property
+    def names(self) -> dict[ir.Value, str]:
+        """The name of every value that is made or stored (`places.addresses`)."""
+        return {value: name for name, value in addresses(self.model).items()}
 
     @cached_property
     def statistical(self) -> np.ndarray:
@@ -147,13 +158,12 @@ def _freedom(found: Dependencies) -> int:
 
 
 def _walk(model: ir.Model, prefer: dict[ir.Node, int], allow_statistical: bool) -> Dependencies:
-    tracer = Tracer(prefer, allow_statistical=allow_statistical)
-    nodes = list(model.graph)
-    for node in nodes:
+    tracer = Tracer(_trace, prefer, allow_statistical=allow_statistical)
+    for node in model.graph:
         _trace(node, tracer)
     for value in model.graph.outputs:
         tracer.keep_value(value, tracer.labels.new_pin(None, f"graph output '{value.name}' keeps its shape"))
-    return Dependencies(nodes, tracer, tracer.labels.resolve())
+    return Dependencies(model, ordered_nodes(model), tracer, tracer.labels.resolve())
 
 
 def _trace(node: ir.Node, tracer: Tracer) -> None:
@@ -164,8 +174,8 @@ def _trace(node: ir.Node, tracer: Tracer) -> None:
         reason = HANDLERS[node.op_type](node, tracer)
     if reason is not None:
         _stop(node, tracer, reason)
-    for captured in _captured(node):
-        tracer.keep_value(captured, tracer.labels.new_pin(node, f"its body reads '{captured.name}'"))
+        for captured in _captured(node):
+            tracer.keep_value(captured, tracer.labels.new_pin(node, f"its body reads '{captured.name}'"))
 
 
 def _stop(node: ir.Node, tracer: Tracer, reason: str) -> None:
@@ -188,17 +198,15 @@ def _reason_to_stop(node: ir.Node, tracer: Tracer) -> str | None:
 
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:
-    for attribute in node.attributes.values():
-        if attribute.is_ref() or attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-            continue
-        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                for value in inner.inputs:
-                    if value is not None and _is_of(value, node.graph):
-                        yield value
-            yield from (value for value in graph.outputs if _is_of(value, node.graph))
-
-
-def _is_of(value: ir.Value, graph: object) -> bool:
-    return value.graph is graph
+    """Values from outside that the bodies of a node read."""
+    inner: set[ir.Graph] = set()
+    read: list[ir.Value] = []
+    open_bodies = bodies_of(node)
+    while open_bodies:
+        body = open_bodies.pop()
+        inner.add(body)
+        read.extend(body.outputs)
+        for each in body:
+            read.extend(value for value in each.inputs if value is not None)
+            open_bodies.extend(bodies_of(each))
+    yield from dict.fromkeys(value for value in read if value.graph not in inner)

@@ -24,6 +24,7 @@ from ...ir.constants import constant_array, constant_tensor
 from ..rewriter import Rewriter
 from .analysis import Dependencies
 from .labels import Axis, size_of
+from .places import addresses, ordered_nodes
 from .statistics import NORMALIZATIONS, replace_normalization
 from .tracer import Scale, Shift
 
@@ -38,7 +39,8 @@ class Removal:
         shifts: (node position, input position, what is added to the computed operand).
         attributes: (node position, attribute name, new value or None to remove it).
         scales: (node position, factor for its first output).
-        shapes: By value name, the new shape.
+        shapes: By value name, the new shape. (Names as by `places.addresses`, positions as by
+            `places.ordered_nodes`.)
         masks: (node position, input position, axis, which indices stay, what the others become): the terms
             that vanish.
         statistics: By position of a normalization, which indices of its normalized axes stay.
@@ -117,9 +119,9 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
         if not cut:
             continue
         if constant_tensor(value) is not None:
-            slices[str(value.name)] = cut
+            slices[found.names[value]] = cut
         else:
-            shapes[str(value.name)] = tuple(dims)
+            shapes[found.names[value]] = tuple(dims)
     edits = [edit for resizer in found.tracer.resizers for edit in resizer(keep)] if slices else []
     return Removal(
         slices=slices,
@@ -180,9 +182,7 @@ def apply_removal(model: ir.Model, removal: Removal, rewriter: Rewriter) -> None
         removal: What goes.
         rewriter: The rewriter of `model`.
     """
-    nodes = list(model.graph)
-    values = {str(value.name): value for node in nodes for value in node.outputs}
-    values.update(model.graph.initializers)
+    nodes, values = ordered_nodes(model), addresses(model)
     for name, shape in removal.shapes.items():
         rewriter.set_shape(values[name], shape)
     for index, operand, array in removal.operands:
@@ -271,7 +271,7 @@ def masked_model(original: ir.Model, removal: Removal) -> ir.Model:
     """
     masked = clone(original)
     rewriter = Rewriter(masked, origin="mask")
-    nodes = list(masked.graph)
+    nodes = ordered_nodes(masked)
     for index, operand, axis, mask, fill in removal.masks:
         _mask_operand(nodes[index], operand, axis, mask, fill, rewriter)
     for index, masks in removal.statistics.items():

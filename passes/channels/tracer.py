@@ -121,7 +121,7 @@ def traces(*op_types: str) -> Callable[[Handler], Handler]:
 
 
 class Tracer:
-    """Labels of all axes of all values of the main graph.
+    """Labels of all axes of all values.
 
     Attributes:
         labels: The label store.
@@ -136,7 +136,14 @@ class Tracer:
         allow_statistical: Whether axes that normalizations look along may carry labels.
     """
 
-    def __init__(self, prefer: dict[ir.Node, int] | None = None, *, allow_statistical: bool = False) -> None:
+    def __init__(
+        self,
+        walk: Callable[[ir.Node, Tracer], None],
+        prefer: dict[ir.Node, int] | None = None,
+        *,
+        allow_statistical: bool = False,
+    ) -> None:
+        self._walk = walk
         self.allow_statistical = allow_statistical
         self.labels = Labels()
         self.unit = self.labels.new_pin(None, "an axis of size one cannot shrink")
@@ -150,6 +157,10 @@ class Tracer:
         self.stopped: dict[ir.Node, str] = {}
         self._made: set[int] = set()
         self._dims: dict[ir.Value, tuple[Dim, ...] | None] = {}
+
+    def walk(self, node: ir.Node) -> None:
+        """Trace a node of a body."""
+        self._walk(node, self)
 
     def dims(self, value: ir.Value) -> tuple[Dim, ...]:
         """Shape of a value whose rank is known."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphwright.passes.optimize import optimize
 
 
 def weight_shapes(model):
@@ -311,28 +310,6 @@ def test_several_outputs_and_unused_ones(network, assert_exact):
     pruned, removed = assert_exact(net.model(net.conv(seen, 2), net.linear(net.op("Flatten", x), 3), seen))
     # `seen` is an output: only the first layer may shrink.
     assert removed == 4
-
-
-def test_body_of_if_keeps_what_it_reads(network, assert_exact):
-    net = network()
-    x = net.block(net.input(1, 3, 6, 6), 8)
-    free = net.block(x, 8)
-    flag = net.input(name="flag", dtype=ir.DataType.BOOL)
-    bodies = []
-    for index, op in enumerate(("Relu", "Neg")):
-        node = ir.node(op, [free], name=f"body{index}")
-        node.outputs[0].name = f"body{index}_out"
-        node.outputs[0].shape, node.outputs[0].type = ir.Shape([1, 8, 6, 6]), ir.TensorType(ir.DataType.FLOAT)
-        bodies.append(ir.Graph([], node.outputs, nodes=[node], name=f"body{index}"))
-    branch = ir.node("If", [flag], {"then_branch": bodies[0], "else_branch": bodies[1]}, name="branch")
-    branch.outputs[0].name = "branched"
-    branch.outputs[0].shape, branch.outputs[0].type = ir.Shape([1, 8, 6, 6]), ir.TensorType(ir.DataType.FLOAT)
-    net.graph.append(branch)
-    model = net.model(net.conv(branch.outputs[0], 2))
-    pruned, removed = assert_exact(model)
-    assert removed == 4
-    record = optimize(model, "prune-channels{proof=false}").report.records[0]
-    assert any(entry.op_type == "If" and "body reads" in entry.reason for entry in record.left_alone)
 
 
 def test_computed_shapes_follow_the_axes_they_read(network, assert_exact):
