@@ -122,3 +122,63 @@ def test_names_of_moved_nodes_do_not_clash():
     assert ops == ["Neg", "Abs", "Sin", "Cos", "Add"]
     names = [value.name for node in model.graph for value in node.outputs]
     assert len(set(names)) == len(names)
+
+
+WIDE = "int64[3] wide = {2, 3, 4}, int64[2] pair = {3, 4}, int64[2] rows = {5, 1}, int64[2] three = {3, 1}, float c = {2.0}"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body", "shape", "left"),
+    [
+        ("float[1,4] x, float[3,4] z", "t = Tile(x, three)\n y = Add(t, z)", "3,4", ["Add"]),
+        ("float[1,4] x, float[1,4] z", "t = Tile(x, three)\n y = Add(t, z)", "3,4", ["Tile", "Add"]),
+        ("float[2,4] x, float[6,4] z", "t = Tile(x, three)\n y = Add(t, z)", "6,4", ["Tile", "Add"]),
+        ("float[3,4] x, float[2,4,5] z", "e = Expand(x, wide)\n y = MatMul(e, z)", "2,3,5", ["MatMul"]),
+        (
+            "float[1,3,4] x, float[4,5] z",
+            "e = Expand(x, wide)\n y = MatMul(e, z)",
+            "2,3,5",
+            ["Expand", "MatMul"],
+        ),
+        (
+            "float[1,1,4] x, float[2,4,5] z",
+            "e = Expand(x, wide)\n y = MatMul(e, z)",
+            "2,3,5",
+            ["Expand", "MatMul"],
+        ),
+        (
+            "float[4] x, float[2,3,4] z",
+            "e = Expand(x, pair)\n f = Expand(e, wide)\n y = Neg(f)",
+            "2,3,4",
+            ["Expand", "Neg"],
+        ),
+        (
+            "float[N,1] x, float[1] z",
+            "e = Tile(x, three)\n f = Tile(e, rows)\n y = Neg(f)",
+            "M,1",
+            ["Tile", "Neg"],
+        ),
+        ("float[N,4] x, float[1] z", "s = Shape(x)\n f = ConstantOfShape(s)\n y = Add(x, f)", "N,4", ["Add"]),
+        (
+            "float[N,4] x, float[1] z",
+            "s = Shape(x)\n f = ConstantOfShape(s)\n y = Add(z, f)",
+            "N,4",
+            ["Shape", "ConstantOfShape", "Add"],
+        ),
+    ],
+)
+def test_what_broadcasts_by_itself(inputs, body, shape, left):
+    ops, _, _ = run(f"g ({inputs}) => (float[{shape}] y) <{WIDE}> {{ {body} }}", "drop-expands")
+    assert ops == left
+
+
+def test_fills_keep_their_number():
+    _, _, model = run(
+        """g (int64[N] x) => (int64[N] y) {
+            s = Shape(x)
+            f = ConstantOfShape<value = int64[1] {7}>(s)
+            y = Mul(x, f)
+        }""",
+        "drop-expands",
+    )
+    assert model.graph[0].inputs[1].const_value.numpy().tolist() == 7

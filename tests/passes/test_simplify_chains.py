@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+import pytest
+from graphwright.ir.load import load
+from graphwright.ir.reference import run_reference
 from graphwright.ir.verify import verify
 from graphwright.passes.equivalence import check_equivalent
 from graphwright.passes.manager import PassManager
+from graphwright.tools.simplify_models import MODELS, build_model
+from graphwright.tools.zoo.synthetic import build_control_flow, build_synthetic
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -169,6 +174,18 @@ STEPS = [name for name in vars(Chain) if name not in ("pick", "grow", "number", 
 STEPS = [name for name in STEPS if not name.startswith("_")]
 
 
+EXACT = [
+    *([kind] for kind in ("Relu", "Abs", "Neg", "Floor", "Round", "Sign", "Sigmoid", "Transpose", "Cast")),
+    *(["Clip", low, high] for low, high in ((-1.0, 1.0), (0.0, 6.0), (2.0, 1.0))),
+    *([kind, number] for kind in ("Max", "Min", "Where") for number in (-1.0, 0.0, 2.0)),
+    *(["Div", 4.0], ["Mul", -1.0], ["Mul", 1.0], ["Sub", 0.0]),
+]
+
+
+BIG = ("light_vgg", "light_bvlc", "light_zfnet", "light_resnet", "light_inception", "synthetic", "large")
+ZOO = [name for name in MODELS if not name.startswith(BIG)]
+
+
 def simplified(model):
     once, _ = PassManager("simplify").run(model)
     verify(once)
@@ -190,10 +207,93 @@ def test_random_chains_compute_the_same_and_are_done_at_once(network, data):
         chain.grow(step)
     if len(chain.values) == 1:
         return
-    outputs = [value for value in chain.values if not value.uses()]
+    outputs = [value for value in chain.values if not value.uses()] or chain.values[-1:]
     model = chain.net.model(*[chain.net.op("Softsign", value) for value in outputs])
     once, later = simplified(model)
     assert not later
     found = check_equivalent(model, once)
     assert found.passed, str(found)
     assert len(once.graph) <= len(model.graph)
+
+
+EXTREMES = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -2.0, 3e38, -3e38, 1e-40], np.float32)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(seed=st.integers(0, 10_000), steps=st.lists(st.sampled_from(EXACT), min_size=2, max_size=10))
+def test_nan_and_infinities_come_out_where_they_did(network, seed, steps):
+    rng = np.random.default_rng(seed)
+    net = network(seed)
+    x = value = net.input(2, 5)
+    for kind, *numbers in steps:
+        constants = [net.constant(np.float32(number)) for number in numbers]
+        if kind == "Transpose":
+            value = net.op(kind, value, perm=[1, 0])
+        elif kind == "Cast":
+            value = net.op(kind, net.op(kind, value, to=int(ir.DataType.DOUBLE)), to=int(ir.DataType.FLOAT))
+        elif kind == "Where":
+            value = net.op(
+                kind, net.op("Not", net.op("Less", value, *constants)), value, net.op("Neg", value)
+            )
+        else:
+            value = net.op(kind, value, *constants)
+    model = net.model(net.op("Neg", value), net.op("Abs", value))
+    once, later = simplified(model)
+    assert not later
+    feeds = {x.name: rng.choice(EXTREMES, (2, 5))}
+    for name, expected in run_reference(model, feeds).items():
+        np.testing.assert_array_equal(expected, run_reference(once, feeds)[name])
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: build_synthetic(150), lambda: build_synthetic(150, idle=True), build_control_flow]
+)
+def test_nothing_is_left_to_do_on_synthetic_models(build):
+    _, later = simplified(build())
+    assert not later
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_nothing_is_left_to_do_on_the_zoo(name, tmp_path):
+    model = load(build_model(name, tmp_path))
+    once, later = simplified(model)
+    assert not later
+    found = check_equivalent(model, once)
+    assert found.passed, str(found)
+
+
+def test_parts_of_a_function_are_simplified_with_constants_of_their_own():
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23, "my" : 1]>
+        g (float[2,3,4] x) => (float[3,2,3] y) { y = my.f(x) }
+        <domain: "my", opset_import: ["" : 23]>
+        f (x) => (y) <float[2,3,4] x, float[4,2,3] a, float[3,2,3] b> {
+            one = Constant<value = int64[1] {1}>()
+            zero = Constant<value = int64[1] {0}>()
+            many = Constant<value = int64[1] {9}>()
+            a = Transpose<perm = [2, 0, 1]>(x)
+            b = Slice(a, one, many, zero)
+            y = Transpose<perm = [0, 1, 2]>(b)
+        }"""
+    )
+    once, later = simplified(model)
+    assert not later
+    (function,) = once.functions.values()
+    assert [node.op_type for node in function if node.op_type != "Constant"] == ["Slice", "Transpose"]
+    assert not once.graph.initializers
+    assert check_equivalent(model, once).passed
+
+
+def test_parameters_of_functions_are_not_taken_for_defaults():
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23, "my" : 1]>
+        g (float[2,3,4] x) => (float[4,2,3] y) { y = my.f<p = [1, 2, 0]>(x) }
+        <domain: "my", opset_import: ["" : 23]>
+        f <p>(x) => (y) <float[2,3,4] x, float[3,4,2] a> {
+            a = Transpose<perm : ints = @p>(x)
+            y = Transpose<perm = [1, 2, 0]>(a)
+        }"""
+    )
+    once, _ = simplified(model)
+    assert check_equivalent(model, once).passed
