@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from ...passes.attention.masks import bounds
 from .op import type_of
 
 if TYPE_CHECKING:
@@ -33,12 +34,15 @@ def attention(new: Assembler) -> Sequence[ir.Value | None]:
     v = new("Concat", new.input(5), v, axis=2) if new.input(5) is not None else v
     present = [k, v]
     batch, q_heads, rows, size, kv_heads, columns, value_size = _dims(new, flat)
-    repeats = q_heads // kv_heads
-    if repeats > 1:
-        k = _repeated(new, k, (batch, kv_heads, repeats, columns, size))
-        v = _repeated(new, v, (batch, kv_heads, repeats, columns, value_size))
+    shared = q_heads != kv_heads
+    if shared:
+        # Queries that share a head of keys are more rows of one product, so no key is copied.
+        grouped = [batch, kv_heads, q_heads // kv_heads * rows]
+        q = new("Reshape", q, np.array([*grouped, size], np.int64))
     scale = new.attr("scale") or 1.0 / sqrt(size)
     raw = new("Mul", new("MatMul", q, new("Transpose", k, perm=[0, 1, 3, 2])), new.number(scale))
+    if shared:
+        raw = new("Reshape", raw, np.array([batch, q_heads, rows, columns], np.int64))
     bias = _bias(new, rows, columns)
     softcap = new.attr("softcap", 0.0)
     steps = {0: raw}
@@ -49,16 +53,26 @@ def attention(new: Assembler) -> Sequence[ir.Value | None]:
     scores = new("Add", scores, bias) if bias is not None else scores
     steps[2] = scores
     weights = new("Softmax", scores, axis=-1)
-    if new.input(3) is not None:
+    if new.input(3) is not None and _may_be_infinite(new.input(3)):
         # A row in which every key is masked is zero, not NaN.
         masked = new("Equal", bias, new.number(float("-inf")))
         weights = new("Where", masked, new.number(0), weights)
     steps[3] = weights
+    if shared:
+        weights = new("Reshape", weights, np.array([*grouped, columns], np.int64))
     y = new("MatMul", weights, v)
+    if shared:
+        y = new("Reshape", y, np.array([batch, q_heads, rows, value_size], np.int64))
     if flat:
         turned = new("Transpose", y, perm=[0, 2, 1, 3])
         y = new("Reshape", turned, np.array([batch, rows, q_heads * value_size], np.int64))
     return [y, *present, steps[new.attr("qk_matmul_output_mode", 0)]][: len(new.node.outputs)]
+
+
+def _may_be_infinite(mask: ir.Value) -> bool:
+    """Whether a mask can hold -infinity or False, as far as is known."""
+    lowest, _ = bounds(mask)
+    return mask.dtype == ir.DataType.BOOL or lowest is None or not np.isfinite(lowest)
 
 
 def _heads(new: Assembler, position: int, heads: int) -> ir.Value:
@@ -76,14 +90,6 @@ def _dims(new: Assembler, flat: bool) -> tuple[int, ...]:
         q_heads, kv_heads = new.attr("q_num_heads"), new.attr("kv_num_heads")
         return q[0], q_heads, q[1], q[2] // q_heads, kv_heads, k[1] + past, v[2] // kv_heads
     return q[0], q[1], q[2], q[3], k[1], k[2] + past, v[3]
-
-
-def _repeated(new: Assembler, x: Any, shape: tuple[int, ...]) -> ir.Value:
-    """Every head of keys or values for the query heads that share it."""
-    batch, heads, repeats, length, size = shape
-    wide = new("Unsqueeze", x, np.array([2], np.int64))
-    wide = new("Expand", wide, np.array([batch, heads, repeats, length, size], np.int64))
-    return new("Reshape", wide, np.array([batch, heads * repeats, length, size], np.int64))
 
 
 def _bias(new: Assembler, rows: int, columns: int) -> Any:
