@@ -36,9 +36,12 @@ def constant_array(value: ir.Value | None, limit: int | None = None) -> np.ndarr
         A graph input with a default is not one: the caller of the model may override it.
     """
     tensor = constant_tensor(value)
-    if tensor is None or (limit is not None and tensor.size > limit):
+    if tensor is None:
         return None
-    return tensor.numpy()
+    array = getattr(tensor, "raw", None)
+    if type(array) is np.ndarray and type(tensor) is ir.Tensor:
+        return array if limit is None or array.size <= limit else None
+    return tensor.numpy() if limit is None or tensor.size <= limit else None
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
