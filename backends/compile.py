@@ -31,8 +31,14 @@ from .host import usable_cores
 from .meter import latency_meter, wants_clock
 from .target import Target, resolve_target
 
-DEFAULT_PIPELINE = "simplify,fold-batch-norm"
-"""What compiling does to a graph if nothing else is asked for; lossless."""
+DEFAULT_PIPELINE = (
+    "simplify,fold-batch-norm,"
+    "fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,eliminate-dead"
+)
+"""What compiling does to a graph if nothing else is asked for; lossless.
+
+Of `fuse` these make standard operators, for which there are kernels; functions would be taken apart again.
+"""
 
 _WORKING_BYTES = 128 << 20
 """Room for object files and a library; the largest of the usual networks take a third of it."""
