@@ -57,8 +57,9 @@ PRESETS = {
     "simplify": "fold-constants,inline-ifs,split-sequences,stabilize,eliminate-dead",
     # Standard operators first, functions with a body last; for graphs after `simplify,fold-batch-norm`.
     "fuse": (
-        "fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,fuse-gemm,"
-        "fuse-swish,fuse-squeeze-excite,fuse-conv-activation,eliminate-dead"
+        "fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,fuse-rotary,"
+        "fuse-attention,eliminate-common-subexpressions,merge-projections,fuse-gemm,fuse-swish,"
+        "fuse-squeeze-excite,fuse-skip-normalization,fuse-conv-activation,eliminate-dead"
     ),
 }
 """Named pipelines: usable wherever a pass name is, expanded when the pipeline is parsed."""

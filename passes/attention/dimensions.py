@@ -15,7 +15,14 @@ Dim = int | ir.SymbolicDim
 
 def dims_of(value: ir.Value | None) -> tuple[Dim, ...] | None:
     """The dimensions of a value, or None where its rank is not known."""
-    return None if value is None or value.shape is None else tuple(value.shape.dims)
+    return None if value is None or value.shape is None else tuple(_plain(dim) for dim in value.shape.dims)
+
+
+def _plain(dim: Dim) -> Dim:
+    """A dimension that was inferred as an expression without symbols, as a number."""
+    if isinstance(dim, int) or dim.value is None or not str(dim.value).isdigit():
+        return dim
+    return int(dim.value)
 
 
 def same_dims(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
@@ -58,7 +65,7 @@ def reshaped(
 
 def _static(value: ir.Value, axis: int) -> int | None:
     assert value.shape is not None
-    dim = value.shape[axis]
+    dim = _plain(value.shape[axis])
     return dim if isinstance(dim, int) else None
 
 
