@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from ..ir.clone import clone
 from ..ir.errors import PassError
 from ..ir.shapes import infer_shapes
 from .base import Pass, PassContext
-from .channels import analyse, apply_removal
+from .channels import Dependencies, analyse, apply_removal
 from .channels.proof import Proof
 from .fold_constants import FoldConstants
 from .functions import flatten_functions
@@ -93,6 +94,8 @@ class PruneChannels(Pass):
     """Also remove channels that a normalization takes statistics over, which then change with them."""
     counting: Literal["graphwright", "torch-pruning", "torch-pruning-1.2"] = "graphwright"
     """Whose rules count the operations that the report names beside ours."""
+    outputs: str | None = None
+    """Outputs of the model that may get smaller, as a regular expression; all others keep their shapes."""
     proof: bool = True
     """Prove on the reference that the pruned model equals the masked original before applying anything."""
     tolerance: float = 1e-4
@@ -113,6 +116,12 @@ class PruneChannels(Pass):
         find_importance(self.importance)
         parse_ratios(self.ratios, self.name)
         self.budgets()
+        try:
+            re.compile(self.outputs or "")
+        except re.error as error:
+            raise PassError(
+                f"{self.name}: option 'outputs' is not a regular expression ({error}): {self.outputs!r}"
+            ) from None
 
     def budgets(self) -> list[Budget]:
         """The budgets that are given."""
@@ -160,6 +169,12 @@ class PruneChannels(Pass):
         found = count_operations(model, self.counting)
         return {**vars(found), "explanation": found.explanation}
 
+    def analyse(self, model: ir.Model) -> Dependencies:
+        """Dependency analysis as the options want it."""
+        names = [str(value.name) for value in model.graph.outputs]
+        resized = [name for name in names if self.outputs is not None and re.match(self.outputs, name)]
+        return analyse(model, allow_statistical=self.allow_statistical, outputs=resized)
+
     def scoring(self, context: PassContext) -> Scoring:
         """How groups are scored."""
         patterns = parse_ratios(self.ratios, self.name)
@@ -194,7 +209,7 @@ class _Run:
 
     def step(self, model: ir.Model, step: int) -> None:
         options, context = self._options, self._context
-        found = analyse(model, allow_statistical=options.allow_statistical)
+        found = options.analyse(model)
         if step == 1:
             report_kept(found, context, options)
         candidates = find_candidates(model, found, self._scoring, options, self._calibration, context)

@@ -6,7 +6,7 @@ those of values that bodies of such an operator capture, stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -97,7 +97,9 @@ class Dependencies:
         return None
 
 
-def analyse(model: ir.Model, *, allow_statistical: bool = False) -> Dependencies:
+def analyse(
+    model: ir.Model, *, allow_statistical: bool = False, outputs: Collection[str] = ()
+) -> Dependencies:
     """Label every axis of every value of the main graph; the model is not changed.
 
     Where an axis is split (heads and head dimensions, groups of a channel shuffle) only one part can carry
@@ -108,22 +110,25 @@ def analyse(model: ir.Model, *, allow_statistical: bool = False) -> Dependencies
         model: At the canonical opset, shapes inferred.
         allow_statistical: Let axes go that normalizations take statistics over. Splits that allow exact
             removal are preferred all the same.
+        outputs: Names of graph outputs that may get smaller.
     """
-    best = _best_walk(model, {}, allow_statistical=False)
+    best = _best_walk(model, {}, outputs, allow_statistical=False)
     if allow_statistical:
-        best = _best_walk(model, best.tracer.prefer, allow_statistical=True)
+        best = _best_walk(model, best.tracer.prefer, outputs, allow_statistical=True)
     return best
 
 
-def _best_walk(model: ir.Model, prefer: dict[ir.Node, int], *, allow_statistical: bool) -> Dependencies:
-    best = _walk(model, prefer, allow_statistical)
+def _best_walk(
+    model: ir.Model, prefer: dict[ir.Node, int], outputs: Collection[str], *, allow_statistical: bool
+) -> Dependencies:
+    best = _walk(model, prefer, outputs, allow_statistical)
     tried = prefer
     for strategy in (_advance, _outer, _inner, _advance):
         stuck = [node for node in best.tracer.splits if _is_stuck(best, node)]
         if not stuck:
             break
         tried = {**best.tracer.prefer, **{node: strategy(tried.get(node, 0)) for node in stuck}}
-        found = _walk(model, tried, allow_statistical)
+        found = _walk(model, tried, outputs, allow_statistical)
         if _freedom(found) > _freedom(best):
             best = found
     return best
@@ -157,11 +162,15 @@ def _freedom(found: Dependencies) -> int:
     return sum(max(len(np.unique(each[each >= 0])) - 1, 0) for each in classes)
 
 
-def _walk(model: ir.Model, prefer: dict[ir.Node, int], allow_statistical: bool) -> Dependencies:
+def _walk(
+    model: ir.Model, prefer: dict[ir.Node, int], outputs: Collection[str], allow_statistical: bool
+) -> Dependencies:
     tracer = Tracer(_trace, prefer, allow_statistical=allow_statistical)
     for node in model.graph:
         _trace(node, tracer)
     for value in model.graph.outputs:
+        if value.name in outputs:
+            continue
         tracer.keep_value(value, tracer.labels.new_pin(None, f"graph output '{value.name}' keeps its shape"))
     return Dependencies(model, ordered_nodes(model), tracer, tracer.labels.resolve())
 
@@ -169,6 +178,7 @@ def _walk(model: ir.Model, prefer: dict[ir.Node, int], allow_statistical: bool) 
 def _trace(node: ir.Node, tracer: Tracer) -> None:
     if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
         return
+    tracer.note_fixed(node)
     reason = _reason_to_stop(node, tracer)
     if reason is None:
         reason = HANDLERS[node.op_type](node, tracer)

@@ -13,7 +13,7 @@ of the model it was planned for.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Removal:
         masks: (node position, input position, axis, which indices stay, what the others become): the terms
             that vanish.
         statistics: By position of a normalization, which indices of its normalized axes stay.
+        outputs: By name and axis, which indices stay of the graph outputs that get smaller.
     """
 
     slices: dict[str, dict[int, np.ndarray]]
@@ -54,6 +55,7 @@ class Removal:
     shapes: dict[str, tuple[int | str | None, ...]]
     masks: tuple[tuple[int, int, int, np.ndarray, float], ...]
     statistics: dict[int, dict[int, np.ndarray]]
+    outputs: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.slices)
@@ -107,6 +109,7 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
     position = {node: index for index, node in enumerate(found.nodes)}
     slices: dict[str, dict[int, np.ndarray]] = {}
     shapes: dict[str, tuple[int | str | None, ...]] = {}
+    outputs: dict[str, dict[int, np.ndarray]] = {}
     for value, axes in found.tracer.axes.items():
         dims = list(found.tracer.known_dims(value) or ())
         cut: dict[int, np.ndarray] = {}
@@ -122,6 +125,8 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
             slices[found.names[value]] = cut
         else:
             shapes[found.names[value]] = tuple(dims)
+            if value.is_graph_output() and value in found.model.graph.outputs:
+                outputs[str(value.name)] = cut
     edits = [edit for resizer in found.tracer.resizers for edit in resizer(keep)] if slices else []
     return Removal(
         slices=slices,
@@ -144,6 +149,7 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
         shapes=shapes,
         masks=tuple(_masks(found, keep, position)),
         statistics=_statistics(found, keep, position),
+        outputs=outputs,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx_ir as ir
 
-from ...ir.bodies import bodies_of, nodes_of
+from ...ir.account import account
 from ...ir.clone import clone
 from ...ir.constants import constant_tensor
 from ...ir.errors import PassError
@@ -153,17 +153,21 @@ class Sizer:
         graph, unknown = self._skeleton.graph, math.nan
         weights = weigh(graph) if "params" in kinds or "bytes" in kinds else None
         return Cost(
-            float(sum(_macs(node) for node in self._nodes)) if "macs" in kinds else unknown,
+            self._macs() if "macs" in kinds else unknown,
             unknown if weights is None else float(weights.parameters),
             unknown if weights is None else float(weights.bytes),
             estimate(graph, self._machine) if "latency" in kinds else unknown,
         )
 
-
-def _macs(node: ir.Node) -> int:
-    """MACs of a node, its bodies included: those of a body count once, as pruning leaves them alone."""
-    found = [node_macs(each)[0] for each in (node, *(n for body in bodies_of(node) for n in nodes_of(body)))]
-    return sum(macs for macs in found if isinstance(macs, int))
+    def _macs(self) -> float:
+        main = self._skeleton.graph
+        if len(self._nodes) > len(main):
+            # Branches and rounds of control flow are counted there.
+            macs = account(self._skeleton).macs
+            if macs is not None:
+                return float(macs)
+        found = (node_macs(node)[0] for node in self._nodes)
+        return float(sum(macs for macs in found if isinstance(macs, int)))
 
 
 def _dims(value: ir.Value) -> list[int | str | None]:

@@ -92,7 +92,8 @@ class Members:
         classes = np.unique(classes[classes >= 0])
         others = [each for each in node.inputs if each is not None and each is not value]
         for other in (*others, value):
-            if constant_tensor(other) is not None:
+            if constant_tensor(other) is not None or other.graph is not self._found.model.graph:
+                # What happens in a body is not seen when a model is run for its activations.
                 continue
             for index in reversed(range(len(self._found.tracer.known_dims(other) or ()))):
                 if np.isin(self._found.classes_of(other, index), classes).any():

@@ -29,6 +29,7 @@ from ...ir.reference import Reference
 from ...ir.static import only_reader
 from ..base import PassContext
 from ..channels import Removal
+from ..channels.places import ordered_nodes
 from ..quantization.calibration import Calibration
 from ..rewriter import Rewriter
 from .layers import LinearLayer, linear_layer
@@ -114,13 +115,16 @@ def recover(
             f"recovery reads the calibration data once per layer, but an {calibration.source} can be read "
             "once only; give a list, or a function that returns a new iterator"
         )
-    nodes = list(original.graph)
+    nodes = ordered_nodes(original)
     # Positions beyond are those of bodies, which are left as they are.
     positions = sorted({mask[0] for mask in removal.masks if mask[0] < len(nodes)})
     made_by = {str(value.name): node for node in pruned.graph for value in node.outputs}
     rows = []
     rewriter = context.rewriter(pruned)
     for done, position in enumerate(positions):
+        if nodes[position].graph is not original.graph:
+            context.leave(nodes[position], "not recovered: it lies in a body")
+            continue
         node = made_by[str(nodes[position].outputs[0].name)]
         if context.progress is not None:
             context.progress(done, len(positions), f"recovering {node.name}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ...ir.compare import compare
 from ...ir.errors import PassError
 from ...ir.reference import Reference
 from ..base import PassContext
-from ..channels import Dependencies, analyse, apply_removal
+from ..channels import Dependencies, apply_removal
 from ..fold_constants import FoldConstants
 from ..prune_channels import PruneChannels
 from ..quantization.calibration import Calibration
@@ -132,7 +132,7 @@ def scan(
     base = clone(model)
     FoldConstants().apply(base, context)
     context.rewrite(base, SequenceToSplit())
-    found = analyse(base, allow_statistical=options.allow_statistical)
+    found = replace(options, outputs=None).analyse(base)
     candidates = find_candidates(base, found, options.scoring(context), options, calibration, context)
     if not candidates:
         raise PassError("there is nothing to prune: every channel is kept (see `prune-channels --stats`)")
