@@ -43,6 +43,7 @@ _BUILT_IN = {
     "fuse-squeeze-excite": ".fuse_squeeze_excite",
     "fuse-swish": ".fuse_swish",
     "fuse-group-norm": ".fuse_group_norm",
+    "fuse-l2-normalization": ".fuse_l2_normalization",
     "fuse-normalization": ".fuse_normalization",
     "inline-functions": ".inline_functions",
     "inline-ifs": ".inline_ifs",
@@ -58,8 +59,9 @@ PRESETS = {
     # Standard operators first, functions with a body last; for graphs after `simplify,fold-batch-norm`.
     "fuse": (
         "fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,fuse-rotary,"
-        "fuse-attention,eliminate-common-subexpressions,merge-projections,fuse-gemm,fuse-swish,"
-        "fuse-squeeze-excite,fuse-skip-normalization,fuse-conv-activation,eliminate-dead"
+        "fuse-attention,eliminate-common-subexpressions,merge-projections,fuse-gemm,"
+        "fuse-l2-normalization,fuse-swish,fuse-squeeze-excite,fuse-skip-normalization,fuse-conv-activation,"
+        "eliminate-dead"
     ),
 }
 """Named pipelines: usable wherever a pass name is, expanded when the pipeline is parsed."""

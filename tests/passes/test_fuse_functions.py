@@ -345,3 +345,35 @@ def test_random_networks_keep_their_numbers(data):
         values += [f"v{i}"] + ([current] if data.draw(st.booleans()) else [])
     lines.append(f"y = Identity({values[-1]})")
     run(lines, ALL, constants=constants)
+
+
+LENGTHS = {
+    "norm": ["n = ReduceL2 <keepdims = 1> (x, axes)"],
+    "squares": ["q = Mul(x, x)", "s = ReduceSum <keepdims = 1> (q, axes)", "n = Sqrt(s)"],
+    "sum of squares": ["s = ReduceSumSquare <keepdims = 1> (x, axes)", "n = Sqrt(s)"],
+}
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(
+    "tail", [["c = Clip(n, eps)", "y = Div(x, c)"], ["c = Max(eps, n)", "y = Div(x, c)"], ["y = Div(x, n)"]]
+)
+def test_l2_normalization_in_each_spelling(length, tail):
+    constants = {"axes": np.array([1]), **({"eps": np.float32(1e-12)} if "eps" in tail[0] else {})}
+    ops, _, model = run([*LENGTHS[length], *tail], "fuse-l2-normalization", constants=constants)
+    assert ops == ["L2Normalization"]
+    assert model.graph[0].attributes.get_float("epsilon", 0.0) == pytest.approx(
+        1e-12 if "eps" in tail[0] else 0.0
+    )
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["a = Relu(x)", "n = ReduceL2 <keepdims = 1> (a, axes)", "y = Div(x, n)"],
+        ["n = ReduceL1 <keepdims = 1> (x, axes)", "y = Div(x, n)"],
+        ["n = ReduceL2 <keepdims = 1> (x, axes)", "z = Div(x, n)", "y = Add(z, n)"],
+    ],
+)
+def test_other_quotients_are_left_alone(lines):
+    assert not run(lines, "fuse-l2-normalization", constants={"axes": np.array([1])})[1].changed
