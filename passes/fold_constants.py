@@ -22,6 +22,8 @@ from .rules import Rule
 # Their point is to keep data small in the file; backends fold them into kernels.
 _KEPT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 _MAX_ROUNDS = 16
+# A larger constant that is transposed stays a view of the original, maybe in a file, until it is saved.
+_COPIED = 1 << 20
 
 
 @register
@@ -56,7 +58,8 @@ class FoldConstants(Pass):
         unfoldable: dict[ir.Node, str] = {}
         for _ in range(_MAX_ROUNDS):
             changed = context.rewrite(model, FoldShape(), FoldShapeGather())
-            changed |= self._fold_round(model, rewriter, allowed, unfoldable, context)
+            with context.timed("folding"):
+                changed |= self._fold_round(model, rewriter, allowed, unfoldable, context)
             if not changed:
                 break
             context.update_shapes(model)
@@ -271,7 +274,7 @@ def _frontier(foldable: dict[ir.Node, None]) -> list[ir.Value]:
 
 def _stored(value: ir.Value, maker: ir.Node, array: np.ndarray, rewriter: Rewriter) -> ir.Value:
     """A constant to stand for `value`: an initializer, or a Constant node where it names a graph output."""
-    if not array.flags.c_contiguous:
+    if not array.flags.c_contiguous and array.nbytes <= _COPIED:
         array = np.ascontiguousarray(array).reshape(array.shape)
     if not value.is_graph_output():
         return rewriter.constant_before(maker, value.name or "folded", array)
