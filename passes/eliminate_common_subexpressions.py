@@ -10,6 +10,7 @@ import onnx_ir as ir
 from ..ir.bodies import bodies_of
 from ..ir.constants import constant_array, is_deterministic
 from .base import Pass, PassContext
+from .merge_shapes import sizes_of
 from .registry import register
 from .rewriter import Rewriter
 
@@ -26,6 +27,7 @@ class EliminateCommonSubexpressions(Pass):
     attributes are equal. It does not fire on random operators, on nodes with bodies (If, Loop, Scan), or
     where an output to be replaced is a graph output. A node in a body may be replaced by one of an enclosing
     graph, never by one of a sibling body.
+    Shape nodes of one graph that return the same named symbols are the same, whatever they read.
     Equal small constants (at most 1 KiB) are merged first, so that nodes reading them compare equal;
     larger weights stay apart, because passes that change weights need them unshared.
     """
@@ -80,6 +82,15 @@ class EliminateCommonSubexpressions(Pass):
 
 
 def _key(node: ir.Node) -> Any:
+    if node.op_type == "Shape" and node.domain in ("", "ai.onnx"):
+        sizes = sizes_of(node)
+        if sizes is not None and all(type(size) is int or size.value is not None for size in sizes):
+            # Not across bodies: a size may change from one round of a loop to the next.
+            return (
+                "Shape",
+                id(node.graph),
+                tuple(size if type(size) is int else str(size) for size in sizes),
+            )
     inputs = [id(value) if value is not None else 0 for value in node.inputs]
     if node.domain in ("", "ai.onnx") and node.op_type in _COMMUTATIVE:
         inputs.sort()

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ..ir.bodies import bodies_of
 from ..ir.constants import constant_array
 from ..ir.static import constant_ints, input_of, producer_of, rank_of, static_shape
 from .base import Pass, PassContext
@@ -37,41 +36,20 @@ class MergeShapes(Pass):
     2. Gather(Shape(x), [i, i+1, ..]) and Slice(Shape(x)) = Shape(x, start, end); Unsqueeze(Gather(Shape(x),
        i)) likewise; constants where the sizes are known.
     3. Concat(Shape(x, a, b), Shape(x, b, c)) = Shape(x, a, c).
-    4. The same named symbols are the same sizes: of several Shape nodes that read them the first one stays.
-    5. ConstantOfShape and Expand to sizes that a constant can say get the constant.
+    4. ConstantOfShape and Expand to sizes that a constant can say get the constant.
 
     Size 1 in the operand of Expand keeps the size of its input, whatever that is.
     """
 
     name: ClassVar[str] = "merge-shapes"
 
-    def apply(self, model: ir.Model, context: PassContext) -> None:
-        """Drive the rules to a fixpoint, then share what reads the same symbols."""
-        rules = (ShapeBefore(), KnownSizes(), PartOfShape(), SizeAsVector(), JoinShapes(), FixSizes())
-        context.rewrite(model, *rules)
-        rewriter = context.rewriter(model)
-        shared = self._share(model.graph, rewriter)
-        if shared:
-            context.count("shapes shared", shared)
-            context.rewrite(model, *rules)
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules of the list above."""
+        return (ShapeBefore(), KnownSizes(), PartOfShape(), SizeAsVector(), JoinShapes(), FixSizes())
 
-    def _share(self, graph: ir.Graph, rewriter: Rewriter) -> int:
-        # Each body for itself: a size may change from one round of a loop to the next.
-        known: dict[Any, ir.Value] = {}
-        shared = 0
-        for node in list(graph):
-            shared += sum(self._share(body, rewriter) for body in bodies_of(node))
-            if node.op_type != "Shape" or node.domain not in ("", "ai.onnx") or not self.selects(node):
-                continue
-            sizes = sizes_of(node)
-            if sizes is None or any(type(size) is not int and size.value is None for size in sizes):
-                continue
-            key = tuple(size if type(size) is int else str(size) for size in sizes)
-            first = known.setdefault(key, node.outputs[0])
-            if first is not node.outputs[0] and not node.outputs[0].is_graph_output():
-                rewriter.replace(node, [first])
-                shared += 1
-        return shared
+    def apply(self, model: ir.Model, context: PassContext) -> None:
+        """Drive the rules to a fixpoint."""
+        context.rewrite(model, *self.rules())
 
 
 def sizes_of(node: ir.Node) -> list[Any] | None:

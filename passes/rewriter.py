@@ -76,6 +76,11 @@ class Rewriter:
             self._unsettled.update(dict.fromkeys(infer_near(self.model, stale)))
 
     @property
+    def unsettled(self) -> bool:
+        """Whether shapes are left to infer that `settle_shapes` could not tell."""
+        return bool(self._unsettled or self._stale)
+
+    @property
     def altered(self) -> Collection[ir.Node | ir.Value]:
         """Nodes and initializers that are new, or read, say or hold something else than before."""
         return self._altered.keys()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx_ir as ir
 
 from ..ir.errors import PassError
-from .base import Pass, PassContext
+from .base import LeftAlone, Pass, PassContext
 from .pipeline import parse_pipeline
 from .registry import register
 
@@ -45,21 +44,47 @@ class Stabilize(Pass):
         if needing is not None:
             raise PassError(f"{self.name}: '{needing}' reads analyses and cannot be repeated here")
         rewriter = context.rewriter(model)
-        groups = [list(group) for _, group in itertools.groupby(members, key=lambda each: bool(each.rules()))]
+        groups = _side_by_side(members)
+        settled: dict[int, int] = {}
+        reports: dict[int, list[LeftAlone]] = {}
         for _ in range(_MAX_ROUNDS):
-            before = rewriter.changes
-            context.left_alone.clear()
-            for group in groups:
-                rules = [rule for member in group for rule in member.rules()]
-                if rules:
-                    context.rewrite(model, *rules)
-                for member in group if not rules else ():
-                    member.apply(model, context)
-            if rewriter.changes == before:
-                return
-            context.update_shapes(model)
-        context.note(f"not stable after {_MAX_ROUNDS} rounds")
+            pending = [place for place in range(len(groups)) if settled.get(place) != rewriter.changes]
+            for place in pending:
+                before = rewriter.changes
+                context.left_alone.clear()
+                _run(groups[place], model, context)
+                reports[place] = list(context.left_alone)
+                # A set of rules ends where none fires; of the others only a run without a change shows that.
+                if rewriter.changes == before or groups[place][0].rules():
+                    settled[place] = rewriter.changes
+            if rewriter.unsettled:
+                context.update_shapes(model)
+                settled.clear()
+            if not pending:
+                break
+        else:
+            context.note(f"not stable after {_MAX_ROUNDS} rounds")
+        context.left_alone[:] = [entry for place in sorted(reports) for entry in reports[place]]
 
     def _selecting(self, member: Pass) -> Pass:
         """The member, with the selectors of this pass where it has none."""
         return replace(member, only=member.only or self.only, skip=member.skip or self.skip)
+
+
+def _side_by_side(members: list[Pass]) -> list[list[Pass]]:
+    """Sets of rules in a row together, everything else for itself."""
+    groups: list[list[Pass]] = []
+    for member in members:
+        if member.rules() and groups and groups[-1][0].rules():
+            groups[-1].append(member)
+        else:
+            groups.append([member])
+    return groups
+
+
+def _run(group: list[Pass], model: ir.Model, context: PassContext) -> None:
+    rules = [rule for member in group for rule in member.rules()]
+    if rules:
+        context.rewrite(model, *rules)
+    else:
+        group[0].apply(model, context)
