@@ -178,6 +178,7 @@ def _walk(
 def _trace(node: ir.Node, tracer: Tracer) -> None:
     if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
         return
+    tracer.note_fixed(node)
     reason = _reason_to_stop(node, tracer)
     if reason is None:
         reason = HANDLERS[node.op_type](node, tracer)

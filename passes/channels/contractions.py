@@ -63,20 +63,30 @@ def _conv_transpose(node: ir.Node, tracer: Tracer) -> str | None:
     return None
 
 
-def _pin_window(node: ir.Node, tracer: Tracer, data: ir.Value, weight: ir.Value) -> int:
+def _pin_window(node: ir.Node, tracer: Tracer, data: ir.Value, weight: ir.Value) -> list[Axis]:
+    """Labels of the spatial axes of the result; they are pinned unless the window is a single point."""
     pin = tracer.labels.new_pin(node, f"{node.op_type} slides over this axis")
-    for index in range(2, len(tracer.dims(data))):
+    rank = len(tracer.dims(data))
+    strides = node.attributes.get_ints("strides", (1,) * (rank - 2))
+    pads = node.attributes.get_ints("pads", (0,) * 2 * (rank - 2))
+    spatial: list[Axis] = []
+    for index in range(2, rank):
+        place = index - 2
+        padded = pads[place] or pads[place + rank - 2]
+        if node.op_type == "Conv" and tracer.dims(weight)[index] == strides[place] == 1 and not padded:
+            spatial.append(tracer.axis(data, index))
+            continue
         tracer.tie(pin, data, index)
         tracer.tie(pin, weight, index)
-    return pin
+        spatial.append(pin)
+    return spatial
 
 
-def _finish_conv(node: ir.Node, tracer: Tracer, data: ir.Value, made: Axis, spatial: int) -> None:
+def _finish_conv(node: ir.Node, tracer: Tracer, data: ir.Value, made: Axis, spatial: list[Axis]) -> None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None:
         tracer.tie(made, bias, 0)
-    rank = len(tracer.dims(node.outputs[0]))
-    tracer.set(node.outputs[0], [tracer.axis(data, 0), made, *[spatial] * (rank - 2)])
+    tracer.set(node.outputs[0], [tracer.axis(data, 0), made, *spatial])
 
 
 def _tie_groups(node: ir.Node, tracer: Tracer, source: Axis, weight: ir.Value, group: int) -> None:
@@ -193,22 +203,18 @@ def _product(
         tracer.tie(tracer.axis(left, summed_left), right, summed_right)
     else:
         tracer.tie(tracer.axis(right, summed_right), left, summed_left)
-    if _is_weight(right) or not _is_weight(left):
+    if tracer.is_weight(right) or not tracer.is_weight(left):
         tracer.contract(node, 1, summed_right)
     else:
         tracer.contract(node, 0, summed_left)
     result: list[Axis] = []
     if rows is not None:
-        result.append(tracer.produce(node, left, rows) if _is_weight(left) else tracer.axis(left, rows))
+        result.append(tracer.produce(node, left, rows) if tracer.is_weight(left) else tracer.axis(left, rows))
     if columns is not None:
         result.append(
-            tracer.produce(node, right, columns) if _is_weight(right) else tracer.axis(right, columns)
+            tracer.produce(node, right, columns) if tracer.is_weight(right) else tracer.axis(right, columns)
         )
     return result
-
-
-def _is_weight(value: ir.Value) -> bool:
-    return constant_tensor(value) is not None
 
 
 def tie_broadcast(tracer: Tracer, result: Sequence[Axis], value: ir.Value) -> None:
@@ -236,13 +242,13 @@ def _einsum(node: ir.Node, tracer: Tracer) -> str | None:
                 where.setdefault(letter, []).append((operand, index))
     for letter, places in where.items():
         # Activations first, so that weights adopt their labels and are what gets zeroed.
-        places.sort(key=lambda place: _is_weight(values[place[0]]))
+        places.sort(key=lambda place: tracer.is_weight(values[place[0]]))
         first = tracer.axis(values[places[0][0]], places[0][1])
         for operand, index in places[1:]:
             tracer.tie(first, values[operand], index)
         if letter not in output:
             tracer.contract(node, *places[-1])
-        elif len(places) == 1 and _is_weight(values[places[0][0]]):
+        elif len(places) == 1 and tracer.is_weight(values[places[0][0]]):
             tracer.produce(node, values[places[0][0]], places[0][1])
     axes = [where.get(letter, [(-1, 0)])[0] for letter in output]
     tracer.set(

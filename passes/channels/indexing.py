@@ -38,7 +38,7 @@ def _gather(node: ir.Node, tracer: Tracer) -> str | None:
 
 def _table(node: ir.Node, tracer: Tracer, data: ir.Value, axis: int, picked: np.ndarray | None) -> None:
     """An embedding table makes channels."""
-    if constant_tensor(data) is not None and len(tracer.dims(data)) == 2 and axis == 0 and picked is None:
+    if tracer.is_weight(data) and len(tracer.dims(data)) == 2 and axis == 0 and picked is None:
         tracer.produce(node, data, 1)
 
 

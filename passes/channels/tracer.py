@@ -156,6 +156,7 @@ class Tracer:
         self.splits: dict[ir.Node, int] = {}
         self.stopped: dict[ir.Node, str] = {}
         self._made: set[int] = set()
+        self._fixed: set[ir.Value] = set()
         self._dims: dict[ir.Value, tuple[Dim, ...] | None] = {}
 
     def walk(self, node: ir.Node) -> None:
@@ -178,6 +179,15 @@ class Tracer:
             else:
                 self._dims[value] = None if shape is None else tuple(_dim(dim) for dim in shape)
         return self._dims[value]
+
+    def note_fixed(self, node: ir.Node) -> None:
+        """Remember the outputs of a node that computes from constants only (a weight that is transposed)."""
+        if node.inputs and all(value is None or self.is_weight(value) for value in node.inputs):
+            self._fixed.update(node.outputs)
+
+    def is_weight(self, value: ir.Value) -> bool:
+        """Whether a value is stored, or computed from stored ones only."""
+        return value in self._fixed or constant_tensor(value) is not None
 
     def axis(self, value: ir.Value, index: int) -> Axis:
         """Labels of one axis; a constant gets its labels when it is first asked for them."""

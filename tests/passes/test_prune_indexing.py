@@ -123,3 +123,20 @@ def test_filled_by_a_computed_shape(network, assert_exact):
     x = net.conv(net.input("N", 3, 4, 4), 8)
     zeros = net.op("ConstantOfShape", net.op("Shape", x), value=ir.tensor(np.array([2], np.float32)))
     assert assert_exact(net.model(net.conv(net.op("Mul", x, zeros), 3)), dims={"N": 2})[1] == 4
+
+
+def test_weights_that_are_transposed_at_run_time_make_channels(network, assert_exact):
+    net = network()
+    first, second = net.weight(8, 5), net.weight(3, 8)
+    x = net.op("MatMul", net.input(2, 5), net.op("Transpose", first))
+    pruned, removed = assert_exact(net.model(net.op("MatMul", net.op("Tanh", x), net.op("Transpose", second))))
+    assert removed == 4
+    assert [list(v.shape) for v in pruned.graph.initializers.values()] == [[4, 5], [3, 4]]
+
+
+def test_a_pointwise_convolution_passes_its_other_axes_through(network, assert_exact):
+    net = network()
+    x = net.op("Conv", net.matmul(net.input(2, 3, 6), 8), net.weight(1, 3, 1), net.weight(1))
+    pruned, removed = assert_exact(net.model(net.linear(net.op("Squeeze", x, net.ints(1)), 3)))
+    assert removed == 4
+    assert list(next(n for n in pruned.graph if n.op_type == "MatMul").inputs[1].shape) == [6, 4]
