@@ -1,0 +1,113 @@
+"""Files whose weights are read past protobuf: the same model, the same errors."""
+
+import numpy as np
+import onnx
+import pytest
+from graphwright.ir import wire_split
+from graphwright.ir.errors import GraphwrightError, ModelError
+from graphwright.ir.load import load
+from graphwright.ir.save import save
+from onnx import TensorProto, helper, numpy_helper
+
+
+@pytest.fixture(autouse=True)
+def split_small_files(monkeypatch):
+    monkeypatch.setattr(wire_split, "_SPLIT_ABOVE", 1)
+    monkeypatch.setattr(wire_split, "_LARGE", 64)
+
+
+def proto(*tensors: TensorProto) -> onnx.ModelProto:
+    size = 100
+    node = helper.make_node("Relu", ["x"], ["y"], name="relu")
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [size]) for name in "xy"]
+    graph = helper.make_graph([node], "g", info[:1], info[1:], initializer=tensors, doc_string="text")
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def tensors() -> list[TensorProto]:
+    rng = np.random.default_rng(1)
+    return [
+        numpy_helper.from_array(rng.standard_normal(100).astype(np.float32), "floats"),
+        numpy_helper.from_array(np.arange(4, dtype=np.int64), "small"),
+        numpy_helper.from_array(np.arange(60, dtype=np.int16).reshape(3, 20), "shorts"),
+        helper.make_tensor("bfloats", TensorProto.BFLOAT16, [64], np.arange(64, dtype=np.uint16).tobytes(), raw=True),
+        helper.make_tensor("nibbles", TensorProto.INT4, [200], bytes(range(100)), raw=True),
+        helper.make_tensor("typed", TensorProto.FLOAT, [40], np.arange(40.0).tolist()),
+        helper.make_tensor("texts", TensorProto.STRING, [40], [b"twenty bytes of text"] * 40),
+    ]  # fmt: skip
+
+
+def test_the_same_tensors(tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto(*tensors()).SerializeToString())
+    message, data = wire_split.read_message(path)
+    assert set(data) == {"floats", "shorts", "bfloats", "nibbles"}
+    assert [t.name for t in message.graph.initializer] == [t.name for t in tensors()]
+    assert message.graph.doc_string == "text"
+
+    split = load(path)
+    monkeypatch.setattr(wire_split, "_SPLIT_ABOVE", 1 << 40)
+    whole = load(path)
+
+    assert list(split.graph.initializers) == list(whole.graph.initializers)
+    for name, value in whole.graph.initializers.items():
+        ours = split.graph.initializers[name].const_value
+        assert (ours.dtype, ours.shape) == (value.const_value.dtype, value.const_value.shape)
+        np.testing.assert_array_equal(ours.numpy(), value.const_value.numpy())
+        assert ours.numpy().flags.aligned
+
+
+@pytest.mark.parametrize("dims", [[99], [-100], [101]])
+def test_contradicting_data_is_found(tmp_path, dims):
+    tensor = tensors()[0]
+    del tensor.dims[:]
+    tensor.dims.extend(dims)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto(tensor).SerializeToString())
+    with pytest.raises(ModelError, match="'floats'"):
+        load(path)
+
+
+def test_every_truncation_is_an_error(tmp_path):
+    path = tmp_path / "m.onnx"
+    data = proto(*tensors()).SerializeToString()
+    for kept in range(1, len(data) - 12, 37):
+        path.write_bytes(data[:kept])
+        with pytest.raises(GraphwrightError):
+            load(path)
+
+
+def test_unusual_files_are_left_to_protobuf(tmp_path):
+    first, second = tensors()[0], tensors()[0]
+    path = tmp_path / "twice.onnx"
+    path.write_bytes(proto(first, second).SerializeToString())
+    assert wire_split.read_message(path)[1] == {}
+
+    # A message may come in two parts, which are merged.
+    parts = (
+        proto(first).SerializeToString()
+        + onnx.ModelProto(graph=onnx.GraphProto(name="late")).SerializeToString()
+    )
+    path.write_bytes(parts)
+    message, data = wire_split.read_message(path)
+    assert (message.graph.name, data) == ("late", {})
+    np.testing.assert_array_equal(
+        load(path).graph.initializers["floats"].const_value.numpy(), numpy_helper.to_array(first)
+    )
+
+
+def test_weights_survive_the_file(tmp_path):
+    """The arrays are ours: what happens to the file afterwards does not matter."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto(*tensors()).SerializeToString())
+    model = load(path)
+    path.write_bytes(b"gone")
+    np.testing.assert_array_equal(
+        model.graph.initializers["floats"].const_value.numpy(), numpy_helper.to_array(tensors()[0])
+    )
+    save(model, tmp_path / "again.onnx")
+    again = load(tmp_path / "again.onnx")
+    for name, value in model.graph.initializers.items():
+        stored = again.graph.initializers[name].const_value
+        assert stored.dtype == value.const_value.dtype
+        np.testing.assert_array_equal(stored.numpy(), value.const_value.numpy())
