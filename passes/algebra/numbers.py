@@ -105,10 +105,10 @@ class ScaleOnce(Rule):
             with np.errstate(all="ignore"):
                 product = np.asarray(inner[1] * outer[1])
         elif dtype in _WIDE_FLOATS:
-            numbers = [_scale(inner_node, inner[1]), _scale(node, outer[1])]
-            product = numbers[0] * numbers[1]
-            if not all(_SMALLEST <= abs(number) <= _LARGEST for number in (*numbers, product)):
+            first, second = _scale(inner_node, inner[1]), _scale(node, outer[1])
+            if not all(_SMALLEST <= abs(each) <= _LARGEST for each in (first, second, first * second)):
                 return "its factors are too far apart to be multiplied ahead"
+            product = np.asarray(first * second)
         else:
             return "a narrow float would round the product"
         factor = rewriter.constant_before(node, f"{node.name}/factor", np.array(product, dtype.numpy()))
