@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from .minimize import minimize
 from .pipeline import Pipeline, as_pipeline, pass_text
 
 _SHOWN = 8
-_TOLD_EVERY = 5
+_SECONDS_BETWEEN = 2.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,16 @@ def bisect(
 
 
 def _told(progress: Callable[[str], None]) -> Callable[[int, int | None, str], None]:
-    return lambda done, total, text: progress(text) if done % _TOLD_EVERY == 0 else None
+    """Runs on the reference are told of only where they take long."""
+    last = time.monotonic()
+
+    def tell(done: int, total: int | None, text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last > _SECONDS_BETWEEN:
+            last = time.monotonic()
+            progress(text if total is None else f"{text} ({done + 1} of {total})")
+
+    return tell
 
 
 @dataclass(frozen=True)

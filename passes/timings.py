@@ -22,14 +22,14 @@ class Timing:
         name: What took the time.
         seconds: Wall time, everything below included.
         count: How often it ran.
-        fired: For a rule, how often it rewrote something.
+        fired: For a rule, how often it rewrote something; None for what is no rule.
         parts: What it consists of, by name, in order of first appearance.
     """
 
     name: str
     seconds: float = 0.0
     count: int = 0
-    fired: int = 0
+    fired: int | None = None
     parts: dict[str, Timing] = field(default_factory=dict)
 
     def part(self, name: str) -> Timing:
@@ -41,7 +41,7 @@ class Timing:
     def to_json(self) -> dict[str, Any]:
         """Return the tree as JSON-able data."""
         data: dict[str, Any] = {"name": self.name, "seconds": round(self.seconds, 6), "count": self.count}
-        if self.fired:
+        if self.fired is not None:
             data["fired"] = self.fired
         if self.parts:
             data["parts"] = [part.to_json() for part in self.parts.values()]
@@ -75,6 +75,7 @@ class TimedRule(Rule):
     def __init__(self, rule: Rule, into: Timing):
         self._rule = rule
         self._into = into.part(rule.label)
+        self._into.fired = self._into.fired or 0
         self.label = rule.label  # type: ignore[misc]
         self.op_types = rule.op_types  # type: ignore[misc]
         self.benefit = rule.benefit  # type: ignore[misc]
@@ -91,5 +92,5 @@ class TimedRule(Rule):
             self._into.seconds += time.perf_counter() - start
             self._into.count += 1
         if outcome and not isinstance(outcome, str | NoMatch):
-            self._into.fired += 1
+            self._into.fired = (self._into.fired or 0) + 1
         return outcome

@@ -47,7 +47,7 @@ def _timing_line(seconds: float, total: float, depth: int, text: str) -> str:
 
 
 def _times(part: dict[str, Any]) -> str:
-    if part.get("fired"):
+    if part.get("fired") is not None:
         return f" ({part['count']} tries, fired {part['fired']} times)"
     return f" ({part['count']} times)" if part["count"] > 1 else ""
 

@@ -80,6 +80,9 @@ def _describe(cls: type[Pass], as_json: bool) -> None:
     print_line()
     rows = [(option.name, option.type, _default(option), option.help) for option in options_of(cls)]
     print_table(None, ["option", "type", "default", "meaning"], rows, left=4)
+    for word, analyses in (("needs", cls.needs), ("preserves", cls.preserves)):
+        if analyses:
+            print_line(f"{word} the analyses: {', '.join(analysis.name for analysis in analyses)}")
 
 
 def _as_json(cls: type[Pass]) -> dict[str, Any]:
@@ -89,6 +92,8 @@ def _as_json(cls: type[Pass]) -> dict[str, Any]:
         "name": cls.name,
         "purpose": _purpose(cls),
         "lossless": cls.lossless,
+        "needs": [analysis.name for analysis in cls.needs],
+        "preserves": [analysis.name for analysis in cls.preserves],
         "options": [
             {
                 "name": option.name,
