@@ -45,15 +45,15 @@ class FuseAttention(Pass):
     4. Concat(past, new) of keys and values becomes past and present of the operator.
 
     Numbers stay. A row that a finite number masks entirely has equal weights; such numbers are kept apart
-    from -infinity, with which the row is NaN here but zero in Attention: it must be impossible, or the graph
-    itself must turn it into zero, or `masked_rows` must say so. A low finite number in place of a score hides
-    its key: the scores of a row are taken to differ by less. Scores and weights must have no other readers,
-    and types be float or float16.
+    from -infinity, with which the row is NaN here but zero in Attention: unless that is impossible or the
+    graph itself turns it into zero, NaN is added again, which costs an Add (`masked_rows`). A low finite number
+    in place of a score hides its key: the scores of a row are taken to differ by less. Scores and weights must
+    have no other readers, and types be float or float16.
     """
 
     name: ClassVar[str] = "fuse-attention"
     masked_rows: str = "keep"
-    """Rows that -infinity masks entirely: 'keep' their NaN (do not fuse), or let them become 'zero'."""
+    """Rows that -infinity masks entirely: 'keep' their NaN, or let them become 'zero'."""
 
     hides: float = -1e9
     """A number this low in place of a score hides the key; in float16 -1e4 is enough."""
@@ -149,20 +149,20 @@ class SpelledAttention(Rule):
 
     def _mask(
         self, weights: Weights, scores: Scores, hides: float
-    ) -> tuple[tuple[Dim, ...], Bias | None, bool, bool] | str:
-        """Leading dimensions, the mask, whether it is the causal one, and whether its -infinity stays."""
+    ) -> tuple[tuple[Dim, ...], Bias | None, bool, bool, bool] | str:
+        """The last fields of `Parts`, or why there is no such mask."""
         bias, lead = scores.bias, scores.levels[0]
         if isinstance(bias, Viewed) and len(lead) == 1 and _splits(bias.old):
             # Products over batch and heads as one dimension, masked with both apart.
             lead = bias.old
             bias = bias.inside
         if bias is None:
-            return lead, None, False, False
+            return lead, None, False, False, False
         constant = constant_of(bias)
         if constant is not None and not constant.any():
-            return lead, None, False, False
+            return lead, None, False, False, False
         if is_causal(bias, hides):
-            return lead, None, True, False
+            return lead, None, True, False, False
         dims = bias_dims(bias)
         if dims is None or len(dims) > len(lead) + 2:
             return "the rank of its mask is not known or too large"
@@ -170,14 +170,10 @@ class SpelledAttention(Rule):
             return "its mask is viewed in shapes that are not static"
         lowest = lowest_of(bias)
         empty = rows_can_be_empty(bias)
-        if lowest == -np.inf and empty and not weights.guarded and not self.zero_rows:
-            return (
-                "a row masked entirely by -infinity would be NaN here and zero in Attention; "
-                "masked_rows=zero accepts that"
-            )
+        rotten = lowest == -np.inf and empty and not weights.guarded and not self.zero_rows
         if weights.guarded and lowest is None:
             return "it is not known whether its mask holds -infinity, whose rows become zero"
-        return lead, bias, False, lowest == -np.inf
+        return lead, bias, False, lowest == -np.inf, rotten
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:

@@ -29,6 +29,7 @@ class Parts:
         bias: What is added to the scores, None where nothing is or the causal triangle says it all.
         causal: Whether the mask is the causal one.
         raw: Whether -infinity in the mask stays.
+        rotten: Whether rows masked entirely are NaN, where Attention gives zero.
     """
 
     weights: Weights
@@ -40,6 +41,7 @@ class Parts:
     bias: Bias | None
     causal: bool
     raw: bool
+    rotten: bool
 
 
 def emit_attention(node: ir.Node, parts: Parts, rewriter: Rewriter) -> None:
@@ -56,9 +58,13 @@ def emit_attention(node: ir.Node, parts: Parts, rewriter: Rewriter) -> None:
     q, k, v = (_four(value, parts.lead, own, rewriter, node) for value in (q, k, v))
     q, k, v = _one_batch([q, k, v], rewriter, node)
     inputs: list[ir.Value | None] = [q, k, v]
+    mask = None
     if parts.bias is not None:
-        inputs.append(_mask(parts, q, k, rewriter, node))
+        mask = _mask(parts, rewriter, node)
+        inputs.append(_spread(mask, parts.bias, q, k, rewriter, node))
     (y,) = rewriter.insert_before(node, "Attention", inputs, _attributes(parts, q))
+    if mask is not None and parts.rotten:
+        (y,) = rewriter.insert_before(node, "Add", [y, _rot(mask, q, rewriter, node)])
     if own != 2:
         y = reshaped(rewriter, node, y, back)
     if parts.weights.turned:
@@ -132,13 +138,12 @@ def _one_batch(values: list[ir.Value], rewriter: Rewriter, node: ir.Node) -> lis
     return done
 
 
-def _mask(parts: Parts, q: ir.Value, k: ir.Value, rewriter: Rewriter, node: ir.Node) -> ir.Value:
-    """The mask with as many rows and columns as there are queries and keys, which ONNX Runtime demands."""
+def _mask(parts: Parts, rewriter: Rewriter, node: ir.Node) -> ir.Value:
     bias, dtype = parts.bias, parts.q.value.dtype
     assert bias is not None and dtype is not None
     dims = bias_dims(bias)
-    assert dims is not None and q.shape is not None and k.shape is not None
-    if isinstance(bias, Filled) and bias.inside is None and parts.raw:
+    assert dims is not None
+    if isinstance(bias, Filled) and bias.inside is None and parts.raw and not parts.rotten:
         mask = bias.condition
         if not bias.keeps:
             (mask,) = rewriter.insert_before(node, "Not", [mask])
@@ -152,6 +157,29 @@ def _mask(parts: Parts, q: ir.Value, k: ir.Value, rewriter: Rewriter, node: ir.N
     if len(parts.q.dims) == 3 and len(dims) == 3 and len(parts.lead) == 1:
         axes = rewriter.initializer(f"{node.name}/axes", _AXES[1])
         (mask,) = rewriter.insert_before(node, "Unsqueeze", [mask, axes])
+    return mask
+
+
+def _rot(mask: ir.Value, q: ir.Value, rewriter: Rewriter, node: ir.Node) -> ir.Value:
+    """NaN for the rows that hold nothing but -infinity, else 0: [..., rows or 1, 1]."""
+    assert q.dtype is not None
+    kind = q.dtype.numpy()
+    axes = rewriter.initializer(f"{node.name}/axes", np.array([-1], np.int64))
+    (top,) = rewriter.insert_before(node, "ReduceMax", [mask, axes], {"keepdims": 1})
+    numbers = [
+        rewriter.initializer(f"{node.name}/{name}", np.asarray(number, kind))
+        for name, number in (("infinity", -np.inf), ("nan", np.nan), ("zero", 0.0))
+    ]
+    (empty,) = rewriter.insert_before(node, "Equal", [top, numbers[0]])
+    return rewriter.insert_before(node, "Where", [empty, numbers[1], numbers[2]])[0]
+
+
+def _spread(
+    mask: ir.Value, bias: Bias, q: ir.Value, k: ir.Value, rewriter: Rewriter, node: ir.Node
+) -> ir.Value:
+    """The mask with as many rows and columns as there are queries and keys, which ONNX Runtime demands."""
+    dims = bias_dims(bias)
+    assert dims is not None and q.shape is not None and k.shape is not None
     sizes = (q.shape[2], k.shape[2])
     if len(dims) < 2 or not all(same_dim(a, b) for a, b in zip(dims[-2:], sizes, strict=True)):
         wide = shape_vector(rewriter, node, [(q, 2), (k, 2)])
