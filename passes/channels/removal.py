@@ -12,7 +12,7 @@ of the model it was planned for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -285,7 +285,25 @@ def masked_model(original: ir.Model, removal: Removal) -> ir.Model:
             replace_normalization(
                 nodes[index], masks, nodes[index].attributes.get_int("num_groups", 1), rewriter
             )
+        elif nodes[index].op_type == "LogSoftmax":
+            _clear_output(nodes[index], masks, rewriter)
     return masked
+
+
+def _clear_output(node: ir.Node, masks: Mapping[int, np.ndarray], rewriter: Rewriter) -> None:
+    """Put zeros in place of the infinite logarithms of removed indices, which times zero would be no number."""
+    output = node.outputs[0]
+    assert output.dtype is not None
+    (raw,) = rewriter.insert_before(node, node.op_type, list(node.inputs), dict(node.attributes.items()))
+    raw.type, raw.shape = output.type, output.shape
+    zero = rewriter.initializer("mask", ir.tensor(np.zeros((), output.dtype.numpy())))
+    for axis, mask in masks.items():
+        shape = [1] * len(output.shape or ())
+        shape[axis] = len(mask)
+        stays = rewriter.initializer("mask", mask.reshape(shape))
+        (raw,) = rewriter.insert_before(node, "Where", [stays, raw, zero])
+        raw.type, raw.shape = output.type, output.shape
+    rewriter.replace(node, [raw])
 
 
 def _mask_operand(

@@ -98,9 +98,10 @@ def test_one_group_is_statistical(network, assert_exact):
         assert assert_exact(model, allow_statistical=True)[1] == 6
 
 
-def test_softmax_over_channels_is_statistical(network, assert_exact):
+@pytest.mark.parametrize("kind", ["Softmax", "LogSoftmax"])
+def test_softmax_over_channels_is_statistical(network, assert_exact, kind):
     net = network()
-    x = net.op("Softmax", net.conv(net.input(1, 3, 4, 4), 8), axis=1)
+    x = net.op(kind, net.conv(net.input(1, 3, 4, 4), 8), axis=1)
     model = net.model(net.conv(x, 2))
     assert assert_exact(model)[1] == 0
     assert assert_exact(model, allow_statistical=True)[1] == 4
