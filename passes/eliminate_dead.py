@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import onnx_ir as ir
 
-from ..ir.bodies import graphs_of
+from ..ir.bodies import graphs_in, graphs_of
+from ..ir.uses import is_read, is_unread
 from .base import Pass, PassContext
 from .registry import register
 from .rewriter import Rewriter
@@ -27,12 +28,12 @@ class EliminateDead(Pass):
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Sweep every graph backwards once, then drop unused initializers and functions."""
         rewriter = context.rewriter(model)
-        scopes: list[ir.Graph | ir.Function] = [*reversed(graphs_of(model)), *model.functions.values()]
-        for graph in scopes:
-            self._sweep(graph, rewriter, context)
+        for root in (model.graph, *(function.graph for function in model.functions.values())):
+            for graph in reversed(graphs_in(root)):
+                self._sweep(graph, rewriter, context)
         for graph in graphs_of(model):
             for value in list(graph.initializers.values()):
-                if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                if not is_read(value) and not value.is_graph_input():
                     rewriter.remove_initializer(value)
                     context.count("initializers removed")
         for identifier in _unused_functions(model):
@@ -40,9 +41,9 @@ class EliminateDead(Pass):
             rewriter.changes += 1
             context.count("functions removed")
 
-    def _sweep(self, graph: ir.Graph | ir.Function, rewriter: Rewriter, context: PassContext) -> None:
+    def _sweep(self, graph: ir.Graph, rewriter: Rewriter, context: PassContext) -> None:
         for node in reversed(graph):
-            if any(output.uses() or output.is_graph_output() for output in node.outputs):
+            if not is_unread(node):
                 continue
             if not self.selects(node):
                 continue
