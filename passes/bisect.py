@@ -23,6 +23,7 @@ from .minimize import minimize
 from .pipeline import Pipeline, as_pipeline, pass_text
 
 _SHOWN = 8
+_OTHERS = 3
 _SECONDS_BETWEEN = 2.0
 
 
@@ -232,7 +233,10 @@ class _Search:
 
         if not names or fails([]) or not fails(names):
             return ()
-        return tuple(minimize(names, fails))
+        kept = minimize(names, fails)
+        others = [name for name in names if name not in kept][:_OTHERS]
+        # A pass that ignores its selectors fails whatever node it is let at.
+        return () if others and all(fails([name]) for name in others) else tuple(kept)
 
 
 def _keeping_off(instance: Pass, names: list[str]) -> Pass:

@@ -1,13 +1,14 @@
-"""Which single rewrite made a pass fail: fewer and fewer of them are let through."""
+"""Failures of passes: one line that names the pass, and the single rewrite that is at fault."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 
-from ..ir.errors import PassCrash
+from ..ir.errors import GraphwrightError, PassCrash, PassError, ShapeError, VerifyError
 from .base import Firing
 
 _REWRITER = {"rewriter.py", "watched.py"}
@@ -45,7 +46,41 @@ def blamed(
     return found
 
 
-def raised_by_rewriter(error: BaseException) -> bool:
+def crash_of(kind: str, line: str) -> PassCrash:
+    """Return a crash of one of the kinds that `PassCrash.kind` lists."""
+    crash = PassCrash(line)
+    crash.kind = kind
+    return crash
+
+
+@contextlib.contextmanager
+def named_failures(name: str) -> Iterator[None]:
+    """Turn whatever a pass raises into one line that begins with `name`.
+
+    Raises:
+        PassError: The user asked for what cannot be done.
+        PassCrash: The pass is wrong.
+    """
+    try:
+        yield
+    except PassCrash as error:
+        raise crash_of(error.kind, _begun(name, error)) from error
+    except ShapeError as error:
+        raise crash_of("shapes", f"{name} left contradictory shapes: {error}") from error
+    except VerifyError as error:
+        raise crash_of("graph", f"{name} left an {error}") from error
+    except GraphwrightError as error:
+        kind = PassCrash if _raised_by_rewriter(error) else PassError
+        raise kind(_begun(name, error)) from error
+    except Exception as error:
+        raise PassCrash(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def _begun(name: str, error: Exception) -> str:
+    return str(error) if str(error).startswith(name) else f"{name}: {error}"
+
+
+def _raised_by_rewriter(error: BaseException) -> bool:
     """Whether the rewriter refused what a pass told it to do, which is the pass's own mistake."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -17,12 +17,12 @@ import onnx_ir as ir
 from ..ir.bodies import graphs_of
 from ..ir.clone import clone
 from ..ir.collector import collector_paused
-from ..ir.errors import GraphwrightError, PassCrash, PassError, ShapeError, VerifyError
+from ..ir.errors import GraphwrightError, PassCrash, VerifyError
 from ..ir.shapes import infer_shapes
 from ..ir.verify import verify
 from .analyses import Analyses
 from .base import Firing, Pass, PassContext
-from .blame import blamed, raised_by_rewriter
+from .blame import blamed, crash_of, named_failures
 from .equivalence import Expectation, check_equivalent
 from .fingerprint import Fingerprint
 from .pipeline import Pipeline, as_pipeline, pass_text
@@ -245,27 +245,14 @@ class PassManager:
         before = None if _is_ours(instance) else Fingerprint(model)
         name = f"pass '{instance.name}'"
         try:
-            if context.analyses is not None:
+            with named_failures(name):
                 for needed in instance.needs:
                     context.analysis(needed)
-            instance.apply(model, context)
-            secretly = not context.changed and before is not None and before.differs(model)
-            if context.changed or secretly:
-                context.update_shapes(model)
-            return context.changed or secretly
-        except PassCrash as error:
-            raise PassCrash(str(error) if str(error).startswith(name) else f"{name}: {error}") from error
-        except ShapeError as error:
-            raise _crash("shapes", f"{name} left contradictory shapes: {error}") from error
-        except VerifyError as error:
-            raise _crash("graph", f"{name} left an {error}") from error
-        except GraphwrightError as error:
-            line = str(error) if str(error).startswith(name) else f"{name}: {error}"
-            if raised_by_rewriter(error):
-                raise PassCrash(line) from error
-            raise PassError(line) from error
-        except Exception as error:
-            raise PassCrash(f"{name} failed: {type(error).__name__}: {error}") from error
+                instance.apply(model, context)
+                secretly = not context.changed and before is not None and before.differs(model)
+                if context.changed or secretly:
+                    context.update_shapes(model)
+                return context.changed or secretly
         finally:
             self.firings.extend(context.firings)
 
@@ -276,17 +263,17 @@ class PassManager:
             # A pass of ours changes nothing behind the rewriter's back.
             verify(run.model, changed=context.altered(run.model) if _is_ours(instance) else None)
         except VerifyError as error:
-            raise _crash("graph", f"{name} left an {error}") from error
+            raise crash_of("graph", f"{name} left an {error}") from error
         now = known_values(run.model, run.known)
         if now.lost is not None:
-            raise _crash("shapes", f"{name} lost a shape: {now.lost}")
+            raise crash_of("shapes", f"{name} lost a shape: {now.lost}")
         if now.other is not None and instance.lossless:
             self._judge(instance, run, context, now.other)
         run.known = now
         promised = [cls for cls in instance.preserves if run.analyses.cached(cls)]
         wrong = run.analyses.wrong(promised)
         if wrong is not None:
-            raise _crash(
+            raise crash_of(
                 "analysis", f"{name} says that it preserves analysis '{wrong.name}', but it does not"
             )
 
@@ -295,11 +282,11 @@ class PassManager:
         line = f"pass '{instance.name}' changed a shape: {problem}"
         before = self._replayed(len(run.records), run)
         try:
-            same = before is not None and check_equivalent(before, run.model).passed
+            same = before is not None and check_equivalent(before, run.model, inputs=self.check_inputs).passed
         except GraphwrightError as error:
-            raise _crash("shapes", f"{line} ({error})") from error
+            raise crash_of("shapes", f"{line} ({error})") from error
         if not same:
-            raise _crash("shapes", line)
+            raise crash_of("shapes", line)
         context.note(f"{problem}; the outputs are the same, so the shape declared before was wrong")
 
     def _check(self, instance: Pass, run: _Run, record: PassRecord) -> None:
@@ -307,12 +294,12 @@ class PassManager:
         try:
             record.check = run.expected.compare(run.model)
         except GraphwrightError as error:
-            raise _crash(
+            raise crash_of(
                 "numbers", f"pass '{instance.name}' left a model that does not run: {error}"
             ) from error
         if instance.lossless and not record.check.passed:
             line = f"pass '{instance.name}' is lossless but changed the outputs: {record.check}"
-            raise _crash("numbers", line)
+            raise crash_of("numbers", line)
         run.expected = None
 
     def _expectation(self, model: ir.Model) -> Expectation:
@@ -382,12 +369,6 @@ class PassManager:
             investigate=False,
             measure=mine.measure,
         )
-
-
-def _crash(kind: str, line: str) -> PassCrash:
-    crash = PassCrash(line)
-    crash.kind = kind
-    return crash
 
 
 def _is_ours(instance: Pass) -> bool:
