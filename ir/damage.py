@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import onnx
 
 _NEWEST_THINKABLE = 10_000
+# FLOAT, INT, STRING, FLOATS, INTS, STRINGS: attributes that hold neither tensors nor graphs, whatever other
+# fields of theirs are set.
+PLAIN_KINDS = frozenset({1, 2, 3, 6, 7, 8})
 
 
 def check_names(model: onnx.ModelProto) -> None:
@@ -21,9 +24,10 @@ def check_names(model: onnx.ModelProto) -> None:
     Raises:
         ModelError: the first name or version that is damaged.
     """
-    for name in _names(model):
-        if not isinstance(name, str):
-            raise ModelError(f"the name {name!r} is not valid text; the file is damaged")
+    names = _names(model)
+    if set(map(type, names)) - {str}:
+        name = next(name for name in names if not isinstance(name, str))
+        raise ModelError(f"the name {name!r} is not valid text; the file is damaged")
     for imported in _imports(model):
         if not 0 < imported.version <= _NEWEST_THINKABLE:
             raise ModelError(
@@ -37,36 +41,37 @@ def _imports(model: onnx.ModelProto) -> Iterator[Any]:
         yield from function.opset_import
 
 
-def _names(model: onnx.ModelProto) -> Iterator[str]:
-    yield from (imported.domain for imported in _imports(model))
-    yield from _graph_names(model.graph)
+def _names(model: onnx.ModelProto) -> list[str | bytes]:
+    names: list[str | bytes] = [imported.domain for imported in _imports(model)]
+    _add_graph(model.graph, names)
     for function in model.functions:
-        yield from (function.name, function.domain, function.overload)
-        yield from function.input
-        yield from function.output
-        yield from function.attribute
+        names += (function.name, function.domain, function.overload)
+        names += (*function.input, *function.output, *function.attribute)
         for node in function.node:
-            yield from _node_names(node)
+            _add_node(node, names)
+    return names
 
 
-def _graph_names(graph: onnx.GraphProto) -> Iterator[str]:
-    yield graph.name
+def _add_graph(graph: onnx.GraphProto, names: list[str | bytes]) -> None:
+    names.append(graph.name)
     for info in (*graph.input, *graph.output, *graph.value_info):
-        yield info.name
+        names.append(info.name)
         if info.type.HasField("tensor_type"):
-            yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
-    yield from (tensor.name for tensor in graph.initializer)
+            names += [dim.dim_param for dim in info.type.tensor_type.shape.dim]
+    names += [tensor.name for tensor in graph.initializer]
     for node in graph.node:
-        yield from _node_names(node)
+        _add_node(node, names)
 
 
-def _node_names(node: onnx.NodeProto) -> Iterator[str]:
-    yield from (node.name, node.op_type, node.domain, node.overload)
-    yield from node.input
-    yield from node.output
+def _add_node(node: onnx.NodeProto, names: list[str | bytes]) -> None:
+    names += (node.name, node.op_type, node.domain, node.overload)
+    names += node.input
+    names += node.output
     for attribute in node.attribute:
-        yield from (attribute.name, attribute.ref_attr_name)
+        names += (attribute.name, attribute.ref_attr_name)
+        if attribute.type in PLAIN_KINDS:
+            continue
         if attribute.HasField("g"):
-            yield from _graph_names(attribute.g)
+            _add_graph(attribute.g, names)
         for graph in attribute.graphs:
-            yield from _graph_names(graph)
+            _add_graph(graph, names)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .bodies import all_graphs
+from .damage import PLAIN_KINDS
 from .errors import ModelError
 from .tensors import tensor_of
 
@@ -76,6 +77,8 @@ def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
     for attribute in node.attribute:
+        if attribute.type in PLAIN_KINDS:
+            continue
         if attribute.type == attribute.TENSOR or attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors
