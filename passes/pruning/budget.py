@@ -42,7 +42,7 @@ _SUFFIXES = {
     "s": 1e3,
 }
 _STEPS = 16
-_TRIALS = 256
+_TRIALS = 128
 
 
 @dataclass(frozen=True)

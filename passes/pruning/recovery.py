@@ -122,16 +122,18 @@ def recover(
     rows = []
     rewriter = context.rewriter(pruned)
     for done, position in enumerate(positions):
-        if nodes[position].graph is not original.graph:
-            context.leave(nodes[position], "not recovered: it lies in a body")
-            continue
-        node = made_by[str(nodes[position].outputs[0].name)]
-        if context.progress is not None:
-            context.progress(done, len(positions), f"recovering {node.name}")
-        layer, reason = linear_layer(node)
+        meant = nodes[position]
+        layer, reason = linear_layer(meant)
+        if meant.graph is not original.graph:
+            layer, reason = None, "it lies in a body"
+        if layer is not None:
+            # Of the same name, but with the weights that are left.
+            layer, reason = linear_layer(made_by[str(meant.outputs[0].name)])
         if layer is None:
-            context.leave(node, f"not recovered: {reason}")
+            context.leave(meant, f"not recovered: {reason}")
             continue
+        if context.progress is not None:
+            context.progress(done, len(positions), f"recovering {meant.name}")
         row = _recover_layer(original, pruned, removal, layer, how, calibration, context, rewriter)
         if row is not None:
             rows.append(row)
