@@ -46,11 +46,13 @@ class PassCrash(PassError):
         kind: "raised", "graph" (invalid), "shapes" (lost or contradictory), "numbers" (other outputs) or
             "analysis" (one that it claims to preserve is wrong).
         before: The model as it was right before the pass, or None where it could not be had again.
+        reproducer: The file that shows the crash again, or None where none was written yet.
     """
 
     index: int = -1
     kind: str = "raised"
     before: Any = None
+    reproducer: str | None = None
 
 
 class PipelineError(PassError):

@@ -17,6 +17,8 @@ from .manager import Observer, PassManager, PassRecord
 from .pipeline import Pipeline
 from .timings import Timing
 
+_UNASKED_BYTES = 1 << 30
+
 
 @dataclass(frozen=True)
 class OptimizeReport:
@@ -96,8 +98,8 @@ def optimize(
         timing: Time rules and the parts of passes one by one (`result.report.timing`).
         statistics: Record multiply-accumulates and bytes moved after every pass.
         keep_going: Leave out a pass that fails, and go on with the model from before it; its record says so.
-        reproducer: Folder for the file that shows a crash again; the system's folder for temporary files by
-            default, None for no file.
+        reproducer: Folder for the file that shows a crash again, None for no file; by default the system's
+            folder for temporary files, unless the model's constants take more than 1 GiB.
         reload: Gives the model again as it was given, such as `lambda: gw.load(path)`. With it `model` itself
             is changed, which must come straight from `gw.load`: that saves a copy and a check. The model from
             before is still there for whoever needs it, as `reload()`.
@@ -131,6 +133,8 @@ def optimize(
         if reproducer is None:
             raise
         model = model if reload is None else reload()
+        if not reproducer and _constant_bytes(model) > _UNASKED_BYTES:
+            raise
         path = _reproduce(model, manager, crash, Path(reproducer or tempfile.gettempdir()))
         raise _located(crash, path) from crash.__cause__
     return Result(optimized, OptimizeReport(str(manager.pipeline), tuple(records), manager.timing))
@@ -148,9 +152,15 @@ def _reproduce(model: ir.Model, manager: PassManager, crash: PassCrash, folder: 
         return None
 
 
+def _constant_bytes(model: ir.Model) -> int:
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
 def _located(crash: PassCrash, path: Path | None) -> PassCrash:
     if path is None:
         return crash
     found = PassCrash(f"{crash}; reproducer: {path}")
     found.index, found.kind, found.before = crash.index, crash.kind, crash.before
+    found.reproducer = str(path)
     return found

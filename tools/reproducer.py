@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,10 +38,24 @@ def reproducer_on_crash(
     try:
         yield
     except PassCrash as crash:
-        path, trouble = write_reproducer(model, pipeline, crash, seed, **data)
+        line = str(crash)
+        if crash.reproducer is None:
+            path, trouble = write_reproducer(model, pipeline, crash, seed, **data)
+        else:
+            line = line.removesuffix(f"; reproducer: {crash.reproducer}")
+            path, trouble = _brought_here(Path(crash.reproducer)), ""
         if path is None:
-            raise PassCrash(f"{crash} (no reproducer could be written: {trouble})") from crash
-        raise PassCrash(f"{crash}; to see it again: graphwright reduce {path} --replay{advice}") from crash
+            raise PassCrash(f"{line} (no reproducer could be written: {trouble})") from crash
+        raise PassCrash(f"{line}; to see it again: graphwright reduce {path} --replay{advice}") from crash
+
+
+def _brought_here(file: Path) -> Path:
+    """Move a reproducer that the library wrote into the current folder."""
+    path = _free_name()
+    try:
+        return Path(shutil.move(file, path))
+    except OSError:
+        return file
 
 
 def write_reproducer(
