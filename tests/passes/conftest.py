@@ -135,3 +135,14 @@ def assert_exact(model, ratio=0.5, dims=None, seed=0, allow_statistical=False):
 def assert_exact_fixture():
     """`pruned, number of removed classes = assert_exact(model)`."""
     return assert_exact
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reproducers_stay_here(tmp_path_factory):
+    """What crashes on purpose leaves its reproducers among the other files of the tests."""
+    import tempfile
+
+    before = tempfile.tempdir
+    tempfile.tempdir = str(tmp_path_factory.mktemp("reproducers"))
+    yield
+    tempfile.tempdir = before
