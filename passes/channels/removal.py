@@ -291,7 +291,7 @@ def masked_model(original: ir.Model, removal: Removal) -> ir.Model:
 
 
 def _clear_output(node: ir.Node, masks: Mapping[int, np.ndarray], rewriter: Rewriter) -> None:
-    """Put zeros in place of the infinite logarithms of removed indices, which times zero would be no number."""
+    """Put zeros in place of the infinite logarithms of removed indices: times zero they are no number."""
     output = node.outputs[0]
     assert output.dtype is not None
     (raw,) = rewriter.insert_before(node, node.op_type, list(node.inputs), dict(node.attributes.items()))
