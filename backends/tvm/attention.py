@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from ...ir.static import producer_of
 from ...passes.attention.masks import bounds
 from .op import type_of
 
@@ -40,7 +41,7 @@ def attention(new: Assembler) -> Sequence[ir.Value | None]:
         grouped = [batch, kv_heads, q_heads // kv_heads * rows]
         q = new("Reshape", q, np.array([*grouped, size], np.int64))
     scale = new.attr("scale") or 1.0 / sqrt(size)
-    raw = new("Mul", new("MatMul", q, new("Transpose", k, perm=[0, 1, 3, 2])), new.number(scale))
+    raw = new("Mul", new("MatMul", q, _columns(new, k)), new.number(scale))
     if shared:
         raw = new("Reshape", raw, np.array([batch, q_heads, rows, columns], np.int64))
     bias = _bias(new, rows, columns)
@@ -73,6 +74,15 @@ def _may_be_infinite(mask: ir.Value) -> bool:
     """Whether a mask can hold -infinity or False, as far as is known."""
     lowest, _ = bounds(mask)
     return mask.dtype == ir.DataType.BOOL or lowest is None or not np.isfinite(lowest)
+
+
+def _columns(new: Assembler, k: ir.Value) -> ir.Value:
+    """Keys as columns; where a Transpose makes the keys, both are one."""
+    made = producer_of(k, "Transpose")
+    if made is None:
+        return new("Transpose", k, perm=[0, 1, 3, 2])
+    a, b, c, d = made.attributes.get_ints("perm", (3, 2, 1, 0)) or ()
+    return new("Transpose", made.inputs[0], perm=[a, b, d, c])
 
 
 def _heads(new: Assembler, position: int, heads: int) -> ir.Value:

@@ -95,7 +95,10 @@ def decompose(model: ir.Model) -> None:
         if results is None:
             continue
         missing = [None] * (len(node.outputs) - len(results))
+        operands = [value.producer() for value in node.inputs if value is not None]
         rewriter.replace(node, [*results, *missing])
+        for operand in operands:
+            rewriter.erase_unread(operand)
         changed = True
     if changed:
         infer_shapes(model)

@@ -167,6 +167,19 @@ def test_attention_is_decomposed(through_tvm):
     assert_same(outputs, expected)
 
 
+def test_keys_turned_before_attention_and_a_float_mask(through_tvm):
+    model = text(
+        """g (float[2,4,6,8] q, float[2,6,2,8] k0, float[2,2,6,3] v, float[6,6] mask) => (float[2,4,6,3] y) {
+          k = Transpose<perm = [0, 2, 1, 3]>(k0) y = Attention<scale = 0.3, softcap = 2.0>(q, k, v, mask) }"""
+    )
+    generator = np.random.default_rng(7)
+    shapes = {"q": (2, 4, 6, 8), "k0": (2, 6, 2, 8), "v": (2, 2, 6, 3), "mask": (6, 6)}
+    feeds = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    feeds["mask"][2] = -np.inf
+    outputs, expected, _ = through_tvm(model, feeds)
+    assert_same(outputs, expected)
+
+
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_recurrent_steps_share_their_functions(through_tvm, build_model, kind):
     gates = {"LSTM": 4, "GRU": 3}[kind]
