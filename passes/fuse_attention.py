@@ -46,9 +46,9 @@ class FuseAttention(Pass):
 
     Numbers stay. A row that a finite number masks entirely has equal weights; such numbers are kept apart
     from -infinity, with which the row is NaN here but zero in Attention: unless that is impossible or the
-    graph itself turns it into zero, NaN is added again, which costs an Add (`masked_rows`). A low finite number
-    in place of a score hides its key: the scores of a row are taken to differ by less. Scores and weights must
-    have no other readers, and types be float or float16.
+    graph itself turns it into zero, NaN is added again, which costs an Add (`masked_rows`). A low finite
+    number in place of a score hides its key: the scores of a row are taken to differ by less. Scores and
+    weights must have no other readers, and types be float or float16.
     """
 
     name: ClassVar[str] = "fuse-attention"
