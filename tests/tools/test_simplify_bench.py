@@ -13,6 +13,8 @@ from graphwright.tools.simplify_judge import account, judge
 from graphwright.tools.simplify_models import LARGE, MODELS, build_model
 from graphwright.tools.simplify_report import findings, growth_exponent, markdown, print_report, summary
 
+from .conftest import assert_one_line_of_trouble
+
 
 def outcome(model="m", tool=OURS, nodes=10, wall=0.1, before=20, size=100, after=100, error="", **more):
     given = {"wall": wall, "fastest": wall / 2, "slowest": wall * 2, "cpu": wall, "runs": 3, "cold": 1.0}
@@ -263,3 +265,25 @@ def test_the_large_model_in_small(tmp_path):
 
 def test_the_fused_pipeline_adds_to_the_plain_one():
     assert simplify_worker.PIPELINES[FUSED] == simplify_worker.PIPELINES[OURS] + ",fuse"
+
+
+def test_the_command_line(cli, tmp_path):
+    options = ["--models", tmp_path, "--repeats", "1", "--against", "", "-o", tmp_path / "table.md"]
+    outcome = cli("bench", "--simplify", "--only", "^control_flow$", *map(str, options), "--json")
+    assert outcome.code == 0, outcome.err
+    tools = [each["tool"] for each in outcome.json]
+    assert tools in ([OURS], [OURS, FUSED])
+    assert all(each["error"] == "" and each["runs"] == 1 for each in outcome.json)
+    assert f"| model | nodes before | {' | '.join(tools)} |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["m.onnx", "--simplify"], "one of"),
+        (["--simplify", "--against", "onnxsum"], "onnxsum"),
+        (["--simplify", "--only", "resnet102"], "resnet102"),
+    ],
+)
+def test_the_command_line_refuses_in_one_line(cli, arguments, message):
+    assert_one_line_of_trouble(cli("bench", *arguments), message)
