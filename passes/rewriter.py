@@ -16,12 +16,11 @@ import onnx_ir as ir
 from ..ir.bodies import bodies_of, nodes_of
 from ..ir.constants import constant_tensor
 from ..ir.errors import PassError
-from ..ir.incremental import infer_near
 from ..ir.shape_memo import as_shape
 from ..ir.tensors import tensor_of
 from ..ir.uses import is_read, is_unread, use_count
 from .attributes import as_attribute, as_attributes
-from .naming import Names
+from .journal import Journal
 
 PASS_KEY = "graphwright.pass"
 FROM_KEY = "graphwright.from"
@@ -29,73 +28,17 @@ RULE_KEY = "graphwright.rule"
 _MAX_SOURCES = 8
 
 
-class Rewriter:
+class Rewriter(Journal):
     """Mutates one model on behalf of one pass.
 
     Attributes:
-        model: The model being changed.
-        changes: Number of mutations so far; 0 means the graph is untouched.
         rule: Label of the rule at work, recorded in the nodes it makes; "" outside of rules.
     """
 
     def __init__(self, model: ir.Model, origin: str = ""):
-        self.model = model
-        self.changes = 0
+        super().__init__(model)
         self.rule = ""
         self._origin = origin
-        self._created: list[str] = []
-        self._orphans: dict[ir.Value, None] = {}
-        self._touched: dict[ir.Node, None] = {}
-        self._stale: dict[ir.Node, None] = {}
-        self._unsettled: dict[ir.Node, None] = {}
-        self._altered: dict[ir.Node | ir.Value, None] = {}
-        self._names: Names | None = None
-
-    def take_touched(self) -> list[ir.Node]:
-        """Return the nodes whose surroundings changed since the last call."""
-        touched = list(self._touched)
-        self._touched.clear()
-        return touched
-
-    def take_stale(self) -> list[ir.Node]:
-        """Return the nodes whose output shapes may have changed since the last call."""
-        stale = list(self._unsettled | self._stale)
-        self._unsettled.clear()
-        self._stale.clear()
-        return stale
-
-    def settle_shapes(self) -> None:
-        """Infer what follows from the last rewrites where their neighbourhood tells; the rest stays stale.
-
-        Raises:
-            ShapeError: Shapes contradict each other.
-        """
-        if self._stale:
-            stale = dict(self._stale)
-            self._stale.clear()
-            self._unsettled.update(dict.fromkeys(infer_near(self.model, stale)))
-
-    @property
-    def unsettled(self) -> bool:
-        """Whether shapes are left to infer that `settle_shapes` could not tell."""
-        return bool(self._unsettled or self._stale)
-
-    @property
-    def altered(self) -> Collection[ir.Node | ir.Value]:
-        """Nodes and initializers that are new, or read, say or hold something else than before."""
-        return self._altered.keys()
-
-    def take_created(self) -> tuple[str, ...]:
-        """Return the names of the nodes made since the last call."""
-        created = tuple(self._created)
-        self._created.clear()
-        return created
-
-    def unique_name(self, hint: str) -> str:
-        """Return `hint`, or `hint_N` where `hint` is taken; the result is taken afterwards."""
-        if self._names is None:
-            self._names = Names(self.model)
-        return self._names.unique(hint)
 
     def insert_before(
         self,
@@ -265,10 +208,7 @@ class Rewriter:
         assert graph is not None
         bodies = bodies_of(node) if node.attributes.data else ()
         for gone in (node, *(inner for body in bodies for inner in nodes_of(body))):
-            self._touched.pop(gone, None)
-            self._stale.pop(gone, None)
-            self._unsettled.pop(gone, None)
-            self._altered.pop(gone, None)
+            self._forget(gone)
         graph.remove(node, safe=True)
         for value in sources:
             if value.is_initializer():
@@ -292,8 +232,7 @@ class Rewriter:
                 gone[node] = None
         for node in gone:
             self._changed()
-            for known in (self._touched, self._stale, self._unsettled, self._altered):
-                known.pop(node, None)
+            self._forget(node)
         for graph in dict.fromkeys(node.graph for node in gone):
             assert graph is not None
             graph.remove([node for node in gone if node.graph is graph], safe=False)
@@ -505,19 +444,6 @@ class Rewriter:
             merged = dict.fromkeys([*known.split(";"), *names.split(";")])
             names = ";".join(list(merged)[:_MAX_SOURCES])
         node.metadata_props[FROM_KEY] = names
-
-    def _touch(self, node: ir.Node | None) -> None:
-        if node is not None and node.graph is not None:
-            self._touched[node] = None
-
-    def _note(self, node: ir.Node) -> None:
-        """Remember that a node is new, or reads or says something else than before."""
-        self._touch(node)
-        self._stale[node] = None
-        self._altered[node] = None
-
-    def _changed(self) -> None:
-        self.changes += 1
 
 
 def _as_tensor(data: np.ndarray | ir.TensorProtocol, name: str) -> ir.TensorProtocol:
