@@ -22,6 +22,7 @@ _EXPORTS = {
     "PassContext": ".passes.base",
     "register": ".passes.registry",
     "Rule": ".passes.rules",
+    "Analysis": ".passes.analyses",
     "Rewriter": ".passes.rewriter",
     "PassManager": ".passes.manager",
     "optimize": ".passes.optimize",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .ir.save import save as save
     from .ir.trace import trace as trace
     from .ir.verify import verify as verify
+    from .passes.analyses import Analysis as Analysis
     from .passes.base import Pass as Pass
     from .passes.base import PassContext as PassContext
     from .passes.manager import PassManager as PassManager

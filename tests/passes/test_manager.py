@@ -118,6 +118,39 @@ def test_a_pass_that_breaks_the_graph_is_named():
         optimize(model_of(MODEL), Breaker())
 
 
+@dataclass(frozen=True)
+class Secret(Pass):
+    """Changes an attribute behind the rewriter's back."""
+
+    name: ClassVar[str] = "test-secret"
+    to: str = "Abs"
+
+    def apply(self, model, context):
+        neg = model.graph[-1]
+        made = ir.node(self.to, [neg.inputs[0]], name="secret")
+        made.outputs[0].name = "s"
+        model.graph.insert_before(neg, made)
+        neg.replace_input_with(0, made.outputs[0])
+
+
+def test_what_a_pass_of_others_does_not_tell_is_seen_all_the_same():
+    with pytest.raises(PassError, match="'test-secret' is lossless but changed the outputs"):
+        optimize(model_of(MODEL), Secret(), check_each=True)
+    record = optimize(model_of(MODEL), Secret(to="Identity"), check_each=True).report.records[0]
+    assert record.changed and record.nodes_after == record.nodes_before + 1 and record.check.passed
+    assert optimize(model_of(MODEL), Secret(skip=".*")).report.records[0].notes
+
+
+def test_steps_through_a_graph_work_without_its_private_parts(monkeypatch):
+    from graphwright.passes import neighbours
+
+    nodes = list((model := model_of(MODEL)).graph)
+    expected = [(neighbours.node_before(n), neighbours.node_behind(n)) for n in nodes]
+    assert expected == [(None, nodes[1]), (nodes[0], nodes[2]), (nodes[1], None)]
+    monkeypatch.setattr(neighbours, "_LIST", "_renamed")
+    assert [(neighbours.node_before(n), neighbours.node_behind(n)) for n in model.graph] == expected
+
+
 def test_a_pass_that_raises_is_named():
     with pytest.raises(PassError, match="pass 'test-crasher' failed: RuntimeError: surprise"):
         optimize(model_of(MODEL), Crasher())
