@@ -148,7 +148,7 @@ def run_benchmark(
     names = [name for name in MODELS if re.search(only, name)]
     if not names:
         raise ToolError(f"no model's name matches {only!r}; there are: {', '.join(MODELS)}")
-    outcomes = _read(results)
+    outcomes, skipped = _read(results), list[Outcome]()
     with tempfile.TemporaryDirectory() as scratch:
         folder = models or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,8 @@ def run_benchmark(
             if not missing:
                 continue
             if name == LARGE and shutil.disk_usage(folder).free < LARGE_SPACE:
-                say(f"skipping {name}: it wants {LARGE_SPACE / 2**30:.0f} GiB of free disk")
+                reason = f"not measured: it wants {LARGE_SPACE / 2**30:.0f} GiB of free disk"
+                skipped += [Outcome(name, tool, 0, 0, error=reason) for tool in missing]
                 continue
             say(f"building {name}")
             source = build_model(name, folder)
@@ -167,7 +168,8 @@ def run_benchmark(
                 _write(results, outcomes)
             if name == LARGE:
                 drop_model(source)
-    return [o for name in names for tool in chosen for o in outcomes if (o.model, o.tool) == (name, tool)]
+    found = {(o.model, o.tool): o for o in (*outcomes, *skipped)}
+    return [found[name, tool] for name in names for tool in chosen]
 
 
 def _read(path: Path | None) -> list[Outcome]:

@@ -47,6 +47,15 @@ def test_our_tool_in_processes_of_its_own_and_results_that_are_kept(tmp_path):
     assert (tmp_path / "control_flow.onnx").exists()
 
 
+def test_a_model_without_room_is_said_to_be_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("graphwright.tools.simplify_bench.LARGE_SPACE", 2**80)
+    results = tmp_path / "results.json"
+    (found,) = run_benchmark(only=LARGE, tools=[OURS], models=tmp_path, results=results)
+    assert found.error.startswith("not measured: it wants") and "free disk" in found.error
+    assert not results.exists() and not list(tmp_path.iterdir())
+    assert findings([found]) == [f"{LARGE}: {OURS} {found.error}"]
+
+
 def test_files_of_results_of_another_kind_are_refused(tmp_path):
     results = tmp_path / "results.json"
     for text in ("{", '[{"model": "m"}]'):
