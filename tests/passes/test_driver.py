@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphwright.ir.errors import PassError
+from graphwright.ir.errors import PassCrash, PassError
 from graphwright.ir.verify import verify
 from graphwright.passes.base import Pass, PassContext
 from graphwright.passes.driver import drive
@@ -179,3 +179,56 @@ def test_numbers_stay():
     before = run_reference(model, {"x": x})["y"]
     drive(model, [NegNeg()], PassContext())
     np.testing.assert_array_equal(run_reference(model, {"x": x})["y"], before)
+
+
+class ToLog(Rule):
+    """Exp  =>  Log, which another rule turns back."""
+
+    op_types = ("Exp",)
+
+    def match_and_rewrite(self, node, rewriter):
+        rewriter.replace(node, rewriter.insert_before(node, "Log", [node.inputs[0]]))
+        return True
+
+
+class ToExp(Rule):
+    """Log  =>  Exp."""
+
+    op_types = ("Log",)
+
+    def match_and_rewrite(self, node, rewriter):
+        rewriter.replace(node, rewriter.insert_before(node, "Exp", [node.inputs[0]]))
+        return True
+
+
+def test_rules_that_take_turns_are_both_named():
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 23]> g (float[2] x) => (float[2] y) { y = Exp (x) }'
+    )
+    with pytest.raises(PassCrash) as caught:
+        PassContext().rewrite(model, ToLog(), ToExp())
+    line = str(caught.value)
+    assert "no fixpoint" in line and "it takes turns with" in line
+    assert "'ToLog'" in line and "'ToExp'" in line
+
+
+class ForeignGelu(Rule):
+    """A rule for an operator of another domain."""
+
+    op_types = ("com.microsoft::Gelu",)
+
+    def match_and_rewrite(self, node, rewriter):
+        rewriter.replace(node, rewriter.insert_before(node, "Gelu", [node.inputs[0]]))
+        return True
+
+
+def test_rules_for_operators_of_other_domains():
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>
+        g (float[2] x) => (float[2] y) { a = Gelu (x)
+            y = com.microsoft.Gelu (a) }"""
+    )
+    context = PassContext()
+    context.rewrite(model, ForeignGelu())
+    assert [(node.domain, node.op_type) for node in model.graph] == [("", "Gelu"), ("", "Gelu")]
+    assert len(context.firings) == 1
