@@ -54,7 +54,7 @@ def attention(new: Assembler) -> Sequence[ir.Value | None]:
     scores = new("Add", scores, bias) if bias is not None else scores
     steps[2] = scores
     weights = new("Softmax", scores, axis=-1)
-    if new.input(3) is not None and _may_be_infinite(new.input(3)):
+    if _may_be_infinite(new.input(3)):
         # A row in which every key is masked is zero, not NaN.
         masked = new("Equal", bias, new.number(float("-inf")))
         weights = new("Where", masked, new.number(0), weights)
@@ -70,18 +70,20 @@ def attention(new: Assembler) -> Sequence[ir.Value | None]:
     return [y, *present, steps[new.attr("qk_matmul_output_mode", 0)]][: len(new.node.outputs)]
 
 
-def _may_be_infinite(mask: ir.Value) -> bool:
+def _may_be_infinite(mask: ir.Value | None) -> bool:
     """Whether a mask can hold -infinity or False, as far as is known."""
+    if mask is None:
+        return False
     lowest, _ = bounds(mask)
     return mask.dtype == ir.DataType.BOOL or lowest is None or not np.isfinite(lowest)
 
 
-def _columns(new: Assembler, k: ir.Value) -> ir.Value:
+def _columns(new: Assembler, k: Any) -> ir.Value:
     """Keys as columns; where a Transpose makes the keys, both are one."""
     made = producer_of(k, "Transpose")
     if made is None:
         return new("Transpose", k, perm=[0, 1, 3, 2])
-    a, b, c, d = made.attributes.get_ints("perm", (3, 2, 1, 0)) or ()
+    a, b, c, d = made.attributes.get_ints("perm", (3, 2, 1, 0)) or (3, 2, 1, 0)
     return new("Transpose", made.inputs[0], perm=[a, b, d, c])
 
 
