@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .constants import constant_array
+from .uses import use_count
 
 
 def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
@@ -57,4 +58,4 @@ def producer_of(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 def only_reader(value: ir.Value) -> bool:
     """Whether exactly one node input reads `value` and it is no graph output."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
+    return use_count(value) == 1 and not value.is_graph_output()
