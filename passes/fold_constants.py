@@ -117,6 +117,9 @@ class FoldConstants(Pass):
     ) -> None:
         """Take nodes out of `foldable` until no value and not the whole exceeds its budget."""
         for node in list(foldable):
+            if node not in foldable:
+                # It depended on one that went.
+                continue
             result = sum(_bytes(output) or 0 for output in node.outputs)
             if result <= self.limit:
                 continue

@@ -110,6 +110,18 @@ def test_results_beyond_the_budget_stay_and_are_reported():
     assert ops(model) == ["Add"]
 
 
+def test_what_depends_on_a_result_beyond_the_budget_stays_too():
+    text = """
+    g (float[1] x) => (float[1024,1024] y)
+      <int64[2] shape = {512, 512}, int64[2] twice = {2, 2}, float[1] one = {1.0}> {
+        big = Expand(one, shape)
+        bigger = Tile(big, twice)
+        y = Add(x, bigger)
+    }"""
+    model, _ = folded(model_of(text))
+    assert ops(model) == ["Expand", "Tile", "Add"]
+
+
 def test_many_small_growths_are_bounded_together():
     lines = "\n".join(f"b{i} = Expand(one, shape)\n c{i} = Add(x, b{i})" for i in range(40))
     total = "y = Sum(" + ", ".join(f"c{i}" for i in range(40)) + ")"
