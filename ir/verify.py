@@ -91,9 +91,7 @@ class _Frame:
 class _ScopeChecker:
     """Walks a root graph and the subgraphs in it with the names that are visible at each point."""
 
-    def __init__(
-        self, nodes: NodeChecker, found: list[str], changed: Container[ir.Node | ir.Value] | None
-    ):
+    def __init__(self, nodes: NodeChecker, found: list[str], changed: Container[ir.Node | ir.Value] | None):
         self._nodes = nodes
         self._found = found
         self._changed = changed
