@@ -2,9 +2,11 @@
 
 - `labels`: labels on indices, ties between them, and the classes that follow.
 - `tracer`: the state of one walk over a graph; `analysis`: the walk itself.
-- `contractions`, `layout`, `elementwise`, `reductions`, `windows`: what each operator does to labels.
-- `groups`: which classes are pruned side by side, and how important each is.
-- `removal`: removing classes from a model, the masked model, and the proof that the two agree.
+- `contractions`, `attention`, `recurrent`, `layout`, `reshapes`, `indexing`, `elementwise`, `reductions`,
+  `windows`, `control`: what each operator does to labels; `sizes`: how shape operands follow.
+- `groups`: which classes are pruned side by side.
+- `removal`: removing classes from a model; the masked model, with `statistics` for its normalizations; `proof`
+  that the two agree. `places` names nodes and values alike in all copies of a model.
 """
 
 from .analysis import Dependencies, analyse
