@@ -5,7 +5,7 @@
 - `contractions`, `attention`, `recurrent`, `layout`, `reshapes`, `indexing`, `elementwise`, `reductions`,
   `windows`, `control`: what each operator does to labels; `sizes`: how shape operands follow.
 - `groups`: which classes are pruned side by side.
-- `removal`: removing classes from a model; the masked model, with `statistics` for its normalizations; `proof`
+- `removal`: removing classes; the masked model, with `statistics` for its normalizations; `proof`
   that the two agree. `places` names nodes and values alike in all copies of a model.
 """
 
