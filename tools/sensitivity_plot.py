@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..passes.pruning.sensitivity import Point, Sensitivity
 
 _WIDTH, _HEIGHT = 760, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 16, 34, 48
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 16, 50, 48
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 _LABELLED = 8
 
@@ -95,7 +95,7 @@ def _chart(
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 26 else name[:25] + "…"
+    return name if len(name) <= 24 else name[:23] + "…"
 
 
 def _ticks(values: Sequence[float]) -> list[float]:
