@@ -129,7 +129,9 @@ def test_weights_that_are_transposed_at_run_time_make_channels(network, assert_e
     net = network()
     first, second = net.weight(8, 5), net.weight(3, 8)
     x = net.op("MatMul", net.input(2, 5), net.op("Transpose", first))
-    pruned, removed = assert_exact(net.model(net.op("MatMul", net.op("Tanh", x), net.op("Transpose", second))))
+    pruned, removed = assert_exact(
+        net.model(net.op("MatMul", net.op("Tanh", x), net.op("Transpose", second)))
+    )
     assert removed == 4
     assert [list(v.shape) for v in pruned.graph.initializers.values()] == [[4, 5], [3, 4]]
 
