@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from .dynamic_dims import dim_names, rename_dims, without_names
 from .errors import ModelError
+from .exporter_faults import repair
 from .normalize import normalize
 from .upgrade import upgrade
 
@@ -87,6 +88,7 @@ def trace_with_inputs(
     inputs = example_inputs(program)
     _refuse_plain_outputs(program)
     model = _to_model(program)
+    repair(model)
     rename_dims(model, names)
     _separate_names(model)
     _name_outputs(model, program)

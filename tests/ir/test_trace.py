@@ -310,3 +310,13 @@ def test_what_torch_cannot_export_is_one_line(module, args, shapes, message, cap
         trace(module, args, dynamic_shapes=shapes)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_convolution_over_three_axes_needs_no_bias():
+    """The exporter gives it zeros of a shape that no runtime accepts."""
+    module = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 3, bias=False), torch.nn.Conv3d(4, 2, 1)).eval()
+    x = torch.randn(1, 3, 5, 6, 7)
+    model = trace(module, (x,))
+    assert [(node.op_type, len(node.inputs)) for node in model.graph] == [("Conv", 2), ("Conv", 3)]
+    (result,) = run_reference(model, {"input": x.numpy()}).values()
+    np.testing.assert_allclose(result, module(x).detach().numpy(), rtol=1e-4, atol=1e-5)
