@@ -31,10 +31,10 @@ _COPIED = 1 << 20
 class FoldConstants(Pass):
     """Replace nodes whose inputs are all constant by their results, within a byte budget.
 
-    1. Constant nodes become initializers; a constant graph output is what a Constant node makes.
-    2. Shape and Size of a static shape (or of the static part that a Shape or Gather picks) become constants.
-    3. A node whose inputs are constants is computed by the reference, all of them in one run per round, where
+    1. Shape and Size of a static shape (or of the static part that a Shape or Gather picks) become constants.
+    2. A node whose inputs are constants is computed by the reference, all of them in one run per round, where
        the result is not random and keeps to the budget.
+    3. Constant nodes become initializers; a constant graph output is what a Constant node makes.
 
     A result may be larger than the constants it is made of (Expand, ConstantOfShape, Tile, a transposed
     shared weight): one value may grow by at most `limit` bytes, and all together by `growth` of the model's
@@ -52,17 +52,17 @@ class FoldConstants(Pass):
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Alternate between folding and shape inference until nothing new becomes constant."""
         rewriter = context.rewriter(model)
-        context.rewrite(model, LiftConstant(), CastLikeToCast())
-        original = _constant_bytes(model)
-        allowed = original + max(self.limit, int(self.growth * original))
+        budget = _Budget(model, self.limit, self.growth)
         unfoldable: dict[ir.Node, str] = {}
         for _ in range(_MAX_ROUNDS):
-            changed = context.rewrite(model, FoldShape(), FoldShapeGather())
+            changed = context.rewrite(model, CastLikeToCast(), FoldShape(), FoldShapeGather())
             with context.timed("folding"):
-                changed |= self._fold_round(model, rewriter, allowed, unfoldable, context)
+                changed |= self._fold_round(model, rewriter, budget, unfoldable, context)
             if not changed:
                 break
             context.update_shapes(model)
+        # Only now: most constants of an exported graph are gone with what read them.
+        context.rewrite(model, LiftConstant())
         for node, reason in unfoldable.items():
             if node.graph is not None:
                 context.leave(node, reason)
@@ -71,14 +71,14 @@ class FoldConstants(Pass):
         self,
         model: ir.Model,
         rewriter: Rewriter,
-        allowed: int,
+        budget: _Budget,
         unfoldable: dict[ir.Node, str],
         context: PassContext,
     ) -> bool:
         foldable = self._foldable(model, unfoldable)
         if not foldable:
             return False
-        self._respect_budget(foldable, model, allowed, unfoldable)
+        self._respect_budget(foldable, budget, unfoldable)
         wanted = _frontier(foldable)
         if not wanted:
             return False
@@ -89,10 +89,18 @@ class FoldConstants(Pass):
                 foldable.pop(node, None)
                 continue
             rewriter.replace_uses(value, _stored(value, node, array, rewriter))
-        folded = rewriter.erase_all(foldable)
+        rewriter.erase_all([*self._constants_behind(foldable), *foldable])
+        folded = sum(node.graph is None for node in foldable)
         rewriter.drop_orphans()
         context.count("folded", folded)
         return folded > 0
+
+    def _constants_behind(self, foldable: dict[ir.Node, None]) -> dict[ir.Node, None]:
+        """Constant nodes that foldable nodes read."""
+        makers = {v.producer(): None for node in foldable for v in node.inputs if v is not None}
+        return {
+            node: None for node in makers if node is not None and node not in foldable and self.selects(node)
+        }
 
     def _foldable(self, model: ir.Model, unfoldable: dict[ir.Node, str]) -> dict[ir.Node, None]:
         """Nodes that depend on constants only, producers first."""
@@ -111,8 +119,7 @@ class FoldConstants(Pass):
     def _respect_budget(
         self,
         foldable: dict[ir.Node, None],
-        model: ir.Model,
-        allowed: int,
+        budget: _Budget,
         unfoldable: dict[ir.Node, str],
     ) -> None:
         """Take nodes out of `foldable` until no value and not the whole exceeds its budget."""
@@ -130,13 +137,11 @@ class FoldConstants(Pass):
                 )
                 del foldable[node]
                 _drop_dependents(foldable)
-        now = _constant_bytes(model)
         while True:
             frontier = _frontier(foldable)
-            total = now + sum(_bytes(value) or 0 for value in frontier) - _freed_bytes(foldable)
-            if total <= allowed or not frontier:
+            excess = budget.excess(foldable, frontier) if frontier else 0
+            if excess <= 0:
                 return
-            excess = total - allowed
             # Many at a time, so that a model full of expansions does not cost a sweep for each.
             for value in sorted(frontier, key=lambda value: -(_bytes(value) or 0)):
                 maker = value.producer()
@@ -146,6 +151,27 @@ class FoldConstants(Pass):
                 unfoldable[maker] = f"its {_bytes(value)} bytes would exceed the byte budget of the model"
                 del foldable[maker]
             _drop_dependents(foldable)
+
+
+class _Budget:
+    """How much larger the constants of a model may get.
+
+    Args:
+        model: The model, before anything is folded.
+        limit: Bytes they may grow by at least.
+        growth: The same as a fraction of what they take before.
+    """
+
+    def __init__(self, model: ir.Model, limit: int, growth: float):
+        self._model, self._limit, self._growth = model, limit, growth
+        self._allowed: int | None = None
+
+    def excess(self, foldable: dict[ir.Node, None], frontier: list[ir.Value]) -> int:
+        """Bytes that storing `frontier` in place of `foldable` takes too many; not positive where it fits."""
+        now = _constant_bytes(self._model)
+        if self._allowed is None:
+            self._allowed = now + max(self._limit, int(self._growth * now))
+        return now + sum(_bytes(value) or 0 for value in frontier) - _freed_bytes(foldable) - self._allowed
 
 
 class LiftConstant(Rule):
@@ -232,9 +258,17 @@ class FoldShapeGather(Rule):
 
 def _is_constant(value: ir.Value) -> bool:
     producer = value.producer()
-    if producer is not None and producer.op_type != "Constant":
-        return False
-    return constant_tensor(value) is not None
+    if producer is None:
+        return value.is_initializer() and value.const_value is not None and not value.is_graph_input()
+    return producer.op_type == "Constant" and _is_stored(producer)
+
+
+def _is_stored(node: ir.Node) -> bool:
+    """Whether a Constant node says what it holds, as most do: without making a tensor of it."""
+    attributes = node.attributes.data
+    if len(attributes) == 1 and (attribute := attributes.get("value")) is not None:
+        return attribute.ref_attr_name is None
+    return constant_tensor(node.outputs[0]) is not None
 
 
 def _replace_by_constant(node: ir.Node, array: np.ndarray, rewriter: Rewriter) -> bool:
@@ -297,21 +331,27 @@ def _drop_dependents(foldable: dict[ir.Node, None]) -> None:
 
 def _freed_bytes(foldable: dict[ir.Node, None]) -> int:
     """Bytes of constants that nothing reads any more once `foldable` is gone."""
-    read = dict.fromkeys(v for node in foldable for v in node.inputs if v is not None and v.is_initializer())
+    read = dict.fromkeys(v for node in foldable for v in node.inputs if v is not None)
     return sum(
         _bytes(value) or 0
         for value in read
-        if not value.is_graph_output() and all(user in foldable for user, _ in value.uses())
+        if value.producer() not in foldable
+        and not value.is_graph_output()
+        and all(user in foldable for user, _ in value.uses())
     )
 
 
 def _constant_bytes(model: ir.Model) -> int:
-    return sum(
-        byte_count(value.const_value)
-        for graph in graphs_of(model)
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
+    """Bytes of initializers and of Constant nodes."""
+    total = 0
+    for graph in graphs_of(model):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                total += byte_count(value.const_value)
+        for node in graph:
+            if node.op_type == "Constant":
+                total += _bytes(node.outputs[0]) or 0
+    return total
 
 
 def _bytes(value: ir.Value) -> int | None:
