@@ -7,7 +7,7 @@ WORKERS ?= 2
 DEMO_OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning lint format arm-tools clean
+.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning coverage lint format arm-tools clean
 
 help:
 	@echo "make demo       train, prune, quantize and compile a small CNN; print the report"
@@ -16,6 +16,7 @@ help:
 	@echo "make readme     put the tables of the last demo and bench into the README"
 	@echo "make bench-simplify  compare simplify with onnxsim, onnxslim, onnxscript and ONNX Runtime"
 	@echo "make bench-pruning   accuracy after pruning, by criterion, on two networks trained on digits"
+	@echo "make coverage   prune and prove the architectures of torchvision, timm and transformers (hours)"
 	@echo "make lint       ruff and mypy alone"
 
 install: $(STAMP)
@@ -64,6 +65,22 @@ bench-pruning: $(STAMP)
 	mkdir -p $(DEMO_OUT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m graphwright.tools.pruning_bench --folder $(DEMO_OUT) -o $(DEMO_OUT)/pruning.md
 	$(BIN)/python -m graphwright.tools.readme docs/pruning.md --table pruning=$(DEMO_OUT)/pruning.md
+
+# torchvision and timm would replace torch by a build for CUDA: they are installed without what they ask for.
+# Goes on where it was stopped; COVERAGE holds further options, as in COVERAGE='--suite timm --jobs 2'.
+COVERAGE_STAMP := $(VENV)-coverage/.installed
+COVERAGE ?=
+$(COVERAGE_STAMP): pyproject.toml constraints.txt
+	@test -x $(VENV)-coverage/bin/pip || "$(PYTHON)" -m venv $(VENV)-coverage
+	$(VENV)-coverage/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[torch]'
+	$(VENV)-coverage/bin/pip install -qq --disable-pip-version-check --no-deps \
+		torchvision==0.28.0 timm==1.0.31 torch-pruning==1.6.1
+	$(VENV)-coverage/bin/pip install -qq --disable-pip-version-check -c constraints.txt transformers==5.23.0 pillow
+	@touch $@
+
+coverage: $(COVERAGE_STAMP)
+	mkdir -p $(DEMO_OUT)
+	$(VENV)-coverage/bin/graphwright coverage --results $(DEMO_OUT)/coverage.jsonl -o docs/coverage.md $(COVERAGE)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

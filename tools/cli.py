@@ -22,6 +22,7 @@ from ..ir.errors import GraphwrightError
 from .commands.bench import bench
 from .commands.bisect import bisect
 from .commands.compile import compile_model
+from .commands.coverage import coverage
 from .commands.diff import diff
 from .commands.inspect import inspect_model
 from .commands.opt import opt
@@ -53,6 +54,7 @@ app.command("bench")(bench)
 app.command("inspect")(inspect_model)
 app.command("diff")(diff)
 app.command("sensitivity")(sensitivity)
+app.command("coverage")(coverage)
 app.command("bisect")(bisect)
 app.command("reduce")(reduce)
 app.command("passes")(passes)
