@@ -10,7 +10,7 @@ from .errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
-_NEWEST_THINKABLE = 10_000
+NEWEST_THINKABLE = 10_000
 # FLOAT, INT, STRING, FLOATS, INTS, STRINGS: attributes that hold neither tensors nor graphs, whatever other
 # fields of theirs are set.
 PLAIN_KINDS = frozenset({1, 2, 3, 6, 7, 8})
@@ -29,7 +29,7 @@ def check_names(model: onnx.ModelProto) -> None:
         name = next(name for name in names if not isinstance(name, str))
         raise ModelError(f"the name {name!r} is not valid text; the file is damaged")
     for imported in _imports(model):
-        if not 0 < imported.version <= _NEWEST_THINKABLE:
+        if not 0 < imported.version <= NEWEST_THINKABLE:
             raise ModelError(
                 f"it imports version {imported.version} of operator set '{imported.domain or 'ai.onnx'}'"
             )

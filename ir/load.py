@@ -24,6 +24,7 @@ from .quiet import collected_warnings
 from .stored import TensorReader, check_proto
 from .upgrade import upgrade
 from .verify import verify
+from .wire_read import read_model
 
 if TYPE_CHECKING:
     import onnx
@@ -107,8 +108,6 @@ def _load_file(path: Path) -> LoadedModel:
 def _load_onnx(path: Path) -> ir.Model:
     proto, data = _read_proto(path)
     try:
-        check_names(proto)
-        check_proto(proto, path.parent, data)
         model = _deserialize(proto, path.parent, data)
     except VerifyError as error:
         raise VerifyError([_printable(f"in '{path}': {problem}") for problem in error.problems]) from error
@@ -147,20 +146,17 @@ def _read_proto(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
 
 
 def _deserialize(proto: onnx.ModelProto, folder: Path, data: dict[str, np.ndarray]) -> ir.Model:
-    """A model from a message whose tensors were checked: known operators, canonical opset, names.
+    """A model from a message: tensors and names checked, known operators, canonical opset, names.
 
     Raises:
         GraphwrightError: the graph breaks a rule, holds an unknown operator, or cannot be upgraded.
     """
-    if not proto.opset_import:
-        proto.opset_import.add(domain="", version=1)
+    reader = TensorReader(folder, data)
     with collected_warnings("onnx_ir"):
-        try:
-            model = ir.from_proto(proto)
-        except Exception as error:
-            raise ModelError(f"the graph cannot be read: {_root_cause(error)}") from error
+        model = read_model(proto, reader) if proto.opset_import else None
+        if model is None:
+            model = _read_rare(proto, folder, data, reader)
     _restore_input_types(model, proto)
-    TensorReader(folder, data).read_all(model)
     normalize(model)
     check_operators(model)
     verify(model)
@@ -169,6 +165,22 @@ def _deserialize(proto: onnx.ModelProto, folder: Path, data: dict[str, np.ndarra
     if before != model.opset_imports.get(""):
         normalize(model)
         verify(model)
+    return model
+
+
+def _read_rare(
+    proto: onnx.ModelProto, folder: Path, data: dict[str, np.ndarray], reader: TensorReader
+) -> ir.Model:
+    """A model from a message that holds something rare, or damage: checked as a whole before it is read."""
+    check_names(proto)
+    check_proto(proto, folder, data)
+    if not proto.opset_import:
+        proto.opset_import.add(domain="", version=1)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        raise ModelError(f"the graph cannot be read: {_root_cause(error)}") from error
+    reader.read_all(model)
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,13 @@ _TYPED_FIELDS = {
     ir.DataType.UINT32: "uint64_data",
     ir.DataType.UINT64: "uint64_data",
     ir.DataType.STRING: "string_data",
+}
+
+# Types whose `raw_data` is the array itself.
+_PLAIN = {
+    int(dtype): dtype.numpy().newbyteorder("<")
+    for dtype in ir.DataType
+    if dtype not in (ir.DataType.UNDEFINED, ir.DataType.STRING) and dtype.bitwidth >= 8
 }
 
 _TENSORS = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
@@ -211,13 +218,36 @@ class TensorReader:
         self._data = data
         self._files: dict[Path, np.ndarray] = {}
 
+    def of_message(self, tensor: onnx.TensorProto, outermost: bool) -> ir.TensorProtocol:
+        """Checks a stored tensor and reads it.
+
+        Args:
+            tensor: as parsed from the file.
+            outermost: whether it is an initializer of the main graph, whose data may lie outside the message.
+
+        Raises:
+            ModelError: what `check_proto` says of it.
+        """
+        name = tensor.name
+        if outermost and name in self._data:
+            dtype = _dtype(tensor)
+            _check_length(tensor, dtype, _element_count(tensor), self._data[name].size)
+            return _of_bytes(self._data[name], dtype, tuple(tensor.dims), name)
+        plain = _PLAIN.get(tensor.data_type)
+        if plain is None or not tensor.HasField("raw_data") or tensor.data_location == tensor.EXTERNAL:
+            _check_tensor(tensor, self._folder)
+            return self._read(ir.serde.deserialize_tensor(tensor))
+        data = tensor.raw_data
+        _check_length(tensor, ir.DataType(tensor.data_type), _element_count(tensor), len(data))
+        return tensor_of(np.frombuffer(data, plain).reshape(tuple(tensor.dims)), name)
+
     def read_all(self, model: ir.Model) -> None:
         """Replaces every stored tensor of a model whose message passed `check_proto`."""
         for name, array in self._data.items():
             value = model.graph.initializers[name]
             tensor = value.const_value
             assert tensor is not None
-            value.const_value = _of_bytes(array, tensor)
+            value.const_value = _of_bytes(array, tensor.dtype, tensor.shape.numpy(), tensor.name)
         for graph in all_graphs(model):
             for name, value in graph.initializers.items():
                 if value.const_value is not None and not (graph is model.graph and name in self._data):
@@ -241,7 +271,7 @@ class TensorReader:
     def _read(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         dtype = tensor.dtype
         if isinstance(tensor, ir.ExternalTensor):
-            return _of_bytes(self._mapped(tensor), tensor)
+            return _of_bytes(self._mapped(tensor), dtype, tensor.shape.numpy(), tensor.name)
         if dtype == ir.DataType.STRING or dtype.bitwidth < 8:
             return tensor
         return tensor_of(tensor.numpy(), tensor.name)
@@ -259,10 +289,10 @@ class TensorReader:
         return self._files[path][offset : offset + tensor.nbytes]
 
 
-def _of_bytes(data: np.ndarray, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """A tensor like `tensor` around its bytes as they stand in a file."""
-    dtype = tensor.dtype
+def _of_bytes(
+    data: np.ndarray, dtype: ir.DataType, shape: Sequence[int], name: str | None
+) -> ir.TensorProtocol:
+    """A tensor around its bytes as they stand in a file."""
     if dtype.bitwidth < 8:
-        return ir.PackedTensor(data, dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name)
-    array = data.view(dtype.numpy()).reshape(tensor.shape.numpy())
-    return ir.Tensor(array, dtype=dtype, name=tensor.name)
+        return ir.PackedTensor(data, dtype, shape=ir.Shape(shape), name=name)
+    return ir.Tensor(data.view(dtype.numpy()).reshape(shape), dtype=dtype, name=name)
