@@ -80,11 +80,12 @@ def _preface(outcomes: Sequence[Outcome]) -> list[str]:
     options = ", ".join(dict.fromkeys(each.options for each in outcomes if each.options))
     return _paragraph(
         "Written by `graphwright coverage` (`make coverage`). Every architecture is built with random "
-        "weights, exported from torch at a small input, pruned with `prune-channels` and saved, each in a process of "
-        f"its own ({options}). *Proven* means: the saved file, loaded again, is valid, its outputs have "
-        "the same shapes, and on fresh random inputs it equals the original in which the removed channels "
-        "contribute nothing; the largest difference is relative to the largest value of an output. A group that the "
-        "pass's own proof finds wrong is not applied, and counts as wrong numbers all the same."
+        "weights, exported from torch at a small input, pruned with `prune-channels` and saved, each "
+        f"in a process of its own ({options}). *Proven* means: the saved file, loaded again, is valid, "
+        "its outputs have the same shapes, and on fresh random inputs it equals the original in which "
+        "the removed channels contribute nothing; the largest difference is relative to the largest "
+        "value of an output. A group that the pass's own proof finds wrong is not applied, and counts "
+        "as wrong numbers all the same."
     )
 
 
