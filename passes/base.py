@@ -20,6 +20,7 @@ from ..ir.provenance import module_path
 from .analyses import Analyses, Analysis
 
 if TYPE_CHECKING:
+    from .driver import Fixpoint
     from .rewriter import Rewriter
     from .rules import Rule
     from .timings import Stopwatch
@@ -44,6 +45,8 @@ class Pass:
     """The analyses that `apply` reads through `context.analysis`."""
     preserves: ClassVar[tuple[type[Analysis], ...]] = ()
     """Analyses that stay true whatever the pass does; checked wherever graphs are verified."""
+    settles: ClassVar[bool] = False
+    """Whether a second run right after the first never changes anything; asked by `stabilize`."""
 
     only: str | None = field(default=None, kw_only=True)
     """Touch only nodes whose name, module path or op type this regular expression matches from the start."""
@@ -75,6 +78,15 @@ class Pass:
     def rules(self) -> tuple[Rule, ...]:
         """The rules of a pass that does nothing but drive them; `stabilize` drives those of several."""
         return ()
+
+    def may_change(self, model: ir.Model, touched: Collection[ir.Node]) -> bool:
+        """Whether this pass can change anything in a model in which it had left nothing to do.
+
+        Args:
+            model: The model.
+            touched: The nodes whose surroundings changed since.
+        """
+        return True
 
     def selects(self, node: ir.Node) -> bool:
         """Whether the `only` and `skip` selectors let this pass touch `node`."""
@@ -261,14 +273,21 @@ class PassContext:
         """Whether a rewriter of this pass changed anything."""
         return any(rewriter.changes for rewriter in self._rewriters.values())
 
-    def rewrite(self, model: ir.Model, *rules: Rule) -> bool:
-        """Drive `rules` over `model` to a fixpoint; returns whether anything changed."""
+    def rewrite(self, model: ir.Model, *rules: Rule, fixpoint: Fixpoint | None = None) -> bool:
+        """Drive `rules` over `model` to a fixpoint; returns whether anything changed.
+
+        Args:
+            model: The model.
+            rules: The rules.
+            fixpoint: What is known from the last time that the same rules were driven over the model; they
+                start then where something was touched since. Brought up to date.
+        """
         from .driver import drive
 
         self.looked_at.update((rule.label, tuple(rule.op_types)) for rule in rules)
         if self.stopwatch is None:
-            return drive(model, rules, self)
+            return drive(model, rules, self, fixpoint)
         from .timings import TimedRule
 
         with self.stopwatch.timed("rules") as part:
-            return drive(model, [TimedRule(rule, part) for rule in rules], self)
+            return drive(model, [TimedRule(rule, part) for rule in rules], self, fixpoint)

@@ -6,7 +6,7 @@ the graph and of the rules, so a run is deterministic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -22,10 +22,37 @@ if TYPE_CHECKING:
 
 # A rule set that terminates needs a few rewrites per node; this is far beyond any of them.
 _REWRITES_PER_NODE = 8
+# How far up from its root a rule may look; those that look farther find the rest in the sweep of a new run.
+_SIGHT = 4
 
 
-def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
+class Fixpoint:
+    """What a set of rules found out about a model in which none of them fires any more.
+
+    Handed to the next drive of the same rules, which then starts at the nodes around what was touched since.
+
+    Attributes:
+        reached: Whether there was a drive yet that came to its end.
+        refusals: Candidates that must not be rewritten, with reasons.
+        since: Nodes touched since then.
+    """
+
+    def __init__(self) -> None:
+        self.reached = False
+        self.refusals: dict[ir.Node, dict[str, None]] = {}
+        self.since: dict[ir.Node, None] = {}
+
+
+def drive(
+    model: ir.Model, rules: Sequence[Rule], context: PassContext, fixpoint: Fixpoint | None = None
+) -> bool:
     """Apply `rules` everywhere in `model` until none fires: in subgraphs too, and in functions but our own.
+
+    Args:
+        model: Changed in place.
+        rules: In the order in which those of equal benefit are tried.
+        context: Where rewrites and refusals are reported.
+        fixpoint: What the last drive of these rules left, and this one will; None to look at every node.
 
     Returns:
         Whether anything changed.
@@ -35,10 +62,34 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
     """
     rewriter = context.rewriter(model)
     by_op, everywhere = _index(rules)
-    nodes = _starts(model, by_op, bool(everywhere))
+    if fixpoint is not None and fixpoint.reached:
+        nodes = [node for node in _around(fixpoint.since) if everywhere or _key(node) in by_op]
+    else:
+        nodes = _starts(model, by_op, bool(everywhere))
+    refusals = fixpoint.refusals if fixpoint is not None else {}
+    fired = _exhaust(nodes, by_op, everywhere, model, rewriter, refusals, context) if nodes else 0
+    rewriter.drop_orphans()
+    for node, reasons in refusals.items():
+        if node.graph is not None:
+            context.leave(node, "; ".join(reasons))
+    if fixpoint is not None:
+        fixpoint.reached = True
+        fixpoint.since.clear()
+    return fired > 0
+
+
+def _exhaust(
+    nodes: list[ir.Node],
+    by_op: dict[str, list[Rule]],
+    everywhere: list[Rule],
+    model: ir.Model,
+    rewriter: Rewriter,
+    refusals: dict[ir.Node, dict[str, None]],
+    context: PassContext,
+) -> int:
+    """Apply rules at `nodes` and around every rewrite until none fires; returns how many rewrites it were."""
     worklist = dict.fromkeys(reversed(nodes))
     budget = _REWRITES_PER_NODE * _size(model) + 1000
-    refusals: dict[ir.Node, dict[str, None]] = {}
     active, limit, explain = context.active, context.rewrite_limit, context.explain
     picky = active is not None and not (active.only is None and active.skip is None)
     local_shapes = active is not None and active.lossless
@@ -51,12 +102,22 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
             continue
         if refusals:
             refusals.pop(node, None)
+        if limit is not None and len(context.firings) >= limit:
+            break
+        # Read first: a rule that fires may change the node.
+        name, op_type = node.name or "", node.op_type
+        told = explain is not None and explain == name
         for rule in by_op.get(_key(node)) or everywhere:
-            if limit is not None and len(context.firings) >= limit:
-                return fired > 0
-            name, op_type = node.name or "", node.op_type
-            outcome = _attempt(rule, node, rewriter)
-            if explain is not None and explain == name:
+            rewriter.rule = rule.label
+            try:
+                outcome = rule.match_and_rewrite(node, rewriter)
+            except PassCrash:
+                rewriter.rule = ""
+                raise
+            except Exception as error:
+                rewriter.rule = ""
+                raise _crash(error, rule, name, op_type) from error
+            if told:
                 context.attempts.append((rule.label, _said(outcome)))
             if outcome is False or isinstance(outcome, NoMatch):
                 continue
@@ -65,6 +126,7 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
                 continue
             if not outcome:
                 continue
+            rewriter.rule = ""
             refusals.pop(node, None)
             fired += 1
             context.count(rule.label)
@@ -78,11 +140,26 @@ def drive(model: ir.Model, rules: Sequence[Rule], context: PassContext) -> bool:
                     worklist.pop(touched, None)
                     worklist[touched] = None
             break
-    rewriter.drop_orphans()
-    for node, reasons in refusals.items():
-        if node.graph is not None:
-            context.leave(node, "; ".join(reasons))
-    return fired > 0
+    rewriter.rule = ""
+    return fired
+
+
+def _around(touched: Iterable[ir.Node]) -> list[ir.Node]:
+    """The nodes at which a rule may see something of `touched`: those, what they read, and what follows."""
+    found = {node: None for node in touched if node.graph is not None}
+    made = [node.predecessors() for node in found]
+    reached = list(found)
+    for _ in range(_SIGHT):
+        reached = [
+            user
+            for node in reached
+            for output in node.outputs
+            for user in output.consumers()
+            if user not in found
+        ]
+        found.update(dict.fromkeys(reached))
+    found.update((node, None) for nodes in made for node in nodes)
+    return list(found)
 
 
 def _starts(model: ir.Model, by_op: dict[str, list[Rule]], everywhere: bool) -> list[ir.Node]:
@@ -137,22 +214,11 @@ def _said(outcome: bool | str) -> str:
     return "fired" if outcome else "not meant for this node"
 
 
-def _attempt(rule: Rule, node: ir.Node, rewriter: Rewriter) -> bool | str:
-    rewriter.rule = rule.label
-    # The name is read first: a rule that fails may have changed the node.
-    name, op_type = node.name, node.op_type
-    try:
-        return rule.match_and_rewrite(node, rewriter)
-    except PassCrash:
-        raise
-    except GraphwrightError as error:
-        raise PassCrash(f"rule '{rule.label}' at node '{name}' ({op_type}): {error}") from error
-    except Exception as error:
-        raise PassCrash(
-            f"rule '{rule.label}' at node '{name}' ({op_type}) raised {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        rewriter.rule = ""
+def _crash(error: Exception, rule: Rule, name: str, op_type: str) -> PassCrash:
+    what = f"rule '{rule.label}' at node '{name}' ({op_type})"
+    if isinstance(error, GraphwrightError):
+        return PassCrash(f"{what}: {error}")
+    return PassCrash(f"{what} raised {type(error).__name__}: {error}")
 
 
 def _index(rules: Sequence[Rule]) -> tuple[dict[str, list[Rule]], list[Rule]]:

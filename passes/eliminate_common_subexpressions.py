@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,6 +34,7 @@ class EliminateCommonSubexpressions(Pass):
     """
 
     name: ClassVar[str] = "eliminate-common-subexpressions"
+    settles: ClassVar[bool] = True
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Merge small constants, then number values from the main graph inwards."""
@@ -41,6 +43,10 @@ class EliminateCommonSubexpressions(Pass):
         self._sweep(model.graph, {}, rewriter, context)
         for function in model.functions.values():
             self._sweep(function, {}, rewriter, context)
+
+    def may_change(self, model: ir.Model, touched: Collection[ir.Node]) -> bool:
+        """Whether there is a node that was not compared as it is now."""
+        return any(node.graph is not None for node in touched)
 
     def _merge_constants(self, model: ir.Model, rewriter: Rewriter, context: PassContext) -> None:
         seen: dict[Any, ir.Value] = {}

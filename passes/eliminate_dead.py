@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +25,7 @@ class EliminateDead(Pass):
     """
 
     name: ClassVar[str] = "eliminate-dead"
+    settles: ClassVar[bool] = True
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Sweep every graph backwards once, then drop unused initializers and functions."""
@@ -40,6 +42,12 @@ class EliminateDead(Pass):
             del model.functions[identifier]
             rewriter.changes += 1
             context.count("functions removed")
+
+    def may_change(self, model: ir.Model, touched: Collection[ir.Node]) -> bool:
+        """Whether something is unread now: what was read before is touched when its reader goes."""
+        if model.functions or any(node.graph is not None and is_unread(node) for node in touched):
+            return True
+        return any(not is_read(value) for value in model.graph.initializers.values())
 
     def _sweep(self, graph: ir.Graph, rewriter: Rewriter, context: PassContext) -> None:
         for node in reversed(graph):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,8 @@ from .rules import Rule
 # Their point is to keep data small in the file; backends fold them into kernels.
 _KEPT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 _MAX_ROUNDS = 16
+# What the rules below start at.
+_ROOTS = {"Constant", "CastLike", "Shape", "Size", "Gather"}
 # A larger constant that is transposed stays a view of the original, maybe in a file, until it is saved.
 _COPIED = 1 << 20
 
@@ -43,6 +46,7 @@ class FoldConstants(Pass):
     """
 
     name: ClassVar[str] = "fold-constants"
+    settles: ClassVar[bool] = True
 
     limit: int = 65536
     """Bytes that a single folded value may take beyond the constants that it replaces."""
@@ -66,6 +70,13 @@ class FoldConstants(Pass):
         for node, reason in unfoldable.items():
             if node.graph is not None:
                 context.leave(node, reason)
+
+    def may_change(self, model: ir.Model, touched: Collection[ir.Node]) -> bool:
+        """Whether a node that was touched depends on constants, or on sizes, only."""
+        return any(
+            node.graph is not None and (node.op_type in _ROOTS or _reads_constants(node, {}))
+            for node in touched
+        )
 
     def _fold_round(
         self,

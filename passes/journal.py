@@ -24,6 +24,7 @@ class Journal:
         self._created: list[str] = []
         self._orphans: dict[ir.Value, None] = {}
         self._touched: dict[ir.Node, None] = {}
+        self._taken: dict[ir.Node, None] = {}
         self._stale: dict[ir.Node, None] = {}
         self._unsettled: dict[ir.Node, None] = {}
         self._altered: dict[ir.Node | ir.Value, None] = {}
@@ -32,8 +33,15 @@ class Journal:
     def take_touched(self) -> list[ir.Node]:
         """Return the nodes whose surroundings changed since the last call."""
         touched = list(self._touched)
+        self._taken.update(self._touched)
         self._touched.clear()
         return touched
+
+    def take_history(self) -> dict[ir.Node, None]:
+        """Return the nodes whose surroundings changed since the last call, whoever took them meanwhile."""
+        history, self._taken = self._taken, {}
+        history.update(self._touched)
+        return history
 
     def take_stale(self) -> list[ir.Node]:
         """Return the nodes whose output shapes may have changed since the last call."""

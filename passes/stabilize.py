@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import onnx_ir as ir
 
 from ..ir.errors import PassError
 from .base import LeftAlone, Pass, PassContext
+from .driver import Fixpoint
 from .pipeline import parse_pipeline
 from .registry import register
 
@@ -44,31 +46,75 @@ class Stabilize(Pass):
         if needing is not None:
             raise PassError(f"{self.name}: '{needing}' reads analyses and cannot be repeated here")
         rewriter = context.rewriter(model)
-        groups = _side_by_side(members)
-        settled: dict[int, int] = {}
-        reports: dict[int, list[LeftAlone]] = {}
+        groups = [_Group(passes) for passes in _side_by_side(members)]
         for _ in range(_MAX_ROUNDS):
-            pending = [place for place in range(len(groups)) if settled.get(place) != rewriter.changes]
-            for place in pending:
+            pending = [group for group in groups if group.pending(model)]
+            for group in pending:
                 before = rewriter.changes
-                context.left_alone.clear()
-                _run(groups[place], model, context)
-                reports[place] = list(context.left_alone)
-                # A set of rules ends where none fires; of the others only a run without a change shows that.
-                if rewriter.changes == before or groups[place][0].rules():
-                    settled[place] = rewriter.changes
+                group.run(model, context)
+                touched = rewriter.take_history()
+                for each in groups:
+                    if each is not group:
+                        each.hear(touched, rewriter.changes > before)
+                    elif rewriter.changes > before and not group.settles:
+                        group.hear(touched, True)
             if rewriter.unsettled:
                 context.update_shapes(model)
-                settled.clear()
+                for group in groups:
+                    group.forget()
+                continue
             if not pending:
                 break
         else:
             context.note(f"not stable after {_MAX_ROUNDS} rounds")
-        context.left_alone[:] = [entry for place in sorted(reports) for entry in reports[place]]
+        context.left_alone[:] = [entry for group in groups for entry in group.left_alone]
 
     def _selecting(self, member: Pass) -> Pass:
         """The member, with the selectors of this pass where it has none."""
         return replace(member, only=member.only or self.only, skip=member.skip or self.skip)
+
+
+class _Group:
+    """Sets of rules that are driven together, or one other pass, and what it has left to do.
+
+    Attributes:
+        settles: Whether it has nothing left to do right after a run.
+        left_alone: Its report.
+    """
+
+    def __init__(self, members: list[Pass]):
+        self._member = members[0]
+        self._rules = [rule for member in members for rule in member.rules()]
+        self.settles = bool(self._rules) or self._member.settles
+        self.left_alone: list[LeftAlone] = []
+        self.forget()
+
+    def forget(self) -> None:
+        """Everything may be different now."""
+        self._known = Fixpoint()
+        self._anew, self._changed = True, False
+
+    def hear(self, touched: Iterable[ir.Node], changed: bool) -> None:
+        """Take note of what another group did."""
+        self._known.since.update(dict.fromkeys(touched))
+        self._changed |= changed
+
+    def pending(self, model: ir.Model) -> bool:
+        """Whether there may be something to do."""
+        if self._anew:
+            return True
+        return self._changed and (bool(self._rules) or self._member.may_change(model, self._known.since))
+
+    def run(self, model: ir.Model, context: PassContext) -> None:
+        """Do it."""
+        context.left_alone.clear()
+        if self._rules:
+            context.rewrite(model, *self._rules, fixpoint=self._known)
+        else:
+            self._member.apply(model, context)
+            self._known.since.clear()
+        self.left_alone = list(context.left_alone)
+        self._anew = self._changed = False
 
 
 def _side_by_side(members: list[Pass]) -> list[list[Pass]]:
@@ -80,11 +126,3 @@ def _side_by_side(members: list[Pass]) -> list[list[Pass]]:
         else:
             groups.append([member])
     return groups
-
-
-def _run(group: list[Pass], model: ir.Model, context: PassContext) -> None:
-    rules = [rule for member in group for rule in member.rules()]
-    if rules:
-        context.rewrite(model, *rules)
-    else:
-        group[0].apply(model, context)
