@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterable
 
 import onnx_ir as ir
 
@@ -18,21 +20,27 @@ _MIN_IR_VERSION = 11
 def normalize(model: ir.Model) -> None:
     """Brings a model of any origin into the form that the rest of the house expects, in place."""
     model.ir_version = min(max(model.ir_version or 0, _MIN_IR_VERSION), MAX_IR_VERSION)
-    drop_default_inputs(model)
-    name_nodes(model)
-    sort_nodes(model)
+    graphs = list(all_graphs(model))
+    _drop_default_inputs(graphs)
+    _name_nodes(graphs)
+    _sort_nodes(graphs)
 
 
 def name_nodes(model: ir.Model) -> None:
     """Gives every node a name that no other node of the model has; existing unique names stay."""
+    _name_nodes(all_graphs(model))
+
+
+def _name_nodes(graphs: Iterable[ir.Graph]) -> None:
     taken: set[str] = set()
     unnamed: list[ir.Node] = []
-    for graph in all_graphs(model):
+    for graph in graphs:
         for node in graph:
-            if not node.name or node.name in taken:
+            name = node.name
+            if not name or name in taken:
                 unnamed.append(node)
             else:
-                taken.add(node.name)
+                taken.add(name)
     counters: dict[str, int] = {}
     for node in unnamed:
         node.name = _free_name(node.name or node.op_type, taken, counters)
@@ -48,37 +56,32 @@ def _free_name(stem: str, taken: set[str], counters: dict[str, int]) -> str:
             return name
 
 
-def drop_default_inputs(model: ir.Model) -> None:
+def _drop_default_inputs(graphs: Iterable[ir.Graph]) -> None:
     """Makes initializers that double as graph inputs plain ones: old files list all weights as inputs."""
-    for graph in all_graphs(model):
+    for graph in graphs:
         if graph.initializers:
             kept = [value for value in graph.inputs if value.name not in graph.initializers]
             if len(kept) != len(graph.inputs):
                 graph.inputs[:] = kept
 
 
-def sort_nodes(model: ir.Model) -> None:
+def _sort_nodes(graphs: Iterable[ir.Graph]) -> None:
     """Puts producers before consumers where a file has them otherwise; a cyclic graph stays as it is."""
-    for graph in all_graphs(model):
-        made: set[ir.Value] = set()
-        for node in graph:
-            if any(
-                value is not None and value.graph is graph and _comes_later(value, made)
-                for value in node.inputs
-            ):
-                break
-            made.update(node.outputs)
-        else:
-            continue
-        try:
-            graph.sort()
-        except ValueError:
+    for graph in graphs:
+        if not _is_sorted(graph):
             # A cycle: the verifier names its nodes.
-            return
+            with contextlib.suppress(ValueError):
+                graph.sort()
 
 
-def _comes_later(value: ir.Value, made: set[ir.Value]) -> bool:
-    return value.producer() is not None and value not in made
+def _is_sorted(graph: ir.Graph) -> bool:
+    made: set[ir.Value | None] = {None}
+    for node in graph:
+        for value in node.inputs:
+            if value not in made and value.graph is graph and value.producer() is not None:  # type: ignore[union-attr]
+                return False
+        made.update(node.outputs)
+    return True
 
 
 def check_operators(model: ir.Model) -> None:

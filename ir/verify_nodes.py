@@ -32,6 +32,7 @@ class NodeChecker:
         self._function = function
         self._found = found
         self._specs: dict[tuple[str, str], OpSpec | None] = {}
+        self._sound: set[tuple[object, ...]] = set()
 
     def check(self, node: ir.Node, where: str) -> None:
         """Append what is wrong with `node` alone; `where` ends every line."""
@@ -46,6 +47,10 @@ class NodeChecker:
         elif self._functions and node.op_identifier() in self._functions:
             self._call(node, where)
             return
+        kind = _kind(node)
+        if kind in self._sound:
+            return
+        before = len(self._found)
         for text in _arity(node, spec):
             self._found.append(f"{describe(node)}: {text}{where}")
         self._attributes(node, spec, where)
@@ -53,6 +58,8 @@ class NodeChecker:
         bodies = _BODIES.get(node.op_type)
         if bodies is not None:
             self._found += [f"{describe(node)}: {text}{where}" for text in bodies(node)]
+        elif kind is not None and len(self._found) == before:
+            self._sound.add(kind)
 
     def _look_up(self, node: ir.Node, where: str) -> OpSpec | None:
         """The spec of a standard operator; reports an operator or opset import that does not exist, once."""
@@ -113,6 +120,26 @@ class NodeChecker:
                 f"{describe(node)}: attribute '{attribute.name}' refers to '{attribute.ref_attr_name}', "
                 f"which no enclosing function declares{where}"
             )
+
+
+def _kind(node: ir.Node) -> tuple[object, ...] | None:
+    """All that decides whether a plain node is sound; None where there is more to it."""
+    parts: list[object] = [node.op_type, node.domain, len(node.inputs), len(node.outputs)]
+    for values in (node.inputs, node.outputs):
+        for value in values:
+            kind = None if value is None else value.type
+            if type(kind) is ir.TensorType:
+                parts.append(kind.dtype)
+            else:
+                # Of other types nothing is checked; but an input that is left out is not one without a type.
+                # Neither equals a number, as element types do.
+                parts.append(None if value is None else "")
+    for name, attribute in node.attributes.data.items():
+        if attribute.ref_attr_name is not None:
+            return None
+        parts.append(name)
+        parts.append(attribute.type)
+    return tuple(parts)
 
 
 def _arity(node: ir.Node, spec: OpSpec) -> list[str]:
