@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from .host import logical_cores, usable_cores
 from .target import Target
 
 if TYPE_CHECKING:
+    from .profile import Profile
     from .tvm.runtime import TvmProgram
 
 
@@ -84,3 +86,29 @@ class TvmExecutable(Executable):
             program.synchronize()
             samples.append((time.perf_counter() - start) * 1e3)
         return samples
+
+    def profile(
+        self,
+        feeds: Mapping[str, Any] | None = None,
+        *,
+        threads: int = 1,
+        repeats: int = 20,
+        peaks: bool = True,
+    ) -> Profile:
+        """Time every kernel call; see `Executable.profile`."""
+        from .profile import profile_library
+
+        return profile_library(self, feeds, threads=threads, repeats=repeats, peaks=peaks)
+
+    def kernel_table(self) -> tuple[list[dict[str, Any]], str | None]:
+        """What the library's functions compute, from the report of compiling; and why it is not known."""
+        if self.report is not None:
+            return self.report.kernels, None
+        path = self.library.with_name("report.json")
+        try:
+            kernels = json.loads(path.read_text(encoding="utf-8"))["kernels"]
+            return [{**kernel, "name": kernel["name"]} for kernel in kernels], None
+        except FileNotFoundError:
+            return [], f"{path.name} is missing: nodes, kernels and operations are not known."
+        except (OSError, ValueError, KeyError, TypeError):
+            return [], f"{path.name} is damaged: nodes, kernels and operations are not known."

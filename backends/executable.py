@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.errors import CompileError, ModelError
+from ..ir.errors import CompileError, ModelError, TargetError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from .compile import CompileReport
+    from .profile import Profile
     from .target import Target
 
 
@@ -204,6 +205,31 @@ class Executable(abc.ABC):
         if repeats is None:
             repeats = int(np.clip(seconds * 1e3 / max(min(first), 1e-3), 5, 200))
         return Timing.of(self._timed_runs(arrays, repeats), self.threads)
+
+    def profile(
+        self,
+        feeds: Mapping[str, Any] | None = None,
+        *,
+        threads: int = 1,
+        repeats: int = 20,
+        peaks: bool = True,
+    ) -> Profile:
+        """Time every kernel call, beside what this machine can do at best.
+
+        Args:
+            feeds: inputs by name; random ones if None.
+            threads: threads to use; the executable keeps them.
+            repeats: runs to take the medians of.
+            peaks: measure the machine's arithmetic and bandwidth; imports TVM's compiler.
+
+        Raises:
+            ModelError: `threads` or `repeats` is not positive, or the feeds do not fit.
+            TargetError: the backend or the device has no kernels that can be timed one by one.
+        """
+        raise TargetError(
+            f"profile times the kernels of compiled libraries; this model runs on {self.backend}, compile it "
+            "with the tvm backend"
+        )
 
     def save(self, directory: str | Path) -> Path:
         """Write a self-contained artifact folder; see `artifact.save_artifact`."""

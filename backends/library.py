@@ -98,6 +98,7 @@ def _kernel(kernel: Any) -> dict[str, Any]:
         "flops": kernel.flops,
         "note": kernel.note,
         "nodes": list(kernel.nodes),
+        "nodes_per_call": list(kernel.nodes_per_call),
         "from": list(kernel.functions),
     }
 

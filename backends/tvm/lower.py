@@ -27,7 +27,8 @@ class TensorInfo:
 class KernelInfo:
     """One function of the library: what it computes, how often it is called and its floating-point work.
 
-    `functions` names the model functions that its nodes stood in, as `domain::name`.
+    `functions` names the model functions that its nodes stood in, as `domain::name`; `nodes` are those of all
+    calls in a row, `nodes_per_call` says how many of them belong to each.
     """
 
     name: str
@@ -37,6 +38,7 @@ class KernelInfo:
     note: str = ""
     nodes: tuple[str, ...] = ()
     functions: tuple[str, ...] = ()
+    nodes_per_call: tuple[int, ...] = ()
 
 
 @dataclass

@@ -47,6 +47,7 @@ class _Function:
     name: str
     calls: int = 0
     nodes: list[str] = field(default_factory=list)
+    nodes_per_call: list[int] = field(default_factory=list)
     origins: dict[str, None] = field(default_factory=dict)
 
 
@@ -96,6 +97,7 @@ class ModuleBuilder:
                 each.emitted.note,
                 tuple(each.nodes),
                 tuple(each.origins),
+                tuple(each.nodes_per_call),
             )
             for each in self._functions.values()
         ]
@@ -147,6 +149,7 @@ class ModuleBuilder:
         function = self._function(place.spec)
         function.calls += 1
         function.nodes.extend(node.name or node.op_type for node in group.nodes)
+        function.nodes_per_call.append(len(group.nodes))
         origins = (node.metadata_props.get(FUNCTION_KEY) for node in group.nodes)
         function.origins.update(dict.fromkeys(origin for origin in origins if origin))
         for argument in function.emitted.arguments:

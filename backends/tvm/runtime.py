@@ -7,7 +7,7 @@ models take to load. Both can live in one process, in whatever order they come.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,19 @@ class TvmProgram:
         result = self.invoke(self.prepare(arrays))
         outputs = [result] if isinstance(result, self._ffi.Tensor) else list(result)
         return [self._fetch(output) for output in outputs]
+
+    def watch(self, watcher: Callable[..., None]) -> None:
+        """Call `watcher(name, before, arguments)` before and after everything the machine calls, from now on.
+
+        There is no way back: use a program of its own for this.
+        """
+
+        def instrument(_function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
+            watcher(str(name), bool(before), arguments)
+            return 0  # go on; 1 would leave the call out
+
+        self._watcher = self._ffi.convert(instrument)
+        self._machine["set_instrument"](self._watcher)
 
     def synchronize(self) -> None:
         """Wait until the device has done everything it was asked to."""

@@ -31,6 +31,14 @@ def bench(
     zoo: Annotated[
         bool, typer.Option("--zoo", help="Measure every model of the zoo instead, and print the tables.")
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Time every kernel instead: GFLOP/s or GB/s, share of this machine's measured peak, the "
+            "kernel chosen; with the first of --threads, 20 --repeats if not given.",
+        ),
+    ] = False,
     simplify: Annotated[
         bool,
         typer.Option("--simplify", help="Compare simplifiers instead: time, memory, nodes left, equality."),
@@ -67,7 +75,7 @@ def bench(
             "-o",
             "--output",
             metavar="FILE.md",
-            help="Also write the tables of --zoo or --simplify.",
+            help="Also write the tables of --zoo, --simplify or --profile.",
             show_default=False,
         ),
     ] = None,
@@ -98,7 +106,7 @@ def bench(
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Time a compiled model and its rivals in turns; medians with the 10th to 90th percentile.
+    """Time a compiled model and its rivals in turns, or its kernels; medians, 10th to 90th percentile.
 
     Rivals run the artifact's optimized graph with their own optimizations on; a MODEL that is not compiled
     yet is compiled first, and rivals run it as it is.
@@ -106,6 +114,8 @@ def bench(
     if simplify:
         if model is not None or zoo:
             raise ToolError("give one of: a model, --zoo, --simplify")
+        if profile:
+            raise ToolError("--profile takes a model or a folder that `compile` wrote, not --simplify")
         names = None if against is None else _names(against)
         _compare_simplifiers(only, names, repeats, timeout, models, results, as_json, output)
         return
@@ -121,10 +131,17 @@ def bench(
     if zoo:
         if model is not None:
             raise ToolError("give either a model or --zoo, not both")
+        if profile:
+            raise ToolError("--profile takes a model or a folder that `compile` wrote, not --zoo")
         benchmark.run_zoo(only=only, threads=counts, seconds=seconds, as_json=as_json, output=output)
         return
     if model is None:
         raise ToolError("say what to measure: a model, a folder that `compile` wrote, --zoo or --simplify")
+    if profile:
+        if against is not None:
+            raise ToolError("--profile times our own kernels; leave --against out")
+        _profile(model, target, text, dim, counts[0], repeats, as_json, output)
+        return
     with progress(f"preparing {model}", quiet=as_json) as say:
         if Path(model).is_dir():
             contenders = benchmark.from_artifact(Path(model), rivals)
@@ -137,6 +154,38 @@ def bench(
         print_json({"model": model, "results": [row.to_json() for row in rows]})
         return
     benchmark.print_rows(model, rows)
+
+
+def _profile(
+    model: str,
+    target: str,
+    pipeline: str | None,
+    dim: list[str] | None,
+    threads: int,
+    repeats: int | None,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    from .. import bench as benchmark
+    from .. import profile_report
+
+    if output is not None and not output.parent.is_dir():
+        raise ToolError(f"there is no folder '{output.parent}' to write '{output.name}' into")
+    with progress(f"preparing {model}", quiet=as_json) as say:
+        if Path(model).is_dir():
+            contenders = benchmark.from_artifact(Path(model), [])
+        else:
+            contenders = benchmark.from_model(
+                load_model(model, dim).model, [], target=target, pipeline=pipeline
+            )
+        say(f"profiling {model}")
+        found = contenders[benchmark.OURS].profile(threads=threads, repeats=repeats or 20)
+    if output is not None:
+        output.write_text(profile_report.profile_markdown(model, found), encoding="utf-8")
+    if as_json:
+        print_json({"model": model, "machine": benchmark.machine(), "profile": found.to_json()})
+        return
+    profile_report.print_profile(model, found)
 
 
 def _names(text: str) -> list[str]:
