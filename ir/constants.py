@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +20,6 @@ _RANDOM = frozenset(
 _CONSTANT_LISTS = {
     "value_float": np.float32,
     "value_floats": np.float32,
-    "value_int": np.int64,
-    "value_ints": np.int64,
 }
 
 
@@ -63,6 +62,8 @@ def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
         if name == "value":
             # Not `as_tensor()`: its protocol check costs more than all the rest here.
             return attribute.value
+        if name in ("value_int", "value_ints"):
+            return tensor_of(_integers(attribute.value))
         if name in _CONSTANT_LISTS:
             return tensor_of(np.asarray(attribute.value, dtype=_CONSTANT_LISTS[name]))
         if name == "value_string":
@@ -71,6 +72,14 @@ def _constant_node_tensor(node: ir.Node) -> ir.TensorProtocol | None:
             texts = [_text(text) for text in attribute.value]
             return ir.StringTensor(texts, shape=ir.Shape([len(texts)]))
     return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _integers(content: int | tuple[int, ...]) -> np.ndarray:
+    """What an attribute holds as an array that all who ask share; few attributes differ."""
+    array = np.asarray(content, np.int64)
+    array.flags.writeable = False
+    return array
 
 
 def _text(text: str | bytes) -> bytes:

@@ -8,6 +8,7 @@ rounds in one way are computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,6 +63,18 @@ def _gather(node: ir.Node, inputs: Arrays) -> np.ndarray | None:
     return np.take(data, indices, axis=node.attributes.get_int("axis", 0))
 
 
+def _gather_nd(node: ir.Node, inputs: Arrays) -> np.ndarray | None:
+    data, indices = inputs
+    if data is None or indices is None or not indices.ndim or node.attributes.get_int("batch_dims", 0) != 0:
+        return None
+    depth = indices.shape[-1]
+    if not 0 < depth <= data.ndim:
+        return None
+    if indices.size // depth * math.prod(data.shape[depth:]) > MOST_ELEMENTS:
+        return None
+    return np.asarray(data[tuple(indices[..., axis] for axis in range(depth))])
+
+
 def _concat(node: ir.Node, inputs: Arrays) -> np.ndarray | None:
     parts = [part for part in inputs if part is not None]
     if len(parts) < len(inputs) or len({part.dtype for part in parts}) != 1:
@@ -84,9 +97,11 @@ def _squeeze(node: ir.Node, inputs: Arrays) -> np.ndarray | None:
 
 def _reshape(node: ir.Node, inputs: Arrays) -> np.ndarray | None:
     data, target = inputs
-    if data is None or target is None or node.attributes.get_int("allowzero", 0) != 0:
+    if data is None or target is None:
         return None
-    dims = [data.shape[i] if dim == 0 else dim for i, dim in enumerate(target.tolist())]
+    dims = target.tolist()
+    if node.attributes.get_int("allowzero", 0) == 0:
+        dims = [data.shape[i] if dim == 0 else dim for i, dim in enumerate(dims)]
     return data.reshape(dims)
 
 
@@ -196,6 +211,15 @@ def _divide(node: ir.Node, inputs: Arrays) -> np.ndarray | None:
     return np.asarray(np.where((a < 0) != (b < 0), -quotient, quotient).astype(a.dtype))
 
 
+def _modulo(node: ir.Node, inputs: Arrays) -> np.ndarray | None:
+    """The sign is that of the divisor, or with `fmod` that of the dividend."""
+    a, b = inputs
+    if a is None or b is None or a.dtype != b.dtype or a.dtype not in _INTEGERS or not b.all():
+        return None
+    function = np.fmod if node.attributes.get_int("fmod", 0) else np.mod
+    return np.asarray(function(a, b))
+
+
 def _negative(node: ir.Node, inputs: Arrays) -> np.ndarray | None:
     return None if inputs[0] is None or inputs[0].dtype not in _EXACT else np.negative(inputs[0])
 
@@ -215,6 +239,7 @@ _OPERATORS: dict[str, Operator] = {
     "Identity": _first,
     "Shape": _shape,
     "Gather": _gather,
+    "GatherND": _gather_nd,
     "Concat": _concat,
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
@@ -234,6 +259,7 @@ _OPERATORS: dict[str, Operator] = {
     "Sub": _binary(np.subtract, _EXACT),
     "Mul": _binary(np.multiply, _EXACT),
     "Div": _divide,
+    "Mod": _modulo,
     "Max": _binary(np.maximum, _INTEGERS),
     "Min": _binary(np.minimum, _INTEGERS),
     "Equal": _binary(np.equal, _EXACT | _BOOLEANS),

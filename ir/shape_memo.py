@@ -7,6 +7,7 @@ one such combination holds for the next node with the same one.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,12 @@ def as_shape(shape: ir.Shape | Sequence[int]) -> ir.Shape:
     """A shape of numbers that may be shared: one that cannot be changed in place."""
     if isinstance(shape, ir.Shape):
         return shape if shape.frozen else ir.Shape(shape.dims, frozen=True)
-    return ir.Shape(shape, frozen=True)
+    return _frozen(tuple(shape))
+
+
+@functools.lru_cache(maxsize=4096)
+def _frozen(dims: tuple[int, ...]) -> ir.Shape:
+    return ir.Shape(dims, frozen=True)
 
 
 @dataclass(frozen=True, slots=True)
