@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # A rule set that terminates needs a few rewrites per node; this is far beyond any of them.
 _REWRITES_PER_NODE = 8
 # How far up from its root a rule may look; those that look farther find the rest in the sweep of a new run.
-_SIGHT = 4
+_SIGHT = 2
 
 
 class Fixpoint:

@@ -175,14 +175,20 @@ class _Budget:
 
     def __init__(self, model: ir.Model, limit: int, growth: float):
         self._model, self._limit, self._growth = model, limit, growth
+        self._grown = 0
         self._allowed: int | None = None
 
     def excess(self, foldable: dict[ir.Node, None], frontier: list[ir.Value]) -> int:
         """Bytes that storing `frontier` in place of `foldable` takes too many; not positive where it fits."""
-        now = _constant_bytes(self._model)
+        growth = sum([_bytes(value) or 0 for value in frontier]) - _freed_bytes(foldable)
         if self._allowed is None:
-            self._allowed = now + max(self._limit, int(self._growth * now))
-        return now + sum(_bytes(value) or 0 for value in frontier) - _freed_bytes(foldable) - self._allowed
+            if self._grown + growth <= self._limit:
+                # Within the budget of any model, so that the constants of this one need not be counted.
+                self._grown += max(growth, 0)
+                return 0
+            before = _constant_bytes(self._model) - self._grown
+            self._allowed = before + max(self._limit, int(self._growth * before))
+        return _constant_bytes(self._model) + growth - self._allowed
 
 
 class LiftConstant(Rule):
@@ -366,13 +372,17 @@ def _constant_bytes(model: ir.Model) -> int:
 
 
 def _bytes(value: ir.Value) -> int | None:
-    tensor = constant_tensor(value)
+    producer = value.producer()
+    tensor = constant_tensor(value) if producer is None or producer.op_type == "Constant" else None
     if tensor is not None:
         return byte_count(tensor)
     shape, dtype = value.shape, value.dtype
-    if shape is None or dtype is None or dtype == ir.DataType.STRING or not shape.is_static():
+    if shape is None or dtype is None or dtype == ir.DataType.STRING:
         return None
-    return math.ceil(math.prod(shape.numpy()) * dtype.bitwidth / 8)
+    dims = shape.dims
+    if any([type(dim) is not int for dim in dims]):
+        return None
+    return math.ceil(math.prod(dims) * dtype.bitwidth / 8)  # type: ignore[arg-type]
 
 
 def _evaluate(

@@ -17,8 +17,8 @@ from ..ir.bodies import bodies_of, nodes_of
 from ..ir.constants import constant_tensor
 from ..ir.errors import PassError
 from ..ir.shape_memo import as_shape
-from ..ir.tensors import tensor_of
-from ..ir.uses import is_read, is_unread, use_count
+from ..ir.tensors import element_type, tensor_of
+from ..ir.uses import hand_over, is_read, is_unread, read_nothing, use_count
 from .attributes import as_attribute, as_attributes
 from .journal import Journal
 
@@ -155,9 +155,9 @@ class Rewriter(Journal):
                 f"node '{node.name}' ({node.op_type}) has {len(node.outputs)} outputs, "
                 f"but {len(values)} replacements were given"
             )
-        for old, new in zip(list(node.outputs), values, strict=True):
+        for old, new in zip(node.outputs, values, strict=True):
             if new is None:
-                if old.uses() or old.is_graph_output():
+                if is_read(old):
                     raise PassError(
                         f"output '{old.name}' of node '{node.name}' is used but has no replacement"
                     )
@@ -177,17 +177,20 @@ class Rewriter(Journal):
             new.shape = old.shape.copy() if hasattr(old.shape, "copy") else ir.Shape(list(old.shape))
         if new.type is None:
             new.type = old.type
-        users: dict[ir.Node, None] = dict.fromkeys(user for user, _ in old.uses())
+        users: dict[ir.Node, None] = dict.fromkeys([user for user, _ in old._uses])
+        shape, known = new.shape, old.shape
         told = new.is_initializer() and constant_tensor(old) is None
-        if told or new.shape != old.shape or new.dtype != old.dtype:
+        if told or (shape is not known and shape != known) or new.dtype != old.dtype:
             # A constant operand (a target shape, axes) may tell more than the computed one did.
             self._stale.update(users)
         if old.is_graph_output():
             new = self._take_over_output(old, new)
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        else:
+            hand_over(old, new)
         # What reads a value of a graph that was just put in place is in a graph itself.
         self._touched.update(users)
-        self._altered.update(dict.fromkeys(users))
+        self._altered.update(users)
         self._touch(new.producer())
         self._touch(old.producer())
 
@@ -206,16 +209,20 @@ class Rewriter(Journal):
         sources = [value for value in node.inputs if value is not None]
         graph = node.graph
         assert graph is not None
-        bodies = bodies_of(node) if node.attributes.data else ()
-        for gone in (node, *(inner for body in bodies for inner in nodes_of(body))):
-            self._forget(gone)
-        graph.remove(node, safe=True)
+        self._forget(node)
+        for body in bodies_of(node) if node.attributes.data else ():
+            for inner in nodes_of(body):
+                self._forget(inner)
+        read_nothing(node)
+        graph.remove(node)
         for value in sources:
-            if value.is_initializer():
+            producer = value.producer()
+            if producer is not None:
+                self._touch(producer)
+            elif value.is_initializer():
                 self._orphans[value] = None
-            self._touch(value.producer())
             if use_count(value) == 1:
-                self._touch(value.consumers()[0])
+                self._touch(next(iter(value._uses)).node)
 
     def erase_all(self, nodes: Collection[ir.Node]) -> int:
         """Erase those of `nodes` that only each other read, all at once; returns how many.
@@ -225,10 +232,10 @@ class Rewriter(Journal):
         """
         gone: dict[ir.Node, None] = {}
         for node in reversed(list(nodes)):
-            if all(
-                not output.is_graph_output() and all(user in gone for user, _ in output.uses())
-                for output in node.outputs
-            ):
+            for output in node.outputs:
+                if output.is_graph_output() or not all([user in gone for user, _ in output._uses]):
+                    break
+            else:
                 gone[node] = None
         for node in gone:
             self._changed()
@@ -237,9 +244,10 @@ class Rewriter(Journal):
             assert graph is not None
             graph.remove([node for node in gone if node.graph is graph], safe=False)
         for node in gone:
-            for index, value in enumerate(node.inputs):
+            sources = node.inputs
+            read_nothing(node)
+            for value in sources:
                 if value is not None:
-                    node.replace_input_with(index, None)
                     if value.is_initializer():
                         self._orphans[value] = None
                     self._touch(value.producer())
@@ -323,9 +331,10 @@ class Rewriter(Journal):
 
     def in_function(self, node: ir.Node) -> bool:
         """Whether a node is part of a function body, which cannot hold or see initializers."""
-        return any(
+        functions = self.model.functions
+        return bool(functions) and any(
             node.graph is graph
-            for function in self.model.functions.values()
+            for function in functions.values()
             for graph in (function.graph, *function.graph.subgraphs())
         )
 
@@ -452,6 +461,10 @@ def _as_tensor(data: np.ndarray | ir.TensorProtocol, name: str) -> ir.TensorProt
         return tensor_of(data, name)
     if data.name == name:
         return data
+    if type(data) is ir.Tensor and not data.doc_string and not data._metadata and not data._metadata_props:
+        array = data.raw
+        if type(array) is np.ndarray and element_type(array) == data.dtype:
+            return tensor_of(array, name)
     tensor = copy.copy(data)
     tensor.name = name
     return tensor
