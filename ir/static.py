@@ -12,8 +12,11 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     """Return the dimensions of `value`, or None where one of them is not known."""
     if value is None or value.shape is None:
         return None
-    dims = [dim for dim in value.shape if isinstance(dim, int)]
-    return tuple(dims) if len(dims) == len(value.shape) else None
+    dims = value.shape.dims
+    for dim in dims:
+        if type(dim) is not int:
+            return None
+    return dims  # type: ignore[return-value]
 
 
 def known_equal(a: ir.Shape | None, b: ir.Shape | None) -> bool:
@@ -40,7 +43,7 @@ def constant_ints(value: ir.Value | None) -> list[int] | None:
     array = constant_array(value, 1024)
     if array is None or array.dtype.kind not in "iu" or array.ndim > 1:
         return None
-    return [int(entry) for entry in array.reshape(-1)]
+    return array.reshape(-1).tolist()
 
 
 def input_of(node: ir.Node, index: int) -> ir.Value | None:

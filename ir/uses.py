@@ -49,4 +49,4 @@ def read_nothing(node: ir.Node) -> None:
     node._inputs = (None,) * len(inputs)
     for index, value in enumerate(inputs):
         if value is not None:
-            del value._uses[node, index]  # type: ignore[index]
+            del value._uses[node, index]  # type: ignore[arg-type]

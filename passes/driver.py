@@ -61,13 +61,13 @@ def drive(
         PassCrash: A rule raised, or the rules do not come to an end; the message names the rule and the node.
     """
     rewriter = context.rewriter(model)
-    by_op, everywhere = _index(rules)
+    index = _Index(rules)
     if fixpoint is not None and fixpoint.reached:
-        nodes = [node for node in _around(fixpoint.since) if everywhere or _key(node) in by_op]
+        nodes = [node for node in _around(fixpoint.since) if index.starts_at(node)]
     else:
-        nodes = _starts(model, by_op, bool(everywhere))
+        nodes = _starts(model, index)
     refusals = fixpoint.refusals if fixpoint is not None else {}
-    fired = _exhaust(nodes, by_op, everywhere, model, rewriter, refusals, context) if nodes else 0
+    fired = _exhaust(nodes, index, model, rewriter, refusals, context) if nodes else 0
     rewriter.drop_orphans()
     for node, reasons in refusals.items():
         if node.graph is not None:
@@ -80,8 +80,7 @@ def drive(
 
 def _exhaust(
     nodes: list[ir.Node],
-    by_op: dict[str, list[Rule]],
-    everywhere: list[Rule],
+    index: _Index,
     model: ir.Model,
     rewriter: Rewriter,
     refusals: dict[ir.Node, dict[str, None]],
@@ -107,7 +106,7 @@ def _exhaust(
         # Read first: a rule that fires may change the node.
         name, op_type = node.name or "", node.op_type
         told = explain is not None and explain == name
-        for rule in by_op.get(_key(node)) or everywhere:
+        for rule in index.all_at(node) if told else index.promising_at(node):
             rewriter.rule = rule.label
             try:
                 outcome = rule.match_and_rewrite(node, rewriter)
@@ -132,11 +131,11 @@ def _exhaust(
             context.count(rule.label)
             context.firings.append(Firing(rule.label, name, op_type, rewriter.take_created()))
             if fired > budget:
-                raise PassCrash(_endless(rule, node, context.firings, fired, _size(model)))
+                raise PassCrash(_endless(rule, context.firings, fired, _size(model)))
             if local_shapes:
                 _update_shapes(rewriter, rule, name, op_type)
             for touched in reversed([node, *rewriter.take_touched()]):
-                if touched.graph is not None and (everywhere or _key(touched) in by_op):
+                if touched.graph is not None and index.starts_at(touched):
                     worklist.pop(touched, None)
                     worklist[touched] = None
             break
@@ -162,7 +161,7 @@ def _around(touched: Iterable[ir.Node]) -> list[ir.Node]:
     return list(found)
 
 
-def _starts(model: ir.Model, by_op: dict[str, list[Rule]], everywhere: bool) -> list[ir.Node]:
+def _starts(model: ir.Model, index: _Index) -> list[ir.Node]:
     """Nodes at which a rule may start: the main graph, its bodies, then functions and theirs."""
     graphs = [model.graph]
     # The bodies of our own functions are what a fusion put there.
@@ -170,7 +169,7 @@ def _starts(model: ir.Model, by_op: dict[str, list[Rule]], everywhere: bool) -> 
     found = []
     for graph in graphs:
         for node in graph:
-            if everywhere or _key(node) in by_op:
+            if index.starts_at(node):
                 found.append(node)
             for attribute in node.attributes.data.values():
                 if attribute.type in GRAPH_TYPES:
@@ -191,12 +190,20 @@ def _update_shapes(rewriter: Rewriter, rule: Rule, name: str, op_type: str) -> N
         raise ShapeError(f"after rule '{rule.label}' at node '{name}' ({op_type}): {error}") from error
 
 
-def _endless(rule: Rule, node: ir.Node, firings: list[Firing], fired: int, size: int) -> str:
+def _endless(rule: Rule, firings: list[Firing], fired: int, size: int) -> str:
     """Name the rule and node, and those that take turns with it."""
-    recent = dict.fromkeys(f"'{f.rule}' at '{f.node}'" for f in reversed(firings[-64:]))
+    maker = {made: f for f in firings for made in f.created if made != f.node}
+
+    def where(last: Firing) -> str:
+        source, steps = last, 0
+        while source.node in maker and steps < fired:
+            source, steps = maker[source.node], steps + 1
+        return f"'{source.node}' ({source.op_type})" + (" and at what came of it" if steps else "")
+
+    recent = dict.fromkeys(f"'{f.rule}' at {where(f)}" for f in reversed(firings[-64:]))
     others = list(recent)[1:4]
     return (
-        f"rule '{rule.label}' keeps firing at node '{firings[-1].node}' ({firings[-1].op_type}): "
+        f"rule '{rule.label}' keeps firing at node {where(firings[-1])}: "
         f"no fixpoint after {fired} rewrites of {size} nodes"
         + (f"; it takes turns with {', '.join(others)}" if others else "")
     )
@@ -221,10 +228,41 @@ def _crash(error: Exception, rule: Rule, name: str, op_type: str) -> PassCrash:
     return PassCrash(f"{what} raised {type(error).__name__}: {error}")
 
 
-def _index(rules: Sequence[Rule]) -> tuple[dict[str, list[Rule]], list[Rule]]:
-    """Return the rules to try by op type, and those to try at nodes no other rule names."""
-    ordered = sorted(rules, key=lambda rule: -rule.benefit)
-    everywhere = [rule for rule in ordered if not rule.op_types]
-    names = dict.fromkeys(name for rule in ordered for name in rule.op_types)
-    by_op = {name: [r for r in ordered if not r.op_types or name in r.op_types] for name in names}
-    return by_op, everywhere
+class _Index:
+    """Rules by the operator of a node and by those that make its inputs."""
+
+    def __init__(self, rules: Sequence[Rule]):
+        ordered = sorted(rules, key=lambda rule: -rule.benefit)
+        self._everywhere = [rule for rule in ordered if not rule.op_types]
+        names = dict.fromkeys(name for rule in ordered for name in rule.op_types)
+        self._by_op = {name: [r for r in ordered if not r.op_types or name in r.op_types] for name in names}
+        self._choosy = {name for name, found in self._by_op.items() if any(rule.reads for rule in found)}
+        self._promising: dict[tuple[str, ...], list[Rule]] = {}
+
+    def starts_at(self, node: ir.Node) -> bool:
+        """Whether a rule may start at a node."""
+        return bool(self._everywhere) or _key(node) in self._by_op
+
+    def all_at(self, node: ir.Node) -> list[Rule]:
+        """The rules that may start at a node."""
+        return self._by_op.get(_key(node)) or self._everywhere
+
+    def promising_at(self, node: ir.Node) -> list[Rule]:
+        """Those whose inputs are made by what they look for."""
+        key = _key(node)
+        if key not in self._choosy:
+            return self._by_op.get(key) or self._everywhere
+        made = [key]
+        for value in node.inputs:
+            if value is not None:
+                maker = value.producer()
+                if maker is not None:
+                    made.append(_key(maker))
+                elif value.is_initializer():
+                    made.append("Constant")
+        found = self._promising.get(tuple(made))
+        if found is None:
+            makers = set(made[1:])
+            found = [r for r in self._by_op[key] if not r.reads or not makers.isdisjoint(r.reads)]
+            self._promising[tuple(made)] = found
+        return found

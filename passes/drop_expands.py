@@ -53,6 +53,7 @@ class ReadUnexpanded(Rule):
     """f(Expand(x), y) = f(x, y)."""
 
     op_types: ClassVar[tuple[str, ...]] = tuple(sorted(BROADCASTING))
+    reads: ClassVar[tuple[str, ...]] = ("Expand", "Tile")
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Read what the first Expand reads whose size the other operands bring along."""
@@ -77,6 +78,7 @@ class MultiplyUnexpanded(Rule):
     """Expand(x) y = x y: MatMul broadcasts all axes but the last two."""
 
     op_types: ClassVar[tuple[str, ...]] = ("MatMul",)
+    reads: ClassVar[tuple[str, ...]] = ("Expand",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Read the matrices before they are repeated."""
@@ -102,6 +104,7 @@ class NumberInsteadOfFill(Rule):
     """f(ConstantOfShape(s, c), y) = f(c, y)."""
 
     op_types: ClassVar[tuple[str, ...]] = tuple(sorted(BROADCASTING))
+    reads: ClassVar[tuple[str, ...]] = ("ConstantOfShape",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Read the number where the other operands bring the size along."""

@@ -112,7 +112,9 @@ def _neutral(value: float, *, commutative: bool) -> Callable[[ir.Node], ir.Value
         sides = [(0, 1), (1, 0)] if commutative else [(0, 1)]
         for kept, other in sides:
             source, array = node.inputs[kept], constant_array(node.inputs[other], _NEUTRAL_LIMIT)
-            if source is None or array is None or array.size == 0 or not bool(np.all(array == value)):
+            if source is None or array is None or array.size == 0 or array.item(0) != value:
+                continue
+            if not bool(np.all(array == value)):
                 continue
             if _keeps_shape(source, array.shape):
                 return source

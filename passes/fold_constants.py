@@ -13,8 +13,9 @@ import onnx_ir as ir
 from ..ir.bodies import GRAPH_TYPES, graphs_in, graphs_of
 from ..ir.constants import constant_array, constant_tensor, evaluate_values, is_deterministic
 from ..ir.errors import ModelError
-from ..ir.tensors import byte_count, tensor_of
+from ..ir.tensors import tensor_of
 from .base import Pass, PassContext
+from .constant_budget import Budget, bytes_of
 from .functions.definitions import DOMAIN
 from .registry import register
 from .rewriter import Rewriter
@@ -56,7 +57,7 @@ class FoldConstants(Pass):
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Alternate between folding and shape inference until nothing new becomes constant."""
         rewriter = context.rewriter(model)
-        budget = _Budget(model, self.limit, self.growth)
+        budget = Budget(model, self.limit, self.growth)
         unfoldable: dict[ir.Node, str] = {}
         for _ in range(_MAX_ROUNDS):
             changed = context.rewrite(model, CastLikeToCast(), FoldShape(), FoldShapeGather())
@@ -82,7 +83,7 @@ class FoldConstants(Pass):
         self,
         model: ir.Model,
         rewriter: Rewriter,
-        budget: _Budget,
+        budget: Budget,
         unfoldable: dict[ir.Node, str],
         context: PassContext,
     ) -> bool:
@@ -130,7 +131,7 @@ class FoldConstants(Pass):
     def _respect_budget(
         self,
         foldable: dict[ir.Node, None],
-        budget: _Budget,
+        budget: Budget,
         unfoldable: dict[ir.Node, str],
     ) -> None:
         """Take nodes out of `foldable` until no value and not the whole exceeds its budget."""
@@ -138,10 +139,10 @@ class FoldConstants(Pass):
             if node not in foldable:
                 # It depended on one that went.
                 continue
-            result = sum(_bytes(output) or 0 for output in node.outputs)
+            result = sum(bytes_of(output) or 0 for output in node.outputs)
             if result <= self.limit:
                 continue
-            operands = sum(_bytes(value) or 0 for value in set(node.inputs) if value is not None)
+            operands = sum(bytes_of(value) or 0 for value in set(node.inputs) if value is not None)
             if result > operands + self.limit:
                 unfoldable[node] = (
                     f"its result takes {result} bytes, {result - operands} more than its inputs"
@@ -154,41 +155,14 @@ class FoldConstants(Pass):
             if excess <= 0:
                 return
             # Many at a time, so that a model full of expansions does not cost a sweep for each.
-            for value in sorted(frontier, key=lambda value: -(_bytes(value) or 0)):
+            for value in sorted(frontier, key=lambda value: -(bytes_of(value) or 0)):
                 maker = value.producer()
                 if excess <= 0 or maker is None or maker not in foldable:
                     continue
-                excess -= _bytes(value) or 0
-                unfoldable[maker] = f"its {_bytes(value)} bytes would exceed the byte budget of the model"
+                excess -= bytes_of(value) or 0
+                unfoldable[maker] = f"its {bytes_of(value)} bytes would exceed the byte budget of the model"
                 del foldable[maker]
             _drop_dependents(foldable)
-
-
-class _Budget:
-    """How much larger the constants of a model may get.
-
-    Args:
-        model: The model, before anything is folded.
-        limit: Bytes they may grow by at least.
-        growth: The same as a fraction of what they take before.
-    """
-
-    def __init__(self, model: ir.Model, limit: int, growth: float):
-        self._model, self._limit, self._growth = model, limit, growth
-        self._grown = 0
-        self._allowed: int | None = None
-
-    def excess(self, foldable: dict[ir.Node, None], frontier: list[ir.Value]) -> int:
-        """Bytes that storing `frontier` in place of `foldable` takes too many; not positive where it fits."""
-        growth = sum([_bytes(value) or 0 for value in frontier]) - _freed_bytes(foldable)
-        if self._allowed is None:
-            if self._grown + growth <= self._limit:
-                # Within the budget of any model, so that the constants of this one need not be counted.
-                self._grown += max(growth, 0)
-                return 0
-            before = _constant_bytes(self._model) - self._grown
-            self._allowed = before + max(self._limit, int(self._growth * before))
-        return _constant_bytes(self._model) + growth - self._allowed
 
 
 class LiftConstant(Rule):
@@ -344,45 +318,6 @@ def _drop_dependents(foldable: dict[ir.Node, None]) -> None:
             if producer is not None and producer.op_type != "Constant" and producer not in foldable:
                 del foldable[node]
                 break
-
-
-def _freed_bytes(foldable: dict[ir.Node, None]) -> int:
-    """Bytes of constants that nothing reads any more once `foldable` is gone."""
-    read = dict.fromkeys(v for node in foldable for v in node.inputs if v is not None)
-    return sum(
-        _bytes(value) or 0
-        for value in read
-        if value.producer() not in foldable
-        and not value.is_graph_output()
-        and all(user in foldable for user, _ in value.uses())
-    )
-
-
-def _constant_bytes(model: ir.Model) -> int:
-    """Bytes of initializers and of Constant nodes."""
-    total = 0
-    for graph in graphs_of(model):
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                total += byte_count(value.const_value)
-        for node in graph:
-            if node.op_type == "Constant":
-                total += _bytes(node.outputs[0]) or 0
-    return total
-
-
-def _bytes(value: ir.Value) -> int | None:
-    producer = value.producer()
-    tensor = constant_tensor(value) if producer is None or producer.op_type == "Constant" else None
-    if tensor is not None:
-        return byte_count(tensor)
-    shape, dtype = value.shape, value.dtype
-    if shape is None or dtype is None or dtype == ir.DataType.STRING:
-        return None
-    dims = shape.dims
-    if any([type(dim) is not int for dim in dims]):
-        return None
-    return math.ceil(math.prod(dims) * dtype.bitwidth / 8)  # type: ignore[arg-type]
 
 
 def _evaluate(

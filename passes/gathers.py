@@ -41,6 +41,7 @@ class GatherOfSlice(Rule):
     """x[a:b:s][i] = x[a + s i] along one axis."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Gather",)
+    reads: ClassVar[tuple[str, ...]] = ("Slice",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Pick from the uncut tensor."""
@@ -63,6 +64,7 @@ class GatherOfConcat(Rule):
     """Concat(a, b)[i] = b[i'] where all indices lie in b."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Gather",)
+    reads: ClassVar[tuple[str, ...]] = ("Concat",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Pick from the operand that holds the indices."""

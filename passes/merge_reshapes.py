@@ -60,6 +60,7 @@ class MergeRenaming(Rule):
     """Reshape(Reshape(x)) = Reshape(x)."""
 
     op_types: ClassVar[tuple[str, ...]] = _RENAMING
+    reads: ClassVar[tuple[str, ...]] = _RENAMING
     benefit: ClassVar[int] = 2
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
@@ -106,6 +107,7 @@ class MergeAxes(Rule):
     """Unsqueeze(Unsqueeze(x, a), b) = Unsqueeze(x, a'), Squeeze likewise, for shapes of unknown size."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Unsqueeze", "Squeeze")
+    reads: ClassVar[tuple[str, ...]] = ("Unsqueeze", "Squeeze")
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Say which axes are new, or gone, from the first input to the last output."""

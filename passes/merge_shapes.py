@@ -72,6 +72,7 @@ class ShapeBefore(Rule):
     """Shape(f(x)) = Shape(x)."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Shape", "Size")
+    reads: ClassVar[tuple[str, ...]] = _KEEPS_SHAPE
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Read the sizes before the operator, so that nothing waits for it."""
@@ -104,6 +105,7 @@ class PartOfShape(Rule):
     """Gather(Shape(x), [i, i+1, ..]) = Slice(Shape(x), i, j) = Shape(x, i, j)."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Gather", "Slice")
+    reads: ClassVar[tuple[str, ...]] = ("Shape",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Read only the part."""
@@ -125,6 +127,7 @@ class SizeAsVector(Rule):
     """Unsqueeze(Gather(Shape(x), i), 0) = Shape(x, i, i + 1)."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Unsqueeze", "Reshape")
+    reads: ClassVar[tuple[str, ...]] = ("Gather",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Read the size as a vector of one."""
@@ -145,6 +148,7 @@ class JoinShapes(Rule):
     """Concat(Shape(x, a, b), Shape(x, b, c)) = Shape(x, a, c)."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Concat",)
+    reads: ClassVar[tuple[str, ...]] = ("Shape",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Join the first two neighbours."""

@@ -106,6 +106,7 @@ class FlattenConcat(Rule):
     """Concat(a, Concat(b, c)) = Concat(a, b, c)."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Concat",)
+    reads: ClassVar[tuple[str, ...]] = ("Concat",)
     benefit: ClassVar[int] = 2
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
@@ -132,6 +133,7 @@ class ConcatOfPieces(Rule):
     """Concat(x[a:b], x[b:c]) = x[a:c];  Concat(Split(x)) = x."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Concat",)
+    reads: ClassVar[tuple[str, ...]] = ("Slice", "Split")
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Find the longest run of neighbouring pieces and replace it by one."""
@@ -168,6 +170,7 @@ class SliceOfSlice(Rule):
     """x[a:b][c:d] = x[a+c:a+d]."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Slice",)
+    reads: ClassVar[tuple[str, ...]] = ("Slice",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Read the first source directly."""
@@ -186,6 +189,7 @@ class SliceOfConcat(Rule):
     """Concat(a, b)[i:j] = b[i':j'] where the range lies in b."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Slice",)
+    reads: ClassVar[tuple[str, ...]] = ("Concat",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Read the operand that holds the range."""
@@ -211,6 +215,7 @@ class SlicesOnOtherAxes(Rule):
     """x[a:b][:, c:d] = x[a:b, c:d]."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Slice",)
+    reads: ClassVar[tuple[str, ...]] = ("Slice",)
     benefit: ClassVar[int] = 0
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
@@ -234,6 +239,7 @@ class SqueezeOfSlice(Rule):
     """Squeeze(x[i:i+1]) = Gather(x, i)."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Squeeze",)
+    reads: ClassVar[tuple[str, ...]] = ("Slice",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Pick the one index."""

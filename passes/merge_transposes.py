@@ -96,6 +96,7 @@ class ComposeTransposes(Rule):
     """Q(P(x)) = (p o q)(x)."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Transpose",)
+    reads: ClassVar[tuple[str, ...]] = ("Transpose",)
     benefit: ClassVar[int] = 3
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
@@ -145,6 +146,7 @@ class SinkThroughElementwise(Rule):
     """f(P(x), P(y), constant) = P(f(x, y, transposed constant))."""
 
     op_types: ClassVar[tuple[str, ...]] = tuple(sorted(UNARY | BROADCASTING | {"PRelu"}))
+    reads: ClassVar[tuple[str, ...]] = ("Transpose",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Move the transposes of all operands behind the node."""
@@ -193,6 +195,7 @@ class SinkThroughReduction(Rule):
     """Reduce(P(x), axes) = P'(Reduce(x, p[axes]))."""
 
     op_types: ClassVar[tuple[str, ...]] = _REDUCTIONS
+    reads: ClassVar[tuple[str, ...]] = ("Transpose",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Reduce the other axes instead; P' keeps the order of those that remain."""
@@ -227,6 +230,7 @@ class SinkThroughSoftmax(Rule):
     """Softmax(P(x), axis) = P(Softmax(x, p[axis]))."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Softmax", "LogSoftmax", "Hardmax")
+    reads: ClassVar[tuple[str, ...]] = ("Transpose",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Work along the axis where it was before the transpose."""

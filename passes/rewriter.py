@@ -26,6 +26,7 @@ PASS_KEY = "graphwright.pass"
 FROM_KEY = "graphwright.from"
 RULE_KEY = "graphwright.rule"
 _MAX_SOURCES = 8
+_LONGEST_NAME = 256
 
 
 class Rewriter(Journal):
@@ -190,7 +191,7 @@ class Rewriter(Journal):
             hand_over(old, new)
         # What reads a value of a graph that was just put in place is in a graph itself.
         self._touched.update(users)
-        self._altered.update(users)
+        self._altered.update(dict.fromkeys(users))
         self._touch(new.producer())
         self._touch(old.producer())
 
@@ -233,7 +234,7 @@ class Rewriter(Journal):
         gone: dict[ir.Node, None] = {}
         for node in reversed(list(nodes)):
             for output in node.outputs:
-                if output.is_graph_output() or not all([user in gone for user, _ in output._uses]):
+                if output.is_graph_output() or not all(user in gone for user, _ in output._uses):
                     break
             else:
                 gone[node] = None
@@ -400,7 +401,8 @@ class Rewriter(Journal):
         before: bool,
     ) -> list[ir.Value]:
         self._changed()
-        node_name = self.unique_name(name or f"{anchor.name or 'node'}/{op_type}")
+        # Bounded, as rules that never come to an end would lengthen them for ever.
+        node_name = self.unique_name((name or f"{anchor.name or 'node'}/{op_type}")[:_LONGEST_NAME])
         node = ir.Node(
             domain, op_type, inputs, as_attributes(attributes), num_outputs=num_outputs, name=node_name
         )

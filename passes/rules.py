@@ -20,11 +20,15 @@ class Rule:
     Attributes:
         op_types: Operator types at which the rule may start, those outside of the default domain as
             `domain::type`; empty means every node.
+        reads: Operator types, as in `op_types`, one of which makes an input of every node that the rule is
+            meant for ("Constant" stands for initializers too); empty where that cannot be said. Nodes without
+            such an input are not even tried.
         benefit: Among rules for one node the higher benefit is tried first; ties keep the order given.
         label: Name in statistics and error messages; the class name unless given.
     """
 
     op_types: ClassVar[tuple[str, ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ()
     benefit: ClassVar[int] = 1
     label: ClassVar[str] = ""
 

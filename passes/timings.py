@@ -78,6 +78,7 @@ class TimedRule(Rule):
         self._into.fired = self._into.fired or 0
         self.label = rule.label  # type: ignore[misc]
         self.op_types = rule.op_types  # type: ignore[misc]
+        self.reads = rule.reads  # type: ignore[misc]
         self.benefit = rule.benefit  # type: ignore[misc]
 
     def __getattr__(self, name: str) -> Any:

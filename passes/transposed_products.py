@@ -20,6 +20,7 @@ class ProductOfTransposes(Rule):
     """A^T B^T = (B A)^T, for the last two axes: one transpose instead of two."""
 
     op_types: ClassVar[tuple[str, ...]] = ("MatMul",)
+    reads: ClassVar[tuple[str, ...]] = ("Transpose",)
     benefit: ClassVar[int] = 3
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
@@ -47,6 +48,7 @@ class GemmInsteadOfTranspose(Rule):
     """A^T B = Gemm(A, B, transA), A B^T = Gemm(A, B, transB), for two matrices of floats."""
 
     op_types: ClassVar[tuple[str, ...]] = ("MatMul",)
+    reads: ClassVar[tuple[str, ...]] = ("Transpose",)
     benefit: ClassVar[int] = 2
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
@@ -73,6 +75,7 @@ class SinkThroughProduct(Rule):
     """
 
     op_types: ClassVar[tuple[str, ...]] = ("MatMul",)
+    reads: ClassVar[tuple[str, ...]] = ("Transpose",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Multiply first."""

@@ -35,6 +35,7 @@ class TimesMinusOne(Rule):
     """-1 x = -x;  x / -1 = -x. Exact."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Mul", "Div")
+    reads: ClassVar[tuple[str, ...]] = ("Constant",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Negate instead."""
@@ -43,7 +44,7 @@ class TimesMinusOne(Rule):
             return False
         place, array = found
         source = node.inputs[place]
-        if array.dtype.kind not in "fi" or not bool(np.all(array == -1)):
+        if array.dtype.kind not in "fi" or array.size == 0 or array.item(0) != -1 or not np.all(array == -1):
             return False
         return supersede(node, "Neg", [source], rewriter)
 
@@ -88,6 +89,7 @@ class ScaleOnce(Rule):
     """
 
     op_types: ClassVar[tuple[str, ...]] = ("Mul", "Div")
+    reads: ClassVar[tuple[str, ...]] = ("Mul", "Div")
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Multiply the two constants."""
@@ -122,6 +124,7 @@ class ShiftOnce(Rule):
     """
 
     op_types: ClassVar[tuple[str, ...]] = ("Add", "Sub")
+    reads: ClassVar[tuple[str, ...]] = ("Add", "Sub")
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Add the two constants."""

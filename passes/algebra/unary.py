@@ -64,6 +64,7 @@ class AbsorbNegation(Rule):
     """a + (-b) = a - b;  (-a) + b = b - a;  a - (-b) = a + b;  (-a)(-b) = ab;  (-a)/(-b) = a/b. All exact."""
 
     op_types: ClassVar[tuple[str, ...]] = ("Add", "Sub", "Mul", "Div")
+    reads: ClassVar[tuple[str, ...]] = ("Neg",)
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Read the operand of the negation, where nothing else needs the negated value."""
