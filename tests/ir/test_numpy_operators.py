@@ -75,6 +75,8 @@ CASES = [
     ("ReduceProd", [ROW], {}),
     ("Neg", [ROW], {}),
     ("Neg", [F], {}),
+    ("Neg", [np.array(3, np.int64)], {}),
+    ("Not", [np.array(True)], {}),
     *[(name, [F, F[::-1].copy() + np.float32(0.1)], {}) for name in ("Add", "Sub", "Mul", "Div")],
     *[(name, [I, ROW], {}) for name in ("Add", "Sub", "Mul", "Div", "Max", "Min")],
     *[(name, [I, ROW], {}) for name in ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")],
@@ -101,7 +103,7 @@ def test_as_the_reference(reference, op_type, arrays, attributes):
     node = make(op_type, arrays, **attributes)
     found = evaluate(node, arrays)
     expected = reference(node)
-    assert found is not None
+    assert isinstance(found, np.ndarray)
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     np.testing.assert_array_equal(found, expected)
 
