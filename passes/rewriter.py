@@ -27,6 +27,7 @@ FROM_KEY = "graphwright.from"
 RULE_KEY = "graphwright.rule"
 _MAX_SOURCES = 8
 _LONGEST_NAME = 256
+_LONGEST_NAME = 256
 
 
 class Rewriter(Journal):
