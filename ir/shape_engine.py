@@ -6,6 +6,8 @@ public function, which offers no place for a policy of one's own.
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, cast
@@ -88,6 +90,14 @@ class Context(osi.ShapeInferenceContext):
         value.shape = ir.Shape(merged)
         return True
 
+    def set_dtype(self, value: ir.Value, dtype: ir.DataType) -> bool:
+        """Set the element type of `value`; in a type object of its own, as copies of a model share theirs."""
+        if value.dtype == dtype:
+            return False
+        if value.type is not None:
+            value.type = copy.deepcopy(value.type)
+        return super().set_dtype(value, dtype)
+
     def _merge(self, old: int | ir.SymbolicDim, new: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
         if isinstance(new, int):
             return new
@@ -114,9 +124,8 @@ class Context(osi.ShapeInferenceContext):
         if not all(type(element) is int for element in data) or (len(shape) == 0 and not data):
             return
         dtype = value.dtype or ir.DataType.INT64
-        array = np.array(data if len(shape) else data[0], dtype.numpy())
         # Past the setter, whose protocol check costs more than all the rest.
-        value._const_value = ir.Tensor(array, dtype, name=value.name)
+        value._const_value = _small_tensor(tuple(data) if len(shape) else data[0], dtype)
         self.constants.append(value)
 
     def describe(self, value: ir.Value) -> None:
@@ -206,6 +215,14 @@ def _infer_constant(node: ir.Node) -> bool:
     if type(value.type) is not ir.TensorType or value.dtype != tensor.dtype:
         value.type = ir.TensorType(tensor.dtype)
     return True
+
+
+@functools.lru_cache(maxsize=1024)
+def _small_tensor(content: int | tuple[int, ...], dtype: ir.DataType) -> ir.TensorProtocol:
+    """A tensor for the length of a run, shared by all values with the same elements."""
+    array = np.array(content, dtype.numpy())
+    array.flags.writeable = False
+    return ir.Tensor(array, dtype)
 
 
 class _Piece:

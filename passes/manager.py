@@ -24,7 +24,7 @@ from .analyses import Analyses
 from .base import Firing, Pass, PassContext
 from .blame import blamed, crash_of, named_failures
 from .equivalence import Expectation, check_equivalent
-from .fingerprint import Fingerprint
+from .fingerprint import Fingerprint, interface_of
 from .pipeline import Pipeline, as_pipeline, pass_text
 from .records import PassRecord
 from .shape_loss import Known, known_values
@@ -198,10 +198,16 @@ class PassManager:
         context.stopwatch = run.stopwatch if self._detailed else None
         context.story = [] if context.explain is not None else None
         run.analyses.settle(context.mutations)
+        interface = interface_of(run.model)
         with run.stopwatch.timed(f"{len(run.records) + 1} {pass_text(instance)}") as timing:
             start = time.perf_counter()
             changed = self._apply(instance, run.model, context)
             seconds = time.perf_counter() - start
+            if interface_of(run.model) != interface:
+                names = " and outputs ".join(f"({', '.join(map(str, each))})" for each in interface)
+                raise crash_of(
+                    "graph", f"pass '{instance.name}' left a model that no longer has inputs {names}"
+                )
             run.nodes = nodes_after = count_nodes(run.model) if changed else nodes_before
             if self.verify_each and changed:
                 with run.stopwatch.timed("verify"):
