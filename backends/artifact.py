@@ -4,7 +4,7 @@
 
     model.so        the library (TVM backend only)
     weights.bin     its packed weights (TVM backend only), see `weights.py`
-    model.onnx      the optimized graph; with model.onnx.data where it is large
+    model.onnx      the optimized graph, with model.onnx.data where it is large; what ONNX Runtime runs
     report.json     how it came about, for machines
     report.md       and for people
     manifest.json   signature, target, pipeline, versions, size and SHA-256 of every other file
@@ -181,7 +181,7 @@ def _load_onnxruntime(folder: Path, manifest: dict[str, Any], target: Target, ve
     from ..ir.load import load
     from .onnxruntime import OnnxRuntimeExecutable
 
-    for name in manifest["files"]:
+    for name in {GRAPH, *manifest["files"]}:
         if name.startswith(GRAPH):
             _check_file(folder, name, manifest, verify)
     executable = OnnxRuntimeExecutable(load(folder / GRAPH), target=target)
@@ -249,8 +249,10 @@ def _reports(executable: Executable, files: Mapping[str, str | bytes]) -> dict[s
 def _manifest(executable: Executable, folder: Path) -> dict[str, Any]:
     report = executable.report
     if report is None and executable.manifest is not None:
-        kept = {
-            key: executable.manifest[key] for key in ("name", "pipeline", "source", "versions", "created")
+        kept: dict[str, Any] = {
+            key: executable.manifest[key]
+            for key in ("name", "pipeline", "source", "versions", "created", "choice")
+            if key in executable.manifest
         }
     else:
         kept = {
@@ -259,6 +261,7 @@ def _manifest(executable: Executable, folder: Path) -> dict[str, Any]:
             "source": dict(report.source) if report else {},
             "versions": versions(),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            **({"choice": report.choice.to_json()} if report and report.choice else {}),
         }
     return {
         "format": FORMAT,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from ..passes.manager import Observer
 from ..passes.optimize import optimize
 from .check import Check
 from .checking import check_against_reference
+from .choice import AUTO, BACKENDS, ONNXRUNTIME, TVM, Choice, attempt, decide, why_no_choice
 from .compile_report import CompileReport
 from .cross import linker_for
 from .executable import Executable, specs_of
@@ -54,6 +57,7 @@ def compile(
     trials: int = 0,
     calibration: Any = None,
     backend: str = "tvm",
+    threads: int = 1,
     check: CheckMode = True,
     check_feeds: Mapping[str, np.ndarray] | None = None,
     dims: Mapping[str, int] | None = None,
@@ -72,7 +76,9 @@ def compile(
         pipeline: passes to run first, as text or as passes; lossless ones if None, "" for none.
         trials: tuning trials to spend.
         calibration: feeds for passes that look at activations.
-        backend: "tvm", or "onnxruntime" to run the optimized graph there.
+        backend: "tvm"; "onnxruntime" to run the optimized graph there; "auto" for the faster of the two on
+            this machine, or TVM, with a note, where the target does not run here.
+        threads: threads that "auto" times both with.
         check: run once against the reference where the target runs here. "qemu" also runs libraries for
             64-bit ARM, emulated.
         check_feeds: inputs for the check; random ones if None.
@@ -92,7 +98,7 @@ def compile(
         VerifyError: the graph is invalid.
     """
     resolved = resolve_target(target)
-    _refuse_early(resolved, trials, backend)
+    _refuse_early(resolved, trials, backend, threads)
     say = progress or (lambda step: None)
     if isinstance(model, str | Path):
         from ..ir.load import load
@@ -133,30 +139,76 @@ def compile(
             report.pipeline = result.report.pipeline
             report.passes = [record.to_json() for record in result.report.records]
     report.sizes["after"] = _sizes(working)
-    if backend == "onnxruntime":
-        executable = _onnxruntime(working, report, say)
+    feeds = dict(check_feeds) if check_feeds is not None else None
+
+    def make(name: str) -> Executable:
+        return _make(name, working, report, say, feeds, check, seed)
+
+    if backend != AUTO:
+        return make(backend)
+    return _faster(make, resolved, report, say, feeds or random_inputs(working, seed=seed), threads)
+
+
+def _make(
+    backend: str,
+    model: ir.Model,
+    common: CompileReport,
+    say: Callable[[str], None],
+    feeds: dict[str, np.ndarray] | None,
+    check: CheckMode,
+    seed: int,
+) -> Executable:
+    """Build for one backend and check; the report shares what is common to all."""
+    report = replace(common, backend=backend)
+    if backend == ONNXRUNTIME:
+        executable = _onnxruntime(model, report, say)
     else:
-        flat = without_functions(working)
+        flat = without_functions(model)
         require_static(flat)
-        executable = _tvm(flat, resolved, report, say)
-    executable.model = working
+        executable = _tvm(flat, report.target, report, say)
+    executable.model = model
     executable.report = report
     with report.step("check"):
         say("check")
-        feeds = dict(check_feeds) if check_feeds is not None else random_inputs(working, seed=seed)
-        report.check = _check(executable, working, feeds, check)
+        given = random_inputs(model, seed=seed) if feeds is None else feeds
+        report.check = _check(executable, model, given, check)
     return executable
 
 
-def _refuse_early(target: Target, trials: int, backend: str) -> None:
+def _faster(
+    make: Callable[[str], Executable],
+    target: Target,
+    report: CompileReport,
+    say: Callable[[str], None],
+    feeds: dict[str, np.ndarray],
+    threads: int,
+) -> Executable:
+    reason = why_no_choice(target)
+    if reason:
+        executable, choice = make(TVM), Choice(TVM, reason)
+    else:
+        made, failures = attempt({name: functools.partial(make, name) for name in (TVM, ONNXRUNTIME)})
+        with report.step("time both backends"):
+            say("time both backends")
+            choice = decide(made, failures, feeds, threads=threads)
+        executable = made[choice.chosen]
+        executable.set_threads(usable_cores())
+    assert executable.report is not None
+    executable.report.choice = choice
+    return executable
+
+
+def _refuse_early(target: Target, trials: int, backend: str, threads: int) -> None:
     """Everything that can be known to fail before minutes are spent."""
-    if backend not in ("tvm", "onnxruntime"):
-        raise CompileError(f"unknown backend {backend!r}; there are tvm and onnxruntime")
+    if backend not in BACKENDS:
+        raise CompileError(f"unknown backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if threads < 1:
+        raise CompileError("timing backends needs at least one thread")
     if trials < 0:
         raise CompileError("trials must not be negative")
     if trials:
         raise CompileError("tuning is not available in this version; leave trials at 0")
-    if backend == "onnxruntime":
+    if backend == ONNXRUNTIME:
         reason = target.why_not_here()
         if reason or target.device != "cpu":
             raise TargetError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .check import Check
+from .choice import Choice
 from .target import Target
 
 _PACKAGES = ("graphwright", "apache-tvm", "apache-tvm-ffi", "numpy", "onnx-ir", "onnxruntime")
@@ -33,6 +34,7 @@ class CompileReport:
         library_bytes: size of the shared library.
         weight_bytes: size of the packed weights.
         check: the comparison with the reference.
+        choice: how the backend was chosen, where it was left to measurement.
         notes: what else the reader should know.
     """
 
@@ -49,6 +51,7 @@ class CompileReport:
     library_bytes: int = 0
     weight_bytes: int = 0
     check: Check = field(default_factory=lambda: Check(False, reason="it was not asked for"))
+    choice: Choice | None = None
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -81,6 +84,7 @@ class CompileReport:
             "library_bytes": self.library_bytes,
             "weight_bytes": self.weight_bytes,
             "check": self.check.to_json(),
+            "choice": self.choice.to_json() if self.choice else None,
             "notes": list(self.notes),
             "versions": versions(),
         }
@@ -126,8 +130,9 @@ class CompileReport:
             ]
             head = ["function", "kind", "calls", "FLOPs", "from", "note"]
             lines += ["", "## Kernels", "", *_table(head, rows)]
-        if self.notes or self.check.notes:
-            lines += ["", "## Notes", "", *(f"- {note}" for note in (*self.notes, *self.check.notes))]
+        notes = [*([str(self.choice)] if self.choice else []), *self.notes, *self.check.notes]
+        if notes:
+            lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
         return "\n".join(lines) + "\n"
 
 

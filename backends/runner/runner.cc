@@ -18,6 +18,7 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <fstream>
 #include <iostream>
 #include <string>
 #include <vector>
@@ -120,7 +121,13 @@ void WriteOutputs(const std::string& path, const std::vector<ffi::Tensor>& outpu
   gww::Write(path, tensors);
 }
 
+void RefuseWithoutLibrary(const std::string& artifact) {
+  if (std::ifstream(artifact + "/model.so") || !std::ifstream(artifact + "/model.onnx")) return;
+  throw std::runtime_error(artifact + " was compiled for ONNX Runtime and holds no library; use --backend tvm");
+}
+
 void Run(const Options& options) {
+  RefuseWithoutLibrary(options.artifact);
   gww::MappedFile weights_file(options.artifact + "/weights.bin"), inputs_file(options.inputs);
   auto weights = gww::Read(weights_file), inputs = gww::Read(inputs_file);
   auto machine = OpenMachine(options);

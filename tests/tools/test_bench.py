@@ -39,3 +39,40 @@ def test_the_table_shows_ratios_and_failures():
 )
 def test_bad_requests_are_one_line(cli, arguments, word):
     assert_one_line_of_trouble(cli("bench", *arguments), word)
+
+
+def test_the_profile_of_an_artifact(cli, tiny_file, tmp_path):
+    folder, page = tmp_path / "out", tmp_path / "profile.md"
+    assert cli("compile", tiny_file, "-o", folder, "--no-check", "--no-measure").code == 0
+    outcome = cli("bench", folder, "--profile", "--threads", "1", "--repeats", "3", "-o", page, "--json")
+    assert outcome.code == 0, outcome.err
+    profile = outcome.json["profile"]
+    assert profile["total"]["samples"] == 3 and profile["peaks"]["gflops"] > 1
+    assert {"conv", "gemm"} <= {call["kind"] for call in profile["calls"]}
+    assert all(call["share_of_peak"] > 0 and call["median_ms"] > 0 for call in profile["calls"])
+    text = page.read_text()
+    for title in ("## Kernel calls by time", "## Totals by kind", "worst by share of peak", "measured peak"):
+        assert title in text
+    (conv,) = (call for call in profile["calls"] if call["kind"] == "conv")
+    assert conv["note"] in text and ", ".join(conv["nodes"]) in text
+    shown = cli("bench", folder, "--profile", "--repeats", "1")
+    assert shown.code == 0 and "kernel calls by time" in shown.out and conv["note"] in shown.out
+
+
+def test_what_cannot_be_profiled_is_one_line(cli, tiny_file, tmp_path):
+    folder = tmp_path / "out"
+    assert cli("compile", tiny_file, "-o", folder, "--backend", "onnxruntime", "--no-measure").code == 0
+    assert_one_line_of_trouble(cli("bench", folder, "--profile"), "onnxruntime", "tvm backend")
+    assert_one_line_of_trouble(cli("bench", "--zoo", "--profile"), "--profile")
+    assert_one_line_of_trouble(cli("bench", "--simplify", "--profile"), "--profile")
+    assert_one_line_of_trouble(cli("bench", folder, "--profile", "--against", "onnxruntime"), "--against")
+    outcome = cli("bench", folder, "--threads", "1", "--repeats", "2")
+    assert outcome.code == 0 and "compiled for onnxruntime itself" in outcome.out
+
+
+def test_auto_says_what_it_chose(cli, tiny_file, tiny_input, tmp_path):
+    folder = tmp_path / "out"
+    outcome = cli("compile", tiny_file, "-o", folder, "--backend", "auto", "--no-measure")
+    assert outcome.code == 0, outcome.err
+    assert "backend auto: " in outcome.out and "is the faster one here" in outcome.out
+    assert cli("run", folder, "--input", tiny_input).code == 0

@@ -150,10 +150,13 @@ def bench(
             contenders = benchmark.from_model(loaded.model, rivals, target=target, pipeline=text)
         say(f"measuring {model}")
         rows = benchmark.measure_all(contenders, counts, repeats=repeats, seconds=seconds)
+    backend = contenders[benchmark.OURS].backend
     if as_json:
-        print_json({"model": model, "results": [row.to_json() for row in rows]})
+        print_json({"model": model, "backend": backend, "results": [row.to_json() for row in rows]})
         return
     benchmark.print_rows(model, rows)
+    if backend in rivals:
+        print_line(f"{model} was compiled for {backend} itself: both rows are the same program")
 
 
 def _profile(

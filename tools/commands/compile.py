@@ -46,7 +46,13 @@ def compile_model(
     dim: DimOption = None,
     calibration: CalibrationOption = None,
     calibrate_random: RandomCalibrationOption = 0,
-    backend: Annotated[str, typer.Option("--backend", help="tvm or onnxruntime.")] = "tvm",
+    backend: Annotated[
+        str,
+        typer.Option(
+            "--backend",
+            help="tvm, onnxruntime, or auto: the faster of the two on this model and machine.",
+        ),
+    ] = "tvm",
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Compare with the reference, step by step.")
     ] = True,
@@ -59,7 +65,9 @@ def compile_model(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Time the result and the original if it runs here.")
     ] = True,
-    threads: Annotated[str, typer.Option("--threads", help="Threads to time with.")] = "1",
+    threads: Annotated[
+        str, typer.Option("--threads", help="Threads to time with, also for --backend auto.")
+    ] = "1",
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
@@ -92,6 +100,7 @@ def compile_model(
                 trials=trials,
                 calibration=calibration_feeds(loaded.model, calibration, calibrate_random, seed),
                 backend=backend,
+                threads=thread_count,
                 check="qemu" if check and emulate else check,
                 check_feeds=feeds,
                 check_each=check_each,
@@ -116,6 +125,8 @@ def compile_model(
         return
     recorder.table.print(f"{executable.report.name} for {resolved}")
     print_line(str(executable.report.check))
+    if executable.report.choice:
+        print_line(str(executable.report.choice))
     print_line(f"compiled in {executable.report.seconds:.1f} s; wrote {folder}")
 
 
