@@ -17,6 +17,7 @@ from .collector import without_collector
 from .errors import ModelError
 from .local_paths import PathFilter
 from .quiet import collected_warnings
+from .tensors import byte_count
 from .wire import ExternalPlace, Message, Piece, message, tensor_bytes
 
 # Protobuf messages end at 2 GB; the margin leaves room for the graph itself.
@@ -75,7 +76,7 @@ def serialized_size(model: ir.Model) -> int:
 
 def _tensor_bytes(model: ir.Model) -> int:
     return sum(
-        value.const_value.nbytes
+        byte_count(value.const_value)
         for value in model.graph.initializers.values()
         if value.const_value is not None
     )
@@ -87,8 +88,8 @@ def _save_inline(model: ir.Model, final: Path, paths: PathFilter) -> None:
         raise ModelError(f"cannot write '{final}': over 2 GB in one file; save it with external data")
     with _temporary(final) as temporary:
         _write(temporary, whole.pieces(), final)
+        # Whether or not the folder's new entry outlives a power cut: the file it names is a whole one.
         os.replace(temporary, final)
-    _sync_folder(final.parent)
 
 
 def _save_external(model: ir.Model, final: Path, paths: PathFilter) -> None:

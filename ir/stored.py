@@ -229,17 +229,21 @@ class TensorReader:
             ModelError: what `check_proto` says of it.
         """
         name = tensor.name
+        plain = _PLAIN.get(tensor.data_type)
         if outermost and name in self._data:
             dtype = _dtype(tensor)
-            _check_length(tensor, dtype, _element_count(tensor), self._data[name].size)
-            return _of_bytes(self._data[name], dtype, tuple(tensor.dims), name)
-        plain = _PLAIN.get(tensor.data_type)
+            data = self._data[name]
+            _check_length(tensor, dtype, _element_count(tensor), data.size)
+            if plain is not None:
+                return tensor_of(data.view(plain).reshape(tuple(tensor.dims)), name)
+            return _of_bytes(data, dtype, tuple(tensor.dims), name)
         if plain is None or not tensor.HasField("raw_data") or tensor.data_location == tensor.EXTERNAL:
             _check_tensor(tensor, self._folder)
             return self._read(ir.serde.deserialize_tensor(tensor))
-        data = tensor.raw_data
-        _check_length(tensor, ir.DataType(tensor.data_type), _element_count(tensor), len(data))
-        return tensor_of(np.frombuffer(data, plain).reshape(tuple(tensor.dims)), name)
+        raw, dims = tensor.raw_data, tuple(tensor.dims)
+        if len(raw) != _element_count(tensor) * plain.itemsize:
+            _check_tensor(tensor, self._folder)
+        return tensor_of(np.frombuffer(raw, plain).reshape(dims), name)
 
     def read_all(self, model: ir.Model) -> None:
         """Replaces every stored tensor of a model whose message passed `check_proto`."""

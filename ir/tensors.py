@@ -41,7 +41,8 @@ def element_type(array: np.ndarray) -> ir.DataType:
 
 def byte_count(tensor: ir.TensorProtocol) -> int:
     """Bytes of a tensor's data, as `tensor.nbytes` counts them."""
-    array = getattr(tensor, "raw", None)
-    if type(array) is np.ndarray and array.dtype in _TYPES:
-        return array.nbytes
+    if type(tensor) is ir.Tensor:
+        array = tensor.raw
+        if type(array) is np.ndarray and array.dtype in _TYPES:
+            return array.nbytes
     return tensor.nbytes

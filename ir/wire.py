@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir import serde
 
 from .local_paths import PathFilter
+from .tensors import byte_count
 
 Piece = bytes | memoryview
 
@@ -186,7 +187,7 @@ class _Writer:
         if tensor.metadata_props:
             self._properties(proto, tensor.metadata_props)
         if place is None:
-            return StoredTensor(proto.SerializeToString(), tensor, tensor.nbytes)
+            return StoredTensor(proto.SerializeToString(), tensor, byte_count(tensor))
         proto.data_location = onnx.TensorProto.EXTERNAL
         for key in ("location", "offset", "length"):
             proto.external_data.add(key=key, value=str(getattr(place, key)))
