@@ -108,8 +108,9 @@ def _rival_summary(outcomes: Sequence[Outcome]) -> list[str]:
     proven = [key for key in ran if ours[key].status() == PROVEN]
     causes = Counter(_short(rivals[key].cause) for key in ran if rivals[key].cause)
     lines = _paragraph(
-        f"Torch-Pruning 1.6.1 ran on {len(ran)} of these architectures (magnitude, the same ratio, layers "
-        f"that give outputs left alone): {len(fine)} still ran afterwards with outputs of the same shape. "
+        f"Torch-Pruning 1.6.1 ran on {len(ran)} of these architectures (as it comes: by magnitude, "
+        f"the same ratio, layers that give outputs left alone): {len(fine)} still ran afterwards with "
+        "outputs of the same shape. "
         "Whether their numbers are right is not asked, and its parameters and MACs are counted by its own "
         f"rules. Of the same {len(ran)}, Graphwright proved {len(proven)}."
     )

@@ -1,6 +1,8 @@
 """The same architecture, pruned in torch by Torch-Pruning: what is left, and whether it still runs.
 
-Whether its numbers are right is not asked: nothing tells which channels it took for the same.
+It is used as it comes: what its examples add for single architectures (numbers of heads, parameters of no
+layer, sizes written into a module afterwards) is not done. Whether its numbers are right is not asked:
+nothing tells which channels it took for the same.
 """
 
 from __future__ import annotations

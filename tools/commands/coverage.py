@@ -38,11 +38,8 @@ def coverage(
         ),
     ] = True,
     rival: Annotated[
-        bool | None,
-        typer.Option(
-            "--rival/--no-rival", help="Run Torch-Pruning too; where it is installed.", show_default=False
-        ),
-    ] = None,
+        bool, typer.Option("--rival", help="Run Torch-Pruning too, as it comes; it must be installed.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Markdown page to write.", show_default=False),
@@ -84,7 +81,7 @@ def coverage(
         raise ToolError("torch-pruning is not installed here; `make coverage` has an environment that has it")
     settings = Settings(ratio, allow_statistical, time_limit, memory_limit, jobs, again)
     architectures = list_architectures(suites, only)
-    tools = [OURS] if rival is False or not has_rival() else [OURS, RIVAL]
+    tools = [OURS, RIVAL] if rival else [OURS]
     with progress(f"{len(architectures)} architectures", quiet=as_json) as say:
         outcomes = run_coverage(
             architectures, settings, tools=tools, results=results, say=say, run=not report_only
