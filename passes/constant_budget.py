@@ -67,10 +67,12 @@ def _constant_bytes(model: ir.Model) -> int:
 def bytes_of(value: ir.Value) -> int | None:
     """Bytes that a value takes, or None where its size is not known."""
     producer = value.producer()
-    tensor = constant_tensor(value) if producer is None or producer.op_type == "Constant" else None
-    if tensor is not None:
-        return byte_count(tensor)
     dims, dtype = static_shape(value), value.dtype
+    unknown = dims is None or dtype is None or dtype == ir.DataType.STRING
+    if producer is None or (unknown and producer.op_type == "Constant"):
+        tensor = constant_tensor(value)
+        if tensor is not None:
+            return byte_count(tensor)
     if dims is None or dtype is None or dtype == ir.DataType.STRING:
         return None
     return math.ceil(math.prod(dims) * dtype.bitwidth / 8)

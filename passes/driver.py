@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from ..ir.bodies import GRAPH_TYPES, bodies_of
+from ..ir.bodies import graphs_in
 from ..ir.errors import GraphwrightError, PassCrash, ShapeError
 from .base import Firing, PassContext
 from .functions.definitions import DOMAIN
@@ -65,7 +65,7 @@ def drive(
     if fixpoint is not None and fixpoint.reached:
         nodes = [node for node in _around(fixpoint.since) if index.starts_at(node)]
     else:
-        nodes = _starts(model, index)
+        nodes = _starts(model, rewriter, index)
     refusals = fixpoint.refusals if fixpoint is not None else {}
     fired = _exhaust(nodes, index, model, rewriter, refusals, context) if nodes else 0
     rewriter.drop_orphans()
@@ -161,21 +161,14 @@ def _around(touched: Iterable[ir.Node]) -> list[ir.Node]:
     return list(found)
 
 
-def _starts(model: ir.Model, index: _Index) -> list[ir.Node]:
+def _starts(model: ir.Model, rewriter: Rewriter, index: _Index) -> list[ir.Node]:
     """Nodes at which a rule may start: the main graph, its bodies, then functions and theirs."""
-    graphs = [model.graph]
+    graphs = rewriter.graphs()
     # The bodies of our own functions are what a fusion put there.
-    graphs += [function.graph for function in model.functions.values() if function.domain != DOMAIN]
-    found = []
-    for graph in graphs:
-        for node in graph:
-            if index.starts_at(node):
-                found.append(node)
-            for attribute in node.attributes.data.values():
-                if attribute.type in GRAPH_TYPES:
-                    graphs.extend(bodies_of(node))
-                    break
-    return found
+    for function in model.functions.values():
+        if function.domain != DOMAIN:
+            graphs += graphs_in(function.graph)
+    return [node for graph in graphs for node in graph if index.starts_at(node)]
 
 
 def _size(model: ir.Model) -> int:

@@ -30,10 +30,11 @@ class EliminateDead(Pass):
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Sweep every graph backwards once, then drop unused initializers and functions."""
         rewriter = context.rewriter(model)
-        for root in (model.graph, *(function.graph for function in model.functions.values())):
-            for graph in reversed(graphs_in(root)):
+        families = [rewriter.graphs(), *(graphs_in(f.graph) for f in model.functions.values())]
+        for graphs in families:
+            for graph in reversed(graphs):
                 self._sweep(graph, rewriter, context)
-        for graph in graphs_of(model):
+        for graph in rewriter.graphs():
             for value in list(graph.initializers.values()):
                 if not is_read(value) and not value.is_graph_input():
                     rewriter.remove_initializer(value)
@@ -61,6 +62,8 @@ class EliminateDead(Pass):
 
 
 def _unused_functions(model: ir.Model) -> list[tuple[str, str, str]]:
+    if not model.functions:
+        return []
     reached: set[tuple[str, str, str]] = set()
     pending = [node.op_identifier() for graph in graphs_of(model) for node in graph]
     while pending:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from ..ir.bodies import GRAPH_TYPES, graphs_in, graphs_of
+from ..ir.bodies import GRAPH_TYPES, graphs_in
 from ..ir.constants import constant_array, constant_tensor, evaluate_values, is_deterministic
 from ..ir.errors import ModelError
 from ..ir.tensors import tensor_of
@@ -24,6 +24,9 @@ from .rules import Rule
 # Their point is to keep data small in the file; backends fold them into kernels.
 _KEPT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 _MAX_ROUNDS = 16
+_CONSTANT_FORMS = {
+    *("value", "value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings")
+}
 # What the rules below start at.
 _ROOTS = {"Constant", "CastLike", "Shape", "Size", "Gather"}
 # A larger constant that is transposed stays a view of the original, maybe in a file, until it is saved.
@@ -87,7 +90,7 @@ class FoldConstants(Pass):
         unfoldable: dict[ir.Node, str],
         context: PassContext,
     ) -> bool:
-        foldable = self._foldable(model, unfoldable)
+        foldable = self._foldable(model, rewriter, unfoldable)
         if not foldable:
             return False
         self._respect_budget(foldable, budget, unfoldable)
@@ -114,10 +117,12 @@ class FoldConstants(Pass):
             node: None for node in makers if node is not None and node not in foldable and self.selects(node)
         }
 
-    def _foldable(self, model: ir.Model, unfoldable: dict[ir.Node, str]) -> dict[ir.Node, None]:
+    def _foldable(
+        self, model: ir.Model, rewriter: Rewriter, unfoldable: dict[ir.Node, str]
+    ) -> dict[ir.Node, None]:
         """Nodes that depend on constants only, producers first."""
         found: dict[ir.Node, None] = {}
-        for graph in _foldable_graphs(model):
+        for graph in _foldable_graphs(model, rewriter):
             for node in graph:
                 # The cheapest question that most nodes fail comes first.
                 if not _reads_constants(node, found) or node.op_type in _KEPT or node.op_type == "Constant":
@@ -257,9 +262,9 @@ def _is_constant(value: ir.Value) -> bool:
 def _is_stored(node: ir.Node) -> bool:
     """Whether a Constant node says what it holds, as most do: without making a tensor of it."""
     attributes = node.attributes.data
-    if len(attributes) == 1 and (attribute := attributes.get("value")) is not None:
-        return attribute.ref_attr_name is None
-    return constant_tensor(node.outputs[0]) is not None
+    if len(attributes) != 1 or not attributes.keys() <= _CONSTANT_FORMS:
+        return constant_tensor(node.outputs[0]) is not None
+    return all(attribute.ref_attr_name is None for attribute in attributes.values())
 
 
 def _replace_by_constant(node: ir.Node, array: np.ndarray, rewriter: Rewriter) -> bool:
@@ -267,9 +272,9 @@ def _replace_by_constant(node: ir.Node, array: np.ndarray, rewriter: Rewriter) -
     return True
 
 
-def _foldable_graphs(model: ir.Model) -> list[ir.Graph]:
+def _foldable_graphs(model: ir.Model, rewriter: Rewriter) -> list[ir.Graph]:
     """All graphs, those of functions included; our own functions hold what a fusion put there."""
-    graphs = graphs_of(model)
+    graphs = rewriter.graphs()
     for function in model.functions.values():
         if function.domain != DOMAIN:
             graphs += graphs_in(function.graph)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import onnx_ir as ir
 
+from ..ir.bodies import GRAPH_TYPES, graphs_of
 from ..ir.incremental import infer_near
 from .naming import Names
 
@@ -29,6 +30,15 @@ class Journal:
         self._unsettled: dict[ir.Node, None] = {}
         self._altered: dict[ir.Node | ir.Value, None] = {}
         self._names: Names | None = None
+        self._flat: bool | None = None
+
+    def graphs(self) -> list[ir.Graph]:
+        """Return the main graph and all bodies in it, outer ones first; no search where there are none."""
+        if self._flat:
+            return [self.model.graph]
+        found = graphs_of(self.model)
+        self._flat = len(found) == 1
+        return found
 
     def take_touched(self) -> list[ir.Node]:
         """Return the nodes whose surroundings changed since the last call."""
@@ -82,6 +92,11 @@ class Journal:
         if self._names is None:
             self._names = Names(self.model)
         return self._names.unique(hint)
+
+    def _may_hold(self, attributes: Iterable[ir.Attr]) -> None:
+        """Remember that attributes were added, which may be bodies."""
+        if self._flat and any(attribute.type in GRAPH_TYPES for attribute in attributes):
+            self._flat = None
 
     def _touch(self, node: ir.Node | None) -> None:
         if node is not None and node.graph is not None:

@@ -61,7 +61,7 @@ def build(cls: type[Pass], values: dict[str, Any]) -> Pass:
     Raises:
         PipelineError: An option is unknown, missing, or its value has the wrong type; the message names it.
     """
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls) if values else {}
     names = [f.name for f in dataclasses.fields(cls)]
     typed: dict[str, Any] = {}
     for key, value in values.items():

@@ -27,7 +27,6 @@ FROM_KEY = "graphwright.from"
 RULE_KEY = "graphwright.rule"
 _MAX_SOURCES = 8
 _LONGEST_NAME = 256
-_LONGEST_NAME = 256
 
 
 class Rewriter(Journal):
@@ -101,6 +100,7 @@ class Rewriter(Journal):
             self.model.graph.register_initializer(value)
             self._altered[value] = None
         for node in nodes:
+            self._may_hold(node.attributes.data.values())
             node.name = self.unique_name(node.name or f"{anchor.name}/{node.op_type}")
             for i, output in enumerate(node.outputs):
                 output.name = self.unique_name(output.name or f"{node.name}:{i}")
@@ -295,7 +295,9 @@ class Rewriter(Journal):
         if value is None:
             node.attributes.pop(name, None)
         else:
-            node.attributes[name] = as_attribute(name, value)
+            attribute = as_attribute(name, value)
+            self._may_hold([attribute])
+            node.attributes[name] = attribute
         self._note(node)
         for user in [u for output in node.outputs for u in output.consumers()]:
             self._touch(user)
@@ -404,9 +406,9 @@ class Rewriter(Journal):
         self._changed()
         # Bounded, as rules that never come to an end would lengthen them for ever.
         node_name = self.unique_name((name or f"{anchor.name or 'node'}/{op_type}")[:_LONGEST_NAME])
-        node = ir.Node(
-            domain, op_type, inputs, as_attributes(attributes), num_outputs=num_outputs, name=node_name
-        )
+        given = as_attributes(attributes)
+        self._may_hold(given)
+        node = ir.Node(domain, op_type, inputs, given, num_outputs=num_outputs, name=node_name)
         for i, output in enumerate(node.outputs):
             output.name = self.unique_name(node_name if i == 0 else f"{node_name}:{i}")
         graph = anchor.graph
