@@ -57,6 +57,20 @@ def test_the_same_tensors(tmp_path, monkeypatch):
         assert ours.numpy().flags.aligned
 
 
+@pytest.mark.parametrize("block", [64, 256, 600, 1 << 20])
+def test_blocks_of_any_size_hold_the_same(monkeypatch, block):
+    monkeypatch.setattr(wire_split, "_BLOCK", block)
+    lengths = [100, 0, 64, 300, 1, 65, 1000, 128]
+
+    arrays = wire_split._room(lengths)
+    for number, array in enumerate(arrays):
+        array[:] = number
+
+    assert [array.size for array in arrays] == lengths
+    assert all((array == number).all() for number, array in enumerate(arrays))
+    assert all(array.ctypes.data % 16 == 0 for array in arrays if array.size)
+
+
 @pytest.mark.parametrize("dims", [[99], [-100], [101]])
 def test_contradicting_data_is_found(tmp_path, dims):
     tensor = tensors()[0]
