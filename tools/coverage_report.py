@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -26,13 +27,14 @@ HEAD = (
     "nodes",
     "prune s",
     "parameters M",
-    "MACs G",
+    "MACs M",
     "MB in the file",
     "groups pruned / places kept",
     "largest difference",
     "status",
 )
-RIVAL_HEAD = ("Torch-Pruning: parameters M", "MACs G", "s", "status")
+_PATH = re.compile(r"(?:/[\w.+@-]+){2,}/([\w.+@-]+)")
+RIVAL_HEAD = ("Torch-Pruning: parameters M", "MACs M", "s", "status")
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
@@ -62,6 +64,10 @@ def to_markdown(outcomes: Sequence[Outcome], asked: dict[str, int]) -> str:
     ]
     lines += _table(("suite", "architectures", "ran", *STATUSES), _summary_rows(outcomes, asked))
     rivals = of_tool(outcomes, RIVAL)
+    ran = sum(1 for each in outcomes if each.tool == OURS)
+    if ran < sum(asked.values()):
+        rest = f"{sum(asked.values()) - ran} of {sum(asked.values())} have not run yet"
+        lines += ["", f"{rest}; the command goes on where it was stopped."]
     if rivals:
         lines += ["", *_rival_summary(outcomes)]
     lines += ["", *_troubles(outcomes)]
@@ -152,7 +158,7 @@ def _reason(each: Outcome) -> str:
 
 
 def _short(text: str, limit: int = 160) -> str:
-    line = " ".join(text.replace("|", "/").split())
+    line = " ".join(_PATH.sub(r"\1", text).replace("|", "/").split())
     return line if len(line) <= limit else f"{line[:limit]}..."
 
 
@@ -176,7 +182,7 @@ def _cells(each: Outcome) -> list[str]:
         str(each.nodes or "-"),
         _number(each.prune_seconds, 1),
         _pair(each.parameters, 1e6),
-        _pair(each.macs, 1e9),
+        _pair(each.macs, 1e6, 1),
         _pair(each.bytes, 1e6, 1),
         groups,
         "-" if each.difference is None else f"{each.difference:.1e}",
@@ -188,7 +194,7 @@ def _rival_cells(each: Outcome | None) -> list[str]:
     if each is None:
         return ["-"] * len(RIVAL_HEAD)
     status = "ran" if each.status() == PROVEN else _short(each.cause, 60)
-    return [_pair(each.parameters, 1e6), _pair(each.macs, 1e9), _number(each.prune_seconds, 1), status]
+    return [_pair(each.parameters, 1e6), _pair(each.macs, 1e6, 1), _number(each.prune_seconds, 1), status]
 
 
 def _number(value: float | None, digits: int) -> str:

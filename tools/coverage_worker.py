@@ -98,7 +98,7 @@ def cover(suite: str, name: str, options: dict[str, Any], say: Say) -> None:
         bytes_before = _initializer_bytes(load(before))
         masked: list[ir.Model] = []
         with _masks_kept(masked):
-            result = optimize(model, pruning)
+            result = optimize(model, pruning, reproducer=None)
         (record,) = result.report.records
         rows = record.details.get("groups", [])
         say(

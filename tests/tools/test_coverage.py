@@ -231,7 +231,9 @@ class TestPage:
         outcomes = [
             GOOD,
             dataclasses.replace(GOOD, name="bad", difference=0.5),
-            dataclasses.replace(GOOD, name="big", phase="prune", cause="out of memory", parameters=None),
+            dataclasses.replace(
+                GOOD, name="big", phase="prune", cause="/a/b/run.py: out of memory", parameters=None
+            ),
             dataclasses.replace(GOOD, tool=RIVAL, macs=(2_000_000_000, 600_000_000)),
         ]
         assert summary(outcomes)["timm"] == {
@@ -245,9 +247,10 @@ class TestPage:
         page = to_markdown(outcomes, {"timm": 5})
         assert "| timm | 5 | 3 | 1 | 0 | 1 | 1 | 0 | 0 |" in page
         assert "timm/bad: off by 5.0e-01" in page
-        assert "timm/big: (prune) out of memory" in page
-        assert "| resnet18 | 3.0 | 60 | 0.5 | 11.000 -> 3.000 | 2.000 -> 0.500 | 44.0 -> 12.0 |" in page
-        assert "ran on 1 of these" in page and "2.000 -> 0.600" in page
+        assert "timm/big: (prune) run.py: out of memory" in page
+        assert "2 of 5 have not run yet" in page
+        assert "| resnet18 | 3.0 | 60 | 0.5 | 11.000 -> 3.000 | 2000.0 -> 500.0 | 44.0 -> 12.0 |" in page
+        assert "ran on 1 of these" in page and "2000.0 -> 600.0" in page
 
     def test_says_when_a_suite_ran_completely(self):
         assert "| timm | 1 | all | 1 |" in to_markdown([GOOD], {"timm": 1})
