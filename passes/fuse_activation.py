@@ -164,7 +164,10 @@ class FuseHardSwish(_Centered):
 
 
 class FuseHardSigmoid(Rule):
-    """clip(a x + b, 0, m) / m = HardSigmoid(x, a / m, b / m)."""
+    """clip(a x + b, 0, m) / m = HardSigmoid(x, a / m, b / m).
+
+    Where b is missing it may be in the bias of the convolution before; then only with a quotient.
+    """
 
     op_types: ClassVar[tuple[str, ...]] = ("Clip",)
 
@@ -175,13 +178,14 @@ class FuseHardSigmoid(Rule):
             return NoMatch("it does not clip to between 0 and a positive number")
 
         def fits(found: Surroundings, tolerance: float) -> bool:
-            affine = {key for key, factor in found.argument.items() if factor} == {(0,), (1,)}
+            terms = {key for key, factor in found.argument.items() if factor}
+            affine = terms == {(0,), (1,)} or (terms == {(1,)} and top != 1.0)
             return affine and close(found.result, {(0, 1): 1 / top}, tolerance)
 
         found = first(node, fits)
         if found is None:
             return NoMatch("what stands around it is not the formula, or is read from outside")
-        alpha, beta = found.argument[1,] / top, found.argument[0,] / top
+        alpha, beta = found.argument[1,] / top, found.argument.get((0,), 0.0) / top
         (result,) = rewriter.insert_before(
             found.last, "HardSigmoid", [found.x], {"alpha": alpha, "beta": beta}
         )

@@ -24,9 +24,9 @@ class FuseSqueezeExcite(Pass):
 
     x g(W2 f(W1 mean(x) + b1) + b2) = SqueezeExciteFG(x, W1, b1, W2, b2), the mean over height and width.
 
-    The layers may be 1x1 convolutions, or Gemms with the mean flattened before and the gate unflattened
-    behind; f and g are any activations. It does not fire where something else reads a value in between, where
-    a layer is grouped, or where the mean is not over height and width.
+    The layers may be 1x1 convolutions, or Gemms (MatMuls, where there is no bias) with the mean flattened
+    before and the gate unflattened behind; f and g are any activations. It does not fire where something else
+    reads a value in between, where a layer is grouped, or where the mean is not over height and width.
     """
 
     name: ClassVar[str] = "fuse-squeeze-excite"
@@ -68,7 +68,7 @@ class SqueezeExcite(Rule):
     @staticmethod
     def _fuse(node: ir.Node, block: _Block, rewriter: Rewriter) -> bool | str:
         first, second = block.layers
-        gemm = first.op_type == "Gemm"
+        gemm = first.op_type != "Conv"
         function = _function(gemm, block.activations[0], block.activations[1])
         operands: list[ir.Value | None] = [block.x]
         for layer in (first, second):
@@ -103,7 +103,7 @@ def _block(node: ir.Node, gate: ir.Value | None, x: ir.Value | None) -> _Block |
         if producer is None or activation is None:
             return NoMatch("no activation where one should be")
         nodes.append(producer)
-        layer = producer_of(_through_reshapes(producer.inputs[0], nodes), "Conv", "Gemm")
+        layer = producer_of(_through_reshapes(producer.inputs[0], nodes), "Conv", "Gemm", "MatMul")
         if layer is None:
             return NoMatch("no layer in front of the activation")
         nodes.append(layer)
@@ -139,7 +139,7 @@ def _refusal(
             return f"'{each.outputs[0].name}' has other readers"
         if each.graph is not node.graph:
             return "its parts stand in several graphs"
-    if layers[0].op_type != layers[1].op_type:
+    if sum(layer.op_type == "Conv" for layer in layers) == 1:
         return "its layers are of different kinds"
     channels = shape[1]
     for layer in layers:
@@ -170,6 +170,8 @@ def _layer_refusal(layer: ir.Node) -> str | None:
         if any(layer.attributes.get_float(name, value) != value for name, value in plain.items()):
             return f"'{layer.name}' is scaled"
         return f"'{layer.name}' transposes its input" if layer.attributes.get_int("transA", 0) else None
+    if layer.op_type == "MatMul":
+        return None if rank_of(layer.inputs[1]) == 2 else f"the weights of '{layer.name}' are no matrix"
     weights = static_shape(layer.inputs[1])
     if weights is None or weights[2:] != (1, 1) or rank_of(layer.inputs[0]) != 4:
         return f"'{layer.name}' is no 1x1 convolution"

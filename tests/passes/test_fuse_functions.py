@@ -293,6 +293,29 @@ def test_squeeze_excite_by_products(mean, unflatten, transposed):
     assert ops == ["SqueezeExciteGemmReluSigmoid"]
 
 
+def test_squeeze_excite_by_products_without_bias():
+    lines = [
+        "p = ReduceMean <keepdims = 0> (x, axes)",
+        "a = MatMul(p, w1)",
+        "h = Relu(a)",
+        "s = MatMul(h, w2)",
+    ]
+    lines += ["k = Sigmoid(s)", "g = Reshape(k, shape)", "y = Mul(x, g)"]
+    constants = {"w1": weights(4, 2), "w2": weights(2, 4, seed=1), "axes": np.array([2, 3])}
+    constants["shape"] = np.array([3, 4, 1, 1])
+    ops, _, _ = run(lines, "fuse-squeeze-excite", shape=(3, 4, 5, 5), constants=constants)
+    assert ops == ["SqueezeExciteGemmReluSigmoid"]
+
+
+def test_a_gate_whose_shift_went_into_the_convolution():
+    gate = ("t = Add(s, three)", "c = Clip(t, zero, six)", "g = Div(c, six)")
+    numbers = {"three": np.float32(3), "zero": np.float32(0), "six": np.float32(6)}
+    constants = {**EXCITE, **numbers, "axes": np.array([2, 3])}
+    pipeline = f"fold-batch-norm,{ALL}"
+    ops, _, _ = run(excite(MEANS[1], gate=gate), pipeline, constants=constants)
+    assert ops == ["SqueezeExciteReluHardSigmoid"]
+
+
 @pytest.mark.parametrize(
     ("lines", "change", "outputs", "reason"),
     [
