@@ -88,14 +88,15 @@ def _text(text: str | bytes) -> bytes:
 
 def is_deterministic(node: ir.Node) -> bool:
     """Whether a node, bodies included, gives the same result for the same inputs each time."""
-    if not _is_deterministic_alone(node):
+    if not is_deterministic_alone(node):
         return False
     if not node.attributes.data:
         return True
     return all(is_deterministic(each) for graph in _graphs_of(node) for each in graph)
 
 
-def _is_deterministic_alone(node: ir.Node) -> bool:
+def is_deterministic_alone(node: ir.Node) -> bool:
+    """Whether a node, bodies not looked at, gives the same result for the same inputs each time."""
     if node.op_type in _RANDOM:
         return False
     if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:

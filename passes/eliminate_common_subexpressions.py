@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import onnx_ir as ir
 
 from ..ir.bodies import bodies_of
-from ..ir.constants import constant_array, is_deterministic
+from ..ir.constants import constant_array, is_deterministic_alone
 from .base import Pass, PassContext
 from .merge_shapes import sizes_of
 from .registry import register
@@ -72,10 +72,11 @@ class EliminateCommonSubexpressions(Pass):
     ) -> None:
         known = dict(outer)
         for node in list(graph):
-            bodies = bodies_of(node)
+            bodies = bodies_of(node) if node.attributes.data else ()
             for body in bodies:
                 self._sweep(body, known, rewriter, context)
-            if bodies or not is_deterministic(node) or not self.selects(node):
+            # Nodes with bodies stay, so that those of the node need not be looked for again.
+            if bodies or not is_deterministic_alone(node) or not self.selects(node):
                 continue
             first = known.setdefault(_key(node), node)
             if first is node:
@@ -88,7 +89,9 @@ class EliminateCommonSubexpressions(Pass):
 
 
 def _key(node: ir.Node) -> Any:
-    if node.op_type == "Shape" and node.domain in ("", "ai.onnx"):
+    op_type, domain = node.op_type, node.domain
+    standard = domain == "" or domain == "ai.onnx"
+    if standard and op_type == "Shape":
         sizes = sizes_of(node)
         if sizes is not None and all(type(size) is int or size.value is not None for size in sizes):
             # Not across bodies: a size may change from one round of a loop to the next.
@@ -98,16 +101,17 @@ def _key(node: ir.Node) -> Any:
                 tuple(size if type(size) is int else str(size) for size in sizes),
             )
     inputs = [id(value) if value is not None else 0 for value in node.inputs]
-    if node.domain in ("", "ai.onnx") and node.op_type in _COMMUTATIVE:
+    if standard and op_type in _COMMUTATIVE:
         inputs.sort()
-    attributes = tuple(sorted((name, _attribute_key(a)) for name, a in node.attributes.items()))
-    return (node.op_identifier(), tuple(inputs), len(node.outputs), attributes)
+    given = node.attributes.data
+    attributes = tuple([(name, _attribute_key(given[name])) for name in sorted(given)]) if given else ()
+    return (domain, op_type, node.overload, *inputs, len(node.outputs), attributes)
 
 
-def _attribute_key(attribute: ir.Attr) -> str:
+def _attribute_key(attribute: ir.Attr) -> Any:
     if attribute.is_ref():
         return f"ref:{attribute.ref_attr_name}"
     if attribute.type == ir.AttributeType.TENSOR:
         tensor = attribute.as_tensor()
         return f"{tensor.dtype}{list(tensor.shape)}{tensor.tobytes().hex()}"
-    return f"{attribute.type}{attribute.value!r}"
+    return attribute.type, repr(attribute.value)
