@@ -24,13 +24,15 @@ class Reference:
     Args:
         model: any valid model; weights may be external and over 2 GB.
         threads: threads within an operator; None takes all cores.
+        consume: the model is the caller's to lose, which saves a copy of its graph; of use for one run.
 
     Raises:
         ModelError: the model holds an operator that the reference cannot run; the line names the node.
     """
 
-    def __init__(self, model: ir.Model, *, threads: int | None = None):
+    def __init__(self, model: ir.Model, *, threads: int | None = None, consume: bool = False):
         self._model = model
+        self._consume = consume
         self._threads = threads
         self._sessions: dict[tuple[str, ...], Any] = {}
         self._inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
@@ -73,7 +75,7 @@ class Reference:
 
     def _session(self, names: tuple[str, ...]) -> Any:
         if names not in self._sessions:
-            proto, shared = serialize_for_session(self._model, names)
+            proto, shared = serialize_for_session(self._model, names, consume=self._consume)
             self._sessions[names] = ort.open_session(proto, threads=self._threads, shared=shared)
         return self._sessions[names]
 
@@ -136,18 +138,19 @@ def check_feed(value: ir.Value, array: Any, sizes: dict[str, tuple[int, str]] | 
 
 
 def serialize_for_session(
-    model: ir.Model, outputs: Sequence[str] | None = None
+    model: ir.Model, outputs: Sequence[str] | None = None, *, consume: bool = False
 ) -> tuple[bytes, dict[str, np.ndarray]]:
     """Serializes a model without its large weights, which are returned beside it by initializer name.
 
     Args:
-        model: any model; not changed.
+        model: any model; not changed, unless `consume` says that it may be.
         outputs: names of values of the main graph to be the outputs instead of the model's own.
+        consume: work on the model itself.
 
     Raises:
         ModelError: no such value, or what remains does not fit a protobuf message.
     """
-    copy = clone(model)
+    copy = model if consume else clone(model)
     if outputs is not None:
         _set_outputs(copy.graph, outputs)
     copy.ir_version = min(copy.ir_version or ort.MAX_IR_VERSION, ort.MAX_IR_VERSION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import onnx_ir as ir
 
 from ..ir.account import account
 from ..ir.clone import clone
+from ..ir.collector import collector_paused
 from ..ir.errors import PassError
 from ..ir.shapes import infer_shapes
 from .base import Pass, PassContext
@@ -145,8 +147,10 @@ class PruneChannels(Pass):
         context.left_alone.clear()
         before, operations = account(model), self._operations(model)
         run = _Run(self, self.scoring(context), self.limits(context.target), context, calibration)
-        for step in range(1, self.steps + 1):
-            run.step(model, step)
+        # Timed candidates hold sliced weights in cyclic graphs, which are to be collected.
+        with collector_paused() if context.measure is None else contextlib.nullcontext():
+            for step in range(1, self.steps + 1):
+                run.step(model, step)
         after = account(model)
         context.details.update(
             importance=criterion.name,
@@ -213,7 +217,7 @@ class _Run:
         if step == 1:
             report_kept(found, context, options)
         candidates = find_candidates(model, found, self._scoring, options, self._calibration, context)
-        sizer = Sizer(model, Machine.of(context.target))
+        sizer = Sizer(model, Machine.of(context.target)) if options.budgets() else None
         if self._budgets is None:
             self._budgets = [(budget, self._first(budget, model, sizer)) for budget in options.budgets()]
         done = step / options.steps
@@ -243,7 +247,7 @@ class _Run:
             self._context.count("channels removed", len(cut.removed) * sum(cut.group.channels_per_class))
             self.rows.append(row if self._options.steps == 1 else {"step": step, **row})
 
-    def _first(self, budget: Budget, model: ir.Model, sizer: Sizer) -> float:
+    def _first(self, budget: Budget, model: ir.Model, sizer: Sizer | None) -> float:
         """The figure that a budget limits, of the model as it came."""
         if budget.kind == "latency" and self._context.measure is not None:
             return self._context.measure(model)
@@ -254,6 +258,7 @@ class _Run:
                     "a share such as latency=0.5, which the cost model estimates"
                 )
             self._context.note("latency is estimated by the cost model; nothing here measures the target")
+        assert sizer is not None
         return figure(sizer.before, budget)
 
     def _leave(self, cut: Cut, reason: str) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.bodies import bodies_of
+from ...ir.collector import without_collector
 
 # They register handlers.
 from . import (  # noqa: F401
@@ -57,7 +58,16 @@ class Dependencies:
         labels = axes[axis] if axes is not None else None
         if not isinstance(labels, np.ndarray):
             return np.full(size if isinstance(size, int) else 0, -1, np.int64)
-        return self.removable(labels)
+        known = self._known.get(id(labels))
+        if known is None:
+            known = self._known[id(labels)] = self.removable(labels)
+            known.flags.writeable = False
+        return known
+
+    @cached_property
+    def _known(self) -> dict[int, np.ndarray]:
+        """Classes of label arrays, which many values share and which live as long as the analysis."""
+        return {}
 
     def removable(self, labels: np.ndarray) -> np.ndarray:
         """Classes of labels; -1 where the class is pinned."""
@@ -97,6 +107,7 @@ class Dependencies:
         return None
 
 
+@without_collector
 def analyse(
     model: ir.Model, *, allow_statistical: bool = False, outputs: Collection[str] = ()
 ) -> Dependencies:

@@ -36,15 +36,15 @@ class Group:
 def find_groups(found: Dependencies) -> list[Group]:
     """Group all classes that may be removed and that a producer makes, in graph order."""
     producers = list(_distinct(found.tracer.producers))
+    counted = _Counts(found)
     held: dict[int, list[tuple[int, int]]] = {}
     for position, producer in enumerate(producers):
-        names, counts = _classes_at(found, producer.value, producer.axis)
-        for name, count in zip(names.tolist(), counts.tolist(), strict=True):
+        for name, count in counted.at(producer.value, producer.axis):
             held.setdefault(name, []).append((position, count))
     alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
     for name in sorted(held):
         alike.setdefault(tuple(held[name]), []).append(name)
-    consumers = _consumers(found)
+    consumers = _consumers(found, counted)
     groups = []
     for signature in sorted(alike):
         classes = np.array(alike[signature], np.int64)
@@ -62,16 +62,30 @@ def _distinct(producers: list[Producer]) -> Iterator[Producer]:
             yield producer
 
 
-def _classes_at(found: Dependencies, value: ir.Value, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    classes = found.classes_of(value, axis)
-    return np.unique(classes[classes >= 0], return_counts=True)
+class _Counts:
+    """How often every class occurs along an axis, looked up once for all values that share their labels."""
+
+    def __init__(self, found: Dependencies):
+        self._found = found
+        self._known: dict[int, list[tuple[int, int]]] = {}
+
+    def at(self, value: ir.Value, axis: int) -> list[tuple[int, int]]:
+        classes = self._found.classes_of(value, axis)
+        known = self._known.get(id(classes))
+        if known is None:
+            names, counts = np.unique(classes[classes >= 0], return_counts=True)
+            known = list(zip(names.tolist(), counts.tolist(), strict=True))
+            if not classes.flags.writeable:
+                # The analysis keeps it, so its identity is not given to another.
+                self._known[id(classes)] = known
+        return known
 
 
-def _consumers(found: Dependencies) -> Mapping[int, list[ir.Node]]:
+def _consumers(found: Dependencies, counted: _Counts) -> Mapping[int, list[ir.Node]]:
     readers: dict[int, list[ir.Node]] = {}
     for contraction in found.tracer.contractions:
         value = contraction.node.inputs[contraction.operand]
         assert value is not None
-        for name in _classes_at(found, value, contraction.axis)[0].tolist():
+        for name, _ in counted.at(value, contraction.axis):
             readers.setdefault(name, []).append(contraction.node)
     return readers

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.clone import clone
+from ...ir.collector import without_collector
 from ...ir.compare import compare
 from ...ir.inputs import random_inputs
 from ...ir.reference import Reference
@@ -33,6 +34,7 @@ class Proof:
     effect: float | None = None
 
 
+@without_collector
 def prove(original: ir.Model, removal: Removal, seed: int = 0, *, measure_effect: bool = False) -> Proof:
     """Prune a copy of `original` and compare it with the masked original on random inputs.
 
@@ -42,8 +44,8 @@ def prove(original: ir.Model, removal: Removal, seed: int = 0, *, measure_effect
     pruned = clone(original)
     apply_removal(pruned, removal, Rewriter(pruned))
     feeds = random_inputs(original, seed=seed)
-    expected = _cut(Reference(masked_model(original, removal)).run(feeds), removal)
-    actual = Reference(pruned).run(feeds)
+    expected = _cut(Reference(masked_model(original, removal), consume=True).run(feeds), removal)
+    actual = Reference(pruned, consume=True).run(feeds)
     worst = compare(expected, actual)
     telling = any(
         np.any(np.isfinite(array) & (array != 0)) for array in expected.values() if array.dtype.kind in "fiu"

@@ -44,17 +44,18 @@ class Amount:
         model: ir.Model,
         found: Dependencies,
         candidates: list[Candidate],
-        sizer: Sizer,
+        sizer: Sizer | None,
         context: PassContext,
     ) -> list[Cut]:
-        """What goes in this step.
+        """What goes in this step; `sizer` tells the costs for budgets.
 
         Raises:
             PassError: A budget cannot be met.
         """
         chooser = _Chooser(found, candidates, self.ranking)
         if not self.budgets:
-            return self._rounded(chooser, model, sizer, context)
+            return self._rounded(chooser, model, context)
+        assert sizer is not None
         calculated = [each for each in self.budgets if each[0].kind != "latency" or self.measure is None]
         measured = [each for each in self.budgets if each not in calculated]
 
@@ -121,7 +122,7 @@ class Amount:
             )
         return best[1]
 
-    def _rounded(self, chooser: _Chooser, model: ir.Model, sizer: Sizer, context: PassContext) -> list[Cut]:
+    def _rounded(self, chooser: _Chooser, model: ir.Model, context: PassContext) -> list[Cut]:
         """The cuts at the ratio, rounded unless the unrounded ones are measured to be faster."""
         cuts = chooser.at(self.ratio, self.limits)
         if self.limits.multiple == 1 or self.measure is None or not cuts:

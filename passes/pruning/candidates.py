@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...ir.collector import without_collector
 from ...ir.errors import PassError
 from ...ir.provenance import module_path
 from ..base import Pass, PassContext
@@ -41,6 +42,7 @@ class Scoring:
     """Classes of every group before the first step; filled by the first call."""
 
 
+@without_collector
 def find_candidates(
     model: ir.Model,
     found: Dependencies,
