@@ -54,6 +54,7 @@ class Context(osi.ShapeInferenceContext):
         self.described: list[ir.Value] = []
         self._calls = calls
         self._stored: dict[ir.Value, list[int] | None] = {}
+        self._plain: dict[ir.Value, tuple[int, ...] | bool | None] = {}
 
     def create_child(
         self, opset_imports: Mapping[str, int] | None = None, *, resolved_attrs: Any = None
@@ -116,6 +117,7 @@ class Context(osi.ShapeInferenceContext):
     def set_symbolic_value(self, value: ir.Value, data: list[int | ir.SymbolicDim]) -> None:
         """Note the contents of a small integer tensor; where they are numbers, as a constant too."""
         self._symbolic_values[value] = data
+        self._plain.pop(value, None)
         if self._calls:
             self.describe(value)
         shape = value.shape
@@ -152,6 +154,14 @@ class Context(osi.ShapeInferenceContext):
                 tensor.numpy().reshape(-1).tolist() if known and tensor is not None else None
             )
         return self._stored[value]
+
+    def plain_elements(self, value: ir.Value) -> tuple[int, ...] | bool | None:
+        """Known elements of a small tensor, None where they are unknown, False where they are symbolic."""
+        if value not in self._plain:
+            known = self.elements_of(value)
+            plain = known is None or all(type(element) is int for element in known)
+            self._plain[value] = (None if known is None else tuple(known)) if plain else False
+        return self._plain[value]
 
     def clear(self) -> None:
         """Take back what was noted on values: it would go stale, and be written to files."""

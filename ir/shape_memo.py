@@ -83,8 +83,7 @@ def key_of(node: ir.Node, context: Any) -> Key | None:
             if type(dim) is not int:
                 return None
         dtype = kind.dtype
-        parts.append(dtype)
-        parts.append(dims)
+        parts += (dtype, dims)
         if dtype not in _FLOATS and len(dims) < 2:
             elements = _elements(value, dtype, dims, context)
             if elements is False:
@@ -106,10 +105,7 @@ def _elements(
     if dims and dims[0] > _MOST_ELEMENTS:
         # Rules look at long constants too, but hardly ever.
         return False if value.const_value is not None else None
-    known = context.elements_of(value)
-    if known is None:
-        return None
-    return tuple(known) if all(type(element) is int for element in known) else False
+    return context.plain_elements(value)
 
 
 def recall(key: Key, node: ir.Node, context: Any) -> bool:
@@ -118,9 +114,9 @@ def recall(key: Key, node: ir.Node, context: Any) -> bool:
     if found is None:
         return False
     for value, output in zip(node.outputs, found, strict=True):
-        shape = value.shape
-        if shape is None or shape.dims != output.shape.dims:
-            value.shape = output.shape
+        shape, found_shape = value.shape, output.shape
+        if shape is not found_shape and (shape is None or shape.dims != found_shape.dims):
+            value.shape = found_shape
         kind = value.type
         if type(kind) is not ir.TensorType or kind.dtype != output.dtype:
             value.type = ir.TensorType(output.dtype)
