@@ -9,8 +9,10 @@ import pytest
 from graphwright.ir.errors import PassCrash, PassError
 from graphwright.ir.verify import verify
 from graphwright.passes.base import Pass, PassContext
-from graphwright.passes.driver import drive
+from graphwright.passes.driver import Fixpoint, _Index, drive
+from graphwright.passes.optimize import optimize
 from graphwright.passes.rules import Rule
+from graphwright.tools.zoo.synthetic import build_synthetic
 
 
 def model_of(text: str) -> ir.Model:
@@ -232,3 +234,86 @@ def test_rules_for_operators_of_other_domains():
     context.rewrite(model, ForeignGelu())
     assert [(node.domain, node.op_type) for node in model.graph] == [("", "Gelu"), ("", "Gelu")]
     assert len(context.firings) == 1
+
+
+class NegOfNeg(NegNeg):
+    """NegNeg, tried only behind a Neg."""
+
+    reads = ("Neg",)
+    tried: ClassVar[list[str]] = []
+
+    def match_and_rewrite(self, node, rewriter):
+        self.tried.append(node.name)
+        return super().match_and_rewrite(node, rewriter)
+
+
+def test_a_rule_is_not_tried_where_nothing_in_front_fits():
+    text = (
+        "g (float[2] x) => (float[2] y, float[2] z) { a = Neg(x) \n y = Neg(a) \n b = Relu(x) \n z = Neg(b) }"
+    )
+    model, context = model_of(text), PassContext()
+    NegOfNeg.tried.clear()
+    assert drive(model, [NegOfNeg()], context)
+    assert set(NegOfNeg.tried) == {"g_Neg_1"}
+    assert not context.left_alone
+    watched = PassContext(explain="g_Neg_3")
+    drive(model_of(text), [NegOfNeg()], watched)
+    assert watched.attempts == [("NegOfNeg", "its input is not a Neg")]
+
+
+def test_constants_are_named_in_front_whether_stored_or_made():
+    class Tried(Rule):
+        op_types = ("Add",)
+        reads = ("Constant",)
+        seen: ClassVar[list[str]] = []
+
+        def match_and_rewrite(self, node, rewriter):
+            self.seen.append(node.name)
+            return False
+
+    drive(
+        model_of(
+            "g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> {"
+            "c = Constant<value = float[2] {3, 4}>() \n a = Add(x, x) \n b = Add(a, w) \n y = Add(b, c) }"
+        ),
+        [Tried()],
+        PassContext(),
+    )
+    assert Tried.seen == ["g_Add_2", "g_Add_3"]
+
+
+def test_a_later_drive_starts_around_what_was_touched_and_keeps_the_reasons():
+    class Odd(Rule):
+        op_types = ("Neg",)
+        seen: ClassVar[list[str]] = []
+
+        def match_and_rewrite(self, node, rewriter):
+            self.seen.append(node.name)
+            return f"{node.name} stays"
+
+    chain = "\n".join(f"v{i + 1} = Neg(v{i})" for i in range(12))
+    model = model_of(f"g (float[2] v0) => (float[2] y) {{ {chain} \n y = Relu(v12) }}")
+    context, fixpoint = PassContext(), Fixpoint()
+    drive(model, [Odd()], context, fixpoint)
+    first = [entry.reason for entry in context.left_alone]
+    assert len(Odd.seen) == len(first) == 12
+    Odd.seen.clear()
+    context.left_alone.clear()
+    fixpoint.since[model.graph.node("g_Neg_4")] = None
+    drive(model, [Odd()], context, fixpoint)
+    assert "g_Neg_4" in Odd.seen and len(Odd.seen) < 6
+    assert sorted(entry.reason for entry in context.left_alone) == sorted(first)
+
+
+@pytest.mark.parametrize("build", [lambda: build_synthetic(150), lambda: build_synthetic(150, idle=True)])
+def test_what_rules_read_spares_only_calls_in_vain(build, monkeypatch):
+    def firings():
+        result = optimize(build(), "simplify,fold-batch-norm")
+        return [record.firings for record in result.report.records], result
+
+    sparing, result = firings()
+    monkeypatch.setattr(_Index, "promising_at", _Index.all_at)
+    everything, reference = firings()
+    assert sparing == everything
+    for one, other in zip(result.report.records, reference.report.records, strict=True):
+        assert one.left_alone == other.left_alone
