@@ -25,6 +25,8 @@ _BUILT_IN = "vm.builtin."
 _WARMUP = 2
 """Runs that do not count: they allocate, and fill the caches."""
 _COPY = "layout copy"
+_WIDE_SPREAD = 1.5
+"""Ratio of the 90th percentile of whole runs to the 10th from which on single calls are not to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,7 @@ def profile_library(
     measured = _peaks(total.threads) if peaks else None
     table, missing = executable.kernel_table()
     calls = _calls(watcher.seen, np.array(runs[_WARMUP:]), table, total.threads, measured)
-    return Profile(tuple(calls), total, measured, _notes(calls, missing))
+    return Profile(tuple(calls), total, measured, _notes(calls, total, missing))
 
 
 def _peaks(threads: int) -> Peaks:
@@ -323,7 +325,7 @@ def _roof(flops: int, size: int, peaks: Peaks | None) -> tuple[str, float | None
     return (COMPUTE, compute) if compute > memory else (MEMORY, memory)
 
 
-def _notes(calls: Sequence[KernelCall], missing: str | None) -> tuple[str, ...]:
+def _notes(calls: Sequence[KernelCall], total: Timing, missing: str | None) -> tuple[str, ...]:
     notes = [
         "Every call is timed between two callbacks, which adds about a microsecond and leaves out what the "
         "virtual machine does itself; the whole run is timed without them.",
@@ -336,6 +338,11 @@ def _notes(calls: Sequence[KernelCall], missing: str | None) -> tuple[str, ...]:
         notes.append(
             "Winograd kernels count the operations of the direct method, of which they do a part: their "
             "GFLOP/s and share of peak can exceed the machine's."
+        )
+    if total.p90 > _WIDE_SPREAD * total.p10:
+        notes.append(
+            f"Runs took {total.p10:.3f} to {total.p90:.3f} ms: something else uses this machine, and the "
+            "figures of single calls may be far off; profile again when it is quiet, or with more repeats."
         )
     if missing:
         notes.append(missing)

@@ -79,7 +79,7 @@ def test_symbolic_dimensions_must_be_bound(build_model):
     [
         ({"trials": 8}, CompileError, "tuning is not available in this version"),
         ({"trials": -1}, CompileError, "must not be negative"),
-        ({"backend": "gcc"}, CompileError, "there are tvm and onnxruntime"),
+        ({"backend": "gcc"}, CompileError, "there are tvm, onnxruntime, auto"),
         ({"target": "pdp11"}, TargetError, "unknown target"),
         ({"target": "cuda", "backend": "onnxruntime"}, TargetError, "runs on this machine's CPU only"),
         ({"target": "arm", "backend": "onnxruntime"}, TargetError, "runs on this machine's CPU only"),

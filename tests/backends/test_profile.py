@@ -123,6 +123,12 @@ def test_without_the_report_times_are_left(compiled, tmp_path, damage, word):
     assert profile.calls and all(call.nodes == () and call.kind for call in profile.calls)
 
 
+def test_a_busy_machine_is_told(found):
+    calm, busy = (profiling.Timing.of([1.0] * 8 + [last] * 2, 1) for last in (1.2, 2.0))
+    assert not any("uses this machine" in note for note in profiling._notes(found.calls, calm, None))
+    assert any("uses this machine" in note for note in profiling._notes(found.calls, busy, None))
+
+
 def test_bad_requests(compiled, model):
     with pytest.raises(ModelError, match="at least one"):
         compiled.profile(repeats=0)
