@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,13 @@ STEM = "graphwright-reproducer"
 
 @contextlib.contextmanager
 def reproducer_on_crash(
-    model: ir.Model, pipeline: str, seed: int = 0, *, advice: str = "", **data: Any
+    model: ir.Model,
+    pipeline: str,
+    seed: int = 0,
+    *,
+    advice: str = "",
+    plugins: Sequence[Path] | None = None,
+    **data: Any,
 ) -> Iterator[None]:
     """Write `graphwright-reproducer.onnx` into the current folder if a pass crashes inside.
 
@@ -30,6 +37,7 @@ def reproducer_on_crash(
         pipeline: The pipeline as text.
         seed: The seed of the run.
         advice: What else the user can do, added to the line.
+        plugins: Files that the passes come from, for the line to name.
         **data: `inputs`, `calibration` and `target` of the run, as `passes.reproducer.save_crash` takes them.
 
     Raises:
@@ -46,7 +54,15 @@ def reproducer_on_crash(
             path, trouble = _brought_here(Path(crash.reproducer)), ""
         if path is None:
             raise PassCrash(f"{line} (no reproducer could be written: {trouble})") from crash
-        raise PassCrash(f"{line}; to see it again: graphwright reduce {path} --replay{advice}") from crash
+        raise PassCrash(f"{line}; to see it again: {replay_command(path, plugins)}{advice}") from crash
+
+
+def replay_command(path: Path | str, plugins: Sequence[Path] | None) -> str:
+    """The command that shows a reproducer's failure again."""
+    words = ["graphwright", "reduce", str(path), "--replay"]
+    for plugin in plugins or ():
+        words += ["--plugin", str(plugin)]
+    return shlex.join(words)
 
 
 def _brought_here(file: Path) -> Path:

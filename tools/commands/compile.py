@@ -92,7 +92,9 @@ def compile_model(
         loaded = load_model(model, dim)
         feeds = check_feeds(loaded.model, loaded.example_inputs, seed) if check or measure else None
         recorder = StepRecorder(loaded.model, feeds if check else None)
-        with reproducer_on_crash(loaded.model, DEFAULT_PIPELINE if text is None else text, seed):
+        with reproducer_on_crash(
+            loaded.model, DEFAULT_PIPELINE if text is None else text, seed, plugins=plugin
+        ):
             executable = compile_graph(
                 loaded.model,
                 resolved,

@@ -155,7 +155,14 @@ def opt(
         teller = ProgressTeller(tell, seconds_between_lines())
         observers.append(teller)
         with reproducer_on_crash(
-            graph, text, seed, advice=advice, inputs=own, calibration=data, target=resolved
+            graph,
+            text,
+            seed,
+            advice=advice,
+            plugins=plugin,
+            inputs=own,
+            calibration=data,
+            target=resolved,
         ):
             result = optimize(
                 graph,

@@ -59,6 +59,7 @@ def reduce(
     load_plugins(plugin)
     from ...passes import reduce as reducer
     from ...passes.bounds import parse_bound
+    from ..reproducer import replay_command
 
     if replay:
         data = None
@@ -107,4 +108,4 @@ def reduce(
     print_line(f"pipeline: {found.pipeline}")
     print_line(f"{len(nodes)} nodes: {', '.join(nodes[:12])}{' ...' if len(nodes) > 12 else ''}")
     print_line(f"failure: {found.failure.message}")
-    print_line(f"wrote {output}; replay it with: graphwright reduce {output} --replay")
+    print_line(f"wrote {output}; replay it with: {replay_command(output, plugin)}")
