@@ -36,7 +36,9 @@ def model_file(tmp_path, monkeypatch):
 def test_a_broken_rule_ends_in_one_line_and_a_file_that_replays(cli, model_file, how, words):
     pipeline = f"eliminate-identity,test-spoil{{how={how}}},eliminate-dead"
     outcome = cli("opt", model_file, "--pipeline", pipeline, "--plugin", PLUGIN, "-o", "out.onnx")
-    assert_one_line_of_trouble(outcome, *words, f"graphwright reduce {FILE} --replay --plugin {PLUGIN}; --keep-going")
+    assert_one_line_of_trouble(
+        outcome, *words, f"graphwright reduce {FILE} --replay --plugin {PLUGIN}; --keep-going"
+    )
     assert not Path("out.onnx").exists()
     replayed = cli("reduce", FILE, "--replay", "--plugin", PLUGIN)
     assert replayed.code == 1 and replayed.out.startswith("it still fails: pass 'test-spoil'")
