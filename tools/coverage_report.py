@@ -33,7 +33,7 @@ HEAD = (
     "largest difference",
     "status",
 )
-_PATH = re.compile(r"(?:/[\w.+@-]+){2,}/([\w.+@-]+)")
+_PATH = re.compile(r"(?<![\w.])(?:/[\w.+@-]+)+/([\w.+@-]+)")
 RIVAL_HEAD = ("Torch-Pruning: parameters M", "MACs M", "s", "status")
 
 
