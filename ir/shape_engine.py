@@ -79,6 +79,9 @@ class Context(osi.ShapeInferenceContext):
         """Merge an inferred shape into `value`; True if that changed it."""
         if any(type(dim) is not int and dim.value is None for dim in shape.dims):  # type: ignore[union-attr]
             raise ValueError(f"a shape rule left a dimension of {shape} without a name")
+        if any(type(dim) is not int and dim.value.isdigit() for dim in shape.dims):  # type: ignore[union-attr]
+            # Some rules write a quotient that comes out even, such as 12*B/B, as the symbol '12'.
+            shape = ir.Shape([_number(dim) for dim in shape.dims])
         existing = value.shape
         if existing is None or len(existing) != len(shape):
             value.shape = shape
@@ -169,6 +172,10 @@ class Context(osi.ShapeInferenceContext):
             value.metadata_props.pop(osi.SYM_DATA_KEY, None)
         for value in self.constants:
             value.const_value = None
+
+
+def _number(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+    return int(dim.value) if not isinstance(dim, int) and dim.value and dim.value.isdigit() else dim
 
 
 def infer(context: Context, node: ir.Node) -> bool:

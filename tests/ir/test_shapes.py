@@ -495,3 +495,20 @@ def test_what_is_written_on_one_node_does_not_hold_for_the_next_like_it():
     infer_shapes(free)
     assert shape(free, "wide") in ("None", "[N,M]")
     assert shape(fixed, "wide") == "[7,5]"
+
+
+def test_a_quotient_that_comes_out_even_is_a_number():
+    model = parse("""
+        <ir_version: 10, opset_import: ["" : 23]>
+        flatten (float[batch,12,6,6] x) => (float[] y)
+        <int64[1] zero = {0}, int64[1] rest = {-1}>
+        {
+          [dims] s = Shape(x)
+          [first] b = Gather(s, zero)
+          [target] wanted = Concat<axis=0>(b, rest)
+          [flatten] y = Reshape(x, wanted)
+        }
+    """)
+    infer_shapes(model)
+    found = value(model, "y").shape
+    assert found is not None and str(found[0]) == "batch" and found[1] == 432 and isinstance(found[1], int)

@@ -254,3 +254,34 @@ def test_networks_traced_from_torch(name, share):
     before, after = record.details["macs"]
     assert after <= share * before
     assert record.details["proof"]["error"] <= 1e-5
+
+
+def test_flattening_by_a_computed_batch_size_lets_channels_go():
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 23]>
+        flatten (float[batch,3,4,4] image) => (float[batch,5] y)
+        <int64[1] zero = {0}, int64[1] rest = {-1}, float[8,3,1,1] filters, float[128,5] head>
+        {
+          [conv] a = Conv(image, filters)
+          [bend] r = Relu(a)
+          [dims] s = Shape(r)
+          [first] b = Gather(s, zero)
+          [target] wanted = Concat<axis=0>(b, rest)
+          [flatten] flat = Reshape(r, wanted)
+          [linear] y = MatMul(flat, head)
+        }
+    """)
+    generator = np.random.default_rng(0)
+    for name, shape in (("filters", (8, 3, 1, 1)), ("head", (128, 5))):
+        value = next(each for node in model.graph for each in node.inputs if each.name == name)
+        if value.is_graph_input():
+            model.graph.inputs.remove(value)
+        value.const_value = ir.tensor(generator.standard_normal(shape).astype(np.float32), name=name)
+        if not value.is_initializer():
+            model.graph.register_initializer(value)
+    result = optimize(model, "prune-channels{ratio=0.5}")
+    record = result.report.records[0]
+    assert record.statistics["channels removed"] == 4
+    assert record.details["proof"]["error"] <= 1e-5
+    head = next(node for node in result.model.graph if node.op_type == "MatMul").inputs[1]
+    assert list(head.shape) == [64, 5]
