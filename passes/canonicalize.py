@@ -10,7 +10,13 @@ import onnx_ir as ir
 from .algebra.bounds import BoundOnce
 from .algebra.logic import NeutralTruth, NotOfComparison, RepeatedOperand, WhereNot, WhereSame
 from .algebra.numbers import DivideByPowerOfTwo, ScaleOnce, ShiftOnce, SumOfTwo, TimesMinusOne
-from .algebra.reductions import ReduceInOneStep, ReduceNothing, SqueezeReduction, UnsqueezeReduction
+from .algebra.reductions import (
+    ReduceInOneStep,
+    ReduceNothing,
+    SqueezeReduction,
+    SumOverCount,
+    UnsqueezeReduction,
+)
 from .algebra.shuffles import PixelShuffle
 from .algebra.unary import AbsorbNegation, NeverNegative, RoundOnce, UndoTwice
 from .base import Pass, PassContext
@@ -31,7 +37,7 @@ class Canonicalize(Pass):
     4. Where(not c, a, b) = Where(c, b, a); Where(c, x, x) = x; x and true = x; not (a < b) = a >= b for
        integers; max(x, x) = x.
     5. Reductions take over the Squeeze or Unsqueeze behind them, become one with the same reduction before
-       them, and vanish along axes of size one.
+       them, and vanish along axes of size one. A sum over its count is a mean.
     6. Reshape, Transpose, Reshape become DepthToSpace or SpaceToDepth where they are that.
 
     It does not touch what is equal only on paper: x * 0, x - x, 1 / (1 / x), sqrt(x)^2, log(exp(x)),
@@ -62,6 +68,7 @@ class Canonicalize(Pass):
             UnsqueezeReduction(),
             ReduceInOneStep(),
             ReduceNothing(),
+            SumOverCount(),
             PixelShuffle(),
         )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
+from ...ir.constants import constant_array
 from ...ir.static import constant_ints, input_of, only_reader, producer_of, rank_of
 from ..leftovers import hand_on, supersede
 from ..rewriter import Rewriter
@@ -86,6 +88,39 @@ class ReduceInOneStep(Rule):
             return "a narrow type may not hold the sum over all axes, and integers round each mean"
         operand = rewriter.constant_before(node, f"{node.name}/axes", np.array(axes, np.int64))
         return supersede(node, node.op_type, [inner.inputs[0], operand], rewriter, {"keepdims": kept})
+
+
+class SumOverCount(Rule):
+    """ReduceSum(x) / n = ReduceMean(x), n being how many are summed; or times 1 / n."""
+
+    op_types: ClassVar[tuple[str, ...]] = ("Div", "Mul")
+    reads: ClassVar[tuple[str, ...]] = ("ReduceSum",)
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Demand known sizes and one number, which is the count of what is summed."""
+        for place in (0,) if node.op_type == "Div" else (0, 1):
+            total = producer_of(node.inputs[place], "ReduceSum")
+            number = constant_array(node.inputs[1 - place], 1)
+            if total is not None and number is not None and number.size == 1:
+                break
+        else:
+            return False
+        source, axes = total.inputs[0], reduced_axes(total)
+        if source is None or source.shape is None or source.dtype not in _WIDE_FLOATS or not axes:
+            return False
+        sizes = [source.shape[axis] for axis in axes]
+        kept = total.attributes.get_int("keepdims", 1)
+        rank = len(source.shape) - (0 if kept else len(axes))
+        if not all(isinstance(size, int) and size > 0 for size in sizes) or number.ndim > rank:
+            return False
+        count, given = math.prod(int(size) for size in sizes), float(number.reshape(-1)[0])  # type: ignore[arg-type]
+        wanted = count if node.op_type == "Div" else 1 / count
+        if not math.isclose(given, wanted, rel_tol=2 * float(np.finfo(number.dtype).eps)):
+            return False
+        if not only_reader(total.outputs[0]):
+            return f"'{total.outputs[0].name}' has other readers"
+        operand = rewriter.constant_before(node, f"{node.name}/axes", np.array(axes, np.int64))
+        return supersede(node, "ReduceMean", [source, operand], rewriter, {"keepdims": kept})
 
 
 class ReduceNothing(Rule):

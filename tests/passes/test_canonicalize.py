@@ -352,3 +352,19 @@ def test_shuffled_pixels(first, perm, second, channels, expected):
     else:
         assert f"{node.op_type} {node.attributes.get_string('mode', '')}" == expected
         assert node.attributes.get_int("blocksize") == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "left"),
+    [
+        ("s = ReduceSum(x, ax)\n y = Div(s, n)", "2,3,1", ["ReduceMean"]),
+        ("s = ReduceSum(x, ax)\n y = Mul(r, s)", "2,3,1", ["ReduceMean"]),
+        ("s = ReduceSum <keepdims = 0> (x, ax)\n y = Mul(s, r)", "2,3", ["ReduceMean"]),
+        ("s = ReduceSum(x, ax)\n y = Mul(s, n)", "2,3,1", ["ReduceSum", "Mul"]),
+        ("s = ReduceSum(x, ax)\n y = Div(n, s)", "2,3,1", ["ReduceSum", "Div"]),
+        ("s = ReduceSum(x, ax)\n d = Div(s, n)\n y = Add(s, d)", "2,3,1", ["ReduceSum", "Div", "Add"]),
+    ],
+)
+def test_a_sum_over_its_count_is_a_mean(body, shape, left):
+    constants = "int64[1] ax = {-1}, float n = {5.0}, float r = {0.2}"
+    assert run(f"g (float[2,3,5] x) => (float[{shape}] y) <{constants}> {{ {body} }}")[0] == left
