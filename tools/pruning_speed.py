@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 import typer
 
+from ..ir.errors import ToolError
 from ..ir.shapes import infer_shapes
 from ..passes.channels import analyse
 from ..passes.optimize import optimize
@@ -131,7 +132,18 @@ def measure_torch_pruning(build: Callable[[], Any], inputs: tuple[Any, ...], rep
         ).step()
 
     modules = [build() for _ in range(repeat)]
-    return min(_seconds(lambda module=module: prune(module)) for module in modules)  # type: ignore[misc]
+    before = _parameters(modules[0])
+    for module in modules:
+        # It follows gradients; without them it finds nothing to prune.
+        module.requires_grad_(True)
+    least = min(_seconds(lambda module=module: prune(module)) for module in modules)  # type: ignore[misc]
+    if _parameters(modules[0]) == before:
+        raise ToolError("Torch-Pruning pruned nothing, so its time says nothing")
+    return least
+
+
+def _parameters(module: Any) -> int:
+    return sum(each.numel() for each in module.parameters())
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+import pytest
 from graphwright.passes.channels import analyse, find_groups
 from graphwright.passes.optimize import optimize
-from graphwright.tools.pruning_speed import build_residual, measure_pruning
+from graphwright.tools.pruning_speed import build_residual, measure_pruning, measure_torch_pruning
 
 
 def test_the_residual_network_has_channels_to_prune_in_every_block():
@@ -24,3 +27,8 @@ def test_a_row_holds_times_and_leaves_the_model_alone():
     assert 0.0 < found.analysis < found.proven
     assert found.nodes == len(model.graph)
     assert [node.name for node in model.graph] == before
+
+
+def test_without_torch_pruning_there_is_no_figure_of_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert measure_torch_pruning(lambda: pytest.fail("nothing is to be built"), ()) is None
