@@ -3,7 +3,8 @@ r"""Pipelines as text: `fold-batch-norm,prune-channels{ratio=0.5 importance=l1}`
 Grammar: passes separated by commas; options in braces, `key=value`, separated by blanks. A value that
     contains
 a blank, comma, brace, quote or equals sign is written in double quotes, with `\"` and `\\` inside. A named
-pipeline (a preset) stands for its passes and takes no options. Text and objects round-trip.
+pipeline (a preset) stands for its passes and hands the selectors `only` and `skip` on to each of them. Text and
+objects round-trip.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from ..ir.errors import PipelineError
 from .base import Pass
 from .options import Bare, build, given_options, value_text
 from .registry import PRESETS, lookup
+
+_HANDED_ON = ("only", "skip")
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,14 @@ class _Parser:
         options = self._options() if self._peek() == "{" else {}
         if name not in PRESETS:
             return [build(lookup(name), options)]
-        if options:
-            raise PipelineError(f"'{name}' is a named pipeline and takes no options")
-        return list(parse_pipeline(PRESETS[name]))
+        other = sorted(set(options) - set(_HANDED_ON))
+        if other:
+            raise PipelineError(
+                f"'{name}' is a named pipeline: it hands {' and '.join(_HANDED_ON)} on to its passes and has "
+                f"no option '{other[0]}'; write its passes out ('graphwright passes' lists them)"
+            )
+        members = parse_pipeline(PRESETS[name])
+        return [build(type(each), {**given_options(each), **options}) for each in members]
 
     def _options(self) -> dict[str, str]:
         self.at += 1

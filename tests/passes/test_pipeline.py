@@ -79,7 +79,7 @@ def test_text_is_normalized_and_round_trips(text, printed):
         ("eliminate-dead,", "expected a pass name"),
         ('test-sample{label="x}', "is never closed"),
         ("test-needy", "needs option 'amount'"),
-        ("simplify{ratio=1}", "takes no options"),
+        ("simplify{ratio=1}", "has no option 'ratio'"),
         ("test-sample{skip=[}", "not a regular expression"),
     ],
 )
@@ -160,3 +160,10 @@ def test_pipelines_are_accepted_in_every_form():
 def test_any_option_values_survive_text(instance):
     pipeline = Pipeline((instance, Needy(amount=1)))
     assert parse_pipeline(str(pipeline)) == pipeline
+
+
+def test_a_named_pipeline_hands_its_selectors_to_every_pass():
+    members = list(parse_pipeline("simplify{skip=head.* only=Conv}"))
+    assert [each.name for each in members] == [each.name for each in parse_pipeline("simplify")]
+    assert {(each.only, each.skip) for each in members} == {("Conv", "head.*")}
+    assert str(parse_pipeline(str(Pipeline(members)))) == str(Pipeline(members))
