@@ -38,7 +38,9 @@ def never_negative(value: ir.Value | None, depth: int = _DEPTH) -> bool:
     if node.op_type == "Clip":
         low, high = (constant_array(input_of(node, index), 1) for index in (1, 2))
         # With crossed bounds the upper one wins.
-        bounded = input_of(node, 2) is None or (high is not None and high.size == 1 and float(high.item()) >= 0)
+        bounded = input_of(node, 2) is None or (
+            high is not None and high.size == 1 and float(high.item()) >= 0
+        )
         return bounded and low is not None and low.size == 1 and float(low.item()) >= 0
     if node.op_type in _KEEPS_SIGNS:
         return never_negative(node.inputs[0], depth - 1)
