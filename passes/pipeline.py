@@ -1,9 +1,9 @@
 r"""Pipelines as text: `fold-batch-norm,prune-channels{ratio=0.5 importance=l1}`.
 
 Grammar: passes separated by commas; options in braces, `key=value`, separated by blanks. A value that
-contains a blank, comma, brace, quote or equals sign is written in double quotes, with `\"` and `\\` inside. A
-named pipeline (a preset) stands for its passes and hands the selectors `only` and `skip` on to each of them. Text
-and objects round-trip.
+contains a blank, comma, brace, quote or equals sign is written in double quotes, with `\"` and `\\`
+inside. A named pipeline (a preset) stands for its passes and hands the selectors `only` and `skip` on to
+each of them. Text and objects round-trip.
 """
 
 from __future__ import annotations
