@@ -187,3 +187,9 @@ def pipeline_text(pipeline: str | None, preset: str | None) -> str | None:
     if text is not None:
         parse_pipeline(text)
     return text
+
+
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+PassTargetOption = Annotated[
+    str | None, typer.Option("--target", help="Device that passes may look at.", show_default=False)
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,9 @@ from ..leftovers import supersede
 from ..rewriter import Rewriter
 from ..rules import Rule
 from .broadcasting import fits_without_broadcast, scalar, tensor_and_constant
+
+Parts = tuple[ir.Value, np.ndarray]
+"""What an operator with a scalar constant computes on, and the constant."""
 
 _WIDE_FLOATS = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 # Factors in this range neither overflow nor underflow where their product would not, but at the very ends.
@@ -93,11 +97,10 @@ class ScaleOnce(Rule):
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Multiply the two constants."""
-        outer = _factor(node)
-        inner_node = producer_of(outer[0], "Mul", "Div") if outer is not None else None
-        inner = _factor(inner_node) if inner_node is not None else None
-        if outer is None or inner is None or inner_node is None or not only_reader(inner_node.outputs[0]):
+        nested = _nested(node, _factor, self.op_types)
+        if nested is None:
             return False
+        outer, inner_node, inner = nested
         source, dtype = inner[0], inner[0].dtype
         if dtype is None:
             return False
@@ -128,11 +131,10 @@ class ShiftOnce(Rule):
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
         """Add the two constants."""
-        outer = _shift(node)
-        inner_node = producer_of(outer[0], "Add", "Sub") if outer is not None else None
-        inner = _shift(inner_node) if inner_node is not None else None
-        if outer is None or inner is None or inner_node is None or not only_reader(inner_node.outputs[0]):
+        nested = _nested(node, _shift, self.op_types)
+        if nested is None:
             return False
+        outer, _, inner = nested
         source, dtype = inner[0], inner[0].dtype
         if dtype is None:
             return False
@@ -150,9 +152,26 @@ class ShiftOnce(Rule):
         return supersede(node, "Add", [source, constant], rewriter)
 
 
-def _factor(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
+def _nested(
+    node: ir.Node, parts: Callable[[ir.Node], Parts | None], kinds: tuple[str, ...]
+) -> tuple[Parts, ir.Node, Parts] | None:
+    """The parts of a node, the node of the same kind that alone feeds it, and that node's parts."""
+    outer = parts(node)
+    inner_node = producer_of(outer[0], *kinds) if outer is not None else None
+    inner = parts(inner_node) if inner_node is not None else None
+    if outer is None or inner is None or inner_node is None or not only_reader(inner_node.outputs[0]):
+        return None
+    return outer, inner_node, inner
+
+
+def _factor(node: ir.Node) -> Parts | None:
     """Data and number of a product or a quotient with a scalar constant."""
-    for place in (0, 1) if node.op_type == "Mul" else (0,):
+    return _parts(node, commutes=node.op_type == "Mul")
+
+
+def _parts(node: ir.Node, *, commutes: bool) -> Parts | None:
+    """Data and scalar constant of a node; the constant stands behind unless the operator commutes."""
+    for place in (0, 1) if commutes else (0,):
         source, number = node.inputs[place], scalar(node.inputs[1 - place])
         if (
             source is not None
@@ -169,14 +188,10 @@ def _scale(node: ir.Node, number: np.ndarray) -> float:
     return 1 / float(number) if number != 0 else float("inf")
 
 
-def _shift(node: ir.Node) -> tuple[ir.Value, np.ndarray] | None:
+def _shift(node: ir.Node) -> Parts | None:
     """Data and number of a sum, or of a difference with the number behind."""
-    for place in (0, 1) if node.op_type == "Add" else (0,):
-        source, number = node.inputs[place], scalar(node.inputs[1 - place])
-        if source is None or number is None or not fits_without_broadcast(source, node.inputs[1 - place]):
-            continue
-        if node.op_type == "Sub":
-            with np.errstate(all="ignore"):
-                number = np.asarray(np.zeros_like(number) - number)
-        return source, number
-    return None
+    found = _parts(node, commutes=node.op_type == "Add")
+    if found is None or node.op_type == "Add":
+        return found
+    with np.errstate(all="ignore"):
+        return found[0], np.asarray(np.zeros_like(found[1]) - found[1])

@@ -80,7 +80,8 @@ def test_iterables_of_feeds_tuples_and_arrays(model, samples):
 
 
 def test_torch_tensors_are_taken(model, samples):
-    torch = pytest.importorskip("torch")
+    import torch
+
     (feeds,) = batches_of(as_calibration([torch.from_numpy(samples)]), model)
     np.testing.assert_array_equal(feeds["x"], samples)
 

@@ -15,9 +15,11 @@ from ..options import (
     DimOption,
     JsonOption,
     ModelArgument,
+    PassTargetOption,
     PluginOption,
     RandomCalibrationOption,
     RequiredPipelineOption,
+    SeedOption,
     load_model,
     load_plugins,
     pipeline_text,
@@ -35,10 +37,8 @@ def bisect(
     dim: DimOption = None,
     calibration: CalibrationOption = None,
     calibrate_random: RandomCalibrationOption = 0,
-    target: Annotated[
-        str | None, typer.Option("--target", help="Device that passes may look at.", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    target: PassTargetOption = None,
+    seed: SeedOption = 0,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -18,6 +18,7 @@ from ..options import (
     PipelineOption,
     PluginOption,
     RandomCalibrationOption,
+    SeedOption,
     load_model,
     load_plugins,
     parse_threads,
@@ -68,7 +69,7 @@ def compile_model(
     threads: Annotated[
         str, typer.Option("--threads", help="Threads to time with, also for --backend auto.")
     ] = "1",
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    seed: SeedOption = 0,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -17,9 +17,11 @@ from ..options import (
     DimOption,
     JsonOption,
     ModelArgument,
+    PassTargetOption,
     PipelineOption,
     PluginOption,
     RandomCalibrationOption,
+    SeedOption,
     load_model,
     load_plugins,
     pipeline_text,
@@ -105,10 +107,8 @@ def opt(
     dim: DimOption = None,
     calibration: CalibrationOption = None,
     calibrate_random: RandomCalibrationOption = 0,
-    target: Annotated[
-        str | None, typer.Option("--target", help="Device that passes may look at.", show_default=False)
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    target: PassTargetOption = None,
+    seed: SeedOption = 0,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:

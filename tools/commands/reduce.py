@@ -19,6 +19,7 @@ from ..options import (
     PipelineOption,
     PluginOption,
     RandomCalibrationOption,
+    SeedOption,
     load_model,
     load_plugins,
     pipeline_text,
@@ -47,7 +48,7 @@ def reduce(
     dim: DimOption = None,
     calibration: CalibrationOption = None,
     calibrate_random: RandomCalibrationOption = 0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    seed: SeedOption = 0,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -21,6 +21,7 @@ from ..options import (
     ModelArgument,
     PluginOption,
     RandomCalibrationOption,
+    SeedOption,
     load_model,
     load_plugins,
 )
@@ -71,7 +72,7 @@ def sensitivity(
     target: Annotated[
         str | None, typer.Option("--target", help="Device whose vectors counts fit.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    seed: SeedOption = 0,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
