@@ -47,9 +47,11 @@ _BUILT_IN = {
     "fuse-normalization": ".fuse_normalization",
     "inline-functions": ".inline_functions",
     "inline-ifs": ".inline_ifs",
+    "equalize": ".equalize",
     "insert-qdq": ".insert_qdq",
     "prune-blocks": ".prune_blocks",
     "prune-channels": ".prune_channels",
+    "quantize-weights": ".quantize_weights",
     "split-sequences": ".split_sequences",
     "stabilize": ".stabilize",
 }

@@ -1,0 +1,1 @@
+"""Repair without training: what is changed before, and what is rounded anew after quantization."""
