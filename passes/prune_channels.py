@@ -29,6 +29,7 @@ from .pruning.latency import Machine, preferred_multiple
 from .pruning.proving import proven
 from .pruning.ranking import Cut, Limits, Ranking, parse_ratios
 from .pruning.recovery import Recovery, recover
+from .pruning.shuffles import open_shuffles
 from .quantization.calibration import Calibration, as_calibration
 from .registry import register
 from .split_sequences import SequenceToSplit
@@ -53,9 +54,10 @@ class PruneChannels(Pass):
     3. layers that the selectors exclude, or that share channels with one that they exclude;
     4. layers whose weights depend on the inputs.
 
-    Constants are folded and sequences split first, as by `fold-constants` and `split-sequences`. The
-    pruned model is compared with the masked original on the reference before anything is applied; groups
-    that fail are not pruned. How to use all of it: docs/pruning.md.
+    Constants are folded and sequences split first, as by `fold-constants` and `split-sequences`, and channel
+    shuffles become Gathers where they tie channels that nothing else ties. The pruned model is compared with
+    the masked original on the reference before anything is applied; groups that fail are not pruned. How to
+    use all of it: docs/pruning.md.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -140,11 +142,7 @@ class PruneChannels(Pass):
                 "--calibration FILE on the command line"
             )
         flatten_functions(model, context)
-        # Torch writes absent biases and shapes as computations, which would hide what is tied to what.
-        FoldConstants().apply(model, context)
-        context.rewrite(model, SequenceToSplit())
-        # What folding leaves computed is of no concern here.
-        context.left_alone.clear()
+        self.prepare(model, context)
         before, operations = account(model), self._operations(model)
         run = _Run(self, self.scoring(context), self.limits(context.target), context, calibration)
         # Timed candidates hold sliced weights in cyclic graphs, which are to be collected.
@@ -164,6 +162,15 @@ class PruneChannels(Pass):
             context.details["operations"] = [operations, self._operations(model)]
         if run.recovered:
             context.details["recovered"] = run.recovered
+
+    def prepare(self, model: ir.Model, context: PassContext) -> None:
+        """Rewrite, losslessly, what would hide which channels go together or tie more than must be."""
+        # Torch writes absent biases and shapes as computations.
+        FoldConstants().apply(model, context)
+        context.rewrite(model, SequenceToSplit())
+        # What folding leaves computed is of no concern here.
+        context.left_alone.clear()
+        open_shuffles(model, context, self.analyse)
 
     def _operations(self, model: ir.Model) -> dict[str, Any] | None:
         """Operations by the rules of another tool, if they are asked for."""

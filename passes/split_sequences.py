@@ -62,6 +62,12 @@ class SequenceToSplit(Rule):
             return "a position lies outside the sequence"
         lengths = rewriter.initializer(f"{node.name}.sizes", np.array(sizes, np.int64))
         parts = rewriter.insert_before(node, "Split", [data, lengths], {"axis": axis}, num_outputs=len(sizes))
+        for part, length in zip(parts, sizes, strict=True):
+            # Those that nobody picks too: a Split of unknown sizes stops whatever follows axes.
+            part.type = data.type
+            dims = list(data.shape)
+            dims[axis] = length
+            rewriter.set_shape(part, ir.Shape(dims))
         for reader, index in picked.items():
             rewriter.replace(reader, [parts[index]])
         rewriter.erase(node)

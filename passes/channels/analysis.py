@@ -140,7 +140,7 @@ def _best_walk(
             break
         tried = {**best.tracer.prefer, **{node: strategy(tried.get(node, 0)) for node in stuck}}
         found = _walk(model, tried, outputs, allow_statistical)
-        if _freedom(found) > _freedom(best):
+        if freedom(found) > freedom(best):
             best = found
     return best
 
@@ -167,7 +167,7 @@ def _is_stuck(found: Dependencies, node: ir.Node) -> bool:
     return bool(free) and all(len(np.unique(classes[classes >= 0])) < 2 for classes in free)
 
 
-def _freedom(found: Dependencies) -> int:
+def freedom(found: Dependencies) -> int:
     """How many classes could go at most: all but one of every producer."""
     classes = (found.classes_of(made.value, made.axis) for made in found.tracer.producers)
     return sum(max(len(np.unique(each[each >= 0])) - 1, 0) for each in classes)

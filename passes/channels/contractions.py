@@ -16,6 +16,9 @@ from .elementwise import broadcast
 from .labels import Axis, spread
 from .tracer import INNER, OUTER, Edit, Keep, Tracer, traces
 
+_COORDINATES = 4
+"""A table of so many columns holds positions in space and time, which are no channels."""
+
 
 @traces("Conv")
 def _conv(node: ir.Node, tracer: Tracer) -> str | None:
@@ -207,6 +210,8 @@ def _product(
         tracer.contract(node, 1, summed_right)
     else:
         tracer.contract(node, 0, summed_left)
+    if tracer.is_weight(left) and tracer.is_weight(right):
+        _produce_table(node, tracer, left, summed_left)
     result: list[Axis] = []
     if rows is not None:
         result.append(tracer.produce(node, left, rows) if tracer.is_weight(left) else tracer.axis(left, rows))
@@ -215,6 +220,13 @@ def _product(
             tracer.produce(node, right, columns) if tracer.is_weight(right) else tracer.axis(right, columns)
         )
     return result
+
+
+def _produce_table(node: ir.Node, tracer: Tracer, table: ir.Value, axis: int) -> None:
+    """What a stored table holds for each position (relative embeddings, learned queries) are channels."""
+    size = tracer.dims(table)[axis]
+    if isinstance(size, int) and size > _COORDINATES:
+        tracer.produce(node, table, axis)
 
 
 def tie_broadcast(tracer: Tracer, result: Sequence[Axis], value: ir.Value) -> None:

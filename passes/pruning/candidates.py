@@ -166,10 +166,10 @@ def report_kept(found: Dependencies, context: PassContext, selector: Pass) -> No
     stopped: dict[tuple[ir.Node, str], list[str]] = {}
     for made in found.tracer.producers:
         pin = found.why_kept(made.value, made.axis)
-        if pin is None or not selector.selects(made.node):
+        size = found.tracer.dims(made.value)[made.axis]
+        if pin is None or size == 1 or not selector.selects(made.node):
             continue
         stay = int(np.count_nonzero(found.classes_of(made.value, made.axis) < 0))
-        size = found.tracer.dims(made.value)[made.axis]
         share = "" if stay == size else f" ({stay} of {size})"
         names = stopped.setdefault((pin.node or made.node, pin.reason), [])
         names.append(f"{made.node.name or made.node.op_type}{share}")

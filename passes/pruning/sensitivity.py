@@ -21,11 +21,9 @@ from ...ir.errors import PassError
 from ...ir.reference import Reference
 from ..base import PassContext
 from ..channels import Dependencies, apply_removal
-from ..fold_constants import FoldConstants
 from ..prune_channels import PruneChannels
 from ..quantization.calibration import Calibration
 from ..rewriter import Rewriter
-from ..split_sequences import SequenceToSplit
 from .budget import Sizer, plan
 from .candidates import find_candidates
 from .latency import Machine
@@ -130,9 +128,9 @@ def scan(
     options = options or PruneChannels()
     context = context or PassContext()
     base = clone(model)
-    FoldConstants().apply(base, context)
-    context.rewrite(base, SequenceToSplit())
-    found = replace(options, outputs=None).analyse(base)
+    options = replace(options, outputs=None)
+    options.prepare(base, context)
+    found = options.analyse(base)
     candidates = find_candidates(base, found, options.scoring(context), options, calibration, context)
     if not candidates:
         raise PassError("there is nothing to prune: every channel is kept (see `prune-channels --stats`)")

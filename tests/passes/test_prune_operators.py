@@ -347,3 +347,14 @@ def test_expanded_by_a_size_that_is_read(network, assert_exact):
     y = net.op("Mul", x, net.op("Expand", net.weight(1, 1, 4, 4), shape))
     pruned, removed = assert_exact(net.model(net.conv(y, 2)), dims={"N": 2})
     assert removed == 4
+
+
+@pytest.mark.parametrize(("columns", "expected"), [(8, 4 + 3), (3, 3)])
+def test_columns_of_a_learned_table_are_channels_but_coordinates_are_not(
+    network, assert_exact, columns, expected
+):
+    net = network()
+    query = net.matmul(net.input(2, 5, 4), 6)
+    key = net.op("MatMul", net.weight(10, columns), net.weight(columns, 6))
+    pruned, removed = assert_exact(net.model(net.op("MatMul", query, net.op("Transpose", key))))
+    assert removed == expected

@@ -59,3 +59,12 @@ def test_channels_are_pruned_through_a_sequence(network, assert_exact):
     (group,) = record.details["groups"]
     assert (group["before"], group["after"]) == (4, 2)
     assert record.details["proof"]["error"] <= 1e-5
+
+
+def test_parts_that_nobody_picks_do_not_stop_channels(network):
+    net = network()
+    x = net.conv(net.input(1, 3, 4, 4), 8)
+    parts = net.op("SplitToSequence", x, net.constant(np.array(4, np.int64)), axis=1)
+    taken = net.op("SequenceAt", parts, net.constant(np.array(1, np.int64)))
+    record = optimize(net.model(net.conv(taken, 2)), "prune-channels").report.records[0]
+    assert [(group["before"], group["after"]) for group in record.details["groups"]] == [(8, 4)]
