@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from .bodies import bodies_of, nodes_at, nodes_of
+from .bodies import all_graphs, bodies_of, nodes_at, nodes_of
 from .errors import ShapeError
 from .shape_checks import contradiction
 from .symbols import free_symbols, input_symbols, name_input_dims, symbol_name, symbols_of, values_of
@@ -40,6 +40,7 @@ def infer_shapes(model: ir.Model) -> list[str]:
     """
     engine = _engine()
     context = engine.Context(model.opset_imports, calls=bool(model.functions))
+    _describe_stored(model)
     name_input_dims(model)
     declared = [(value, value.shape) for value in model.graph.outputs]
     try:
@@ -49,6 +50,19 @@ def infer_shapes(model: ir.Model) -> list[str]:
         if model.functions:
             _clear_scratch(model)
     return _corrections(declared) + _checked(model, unchecked, engine)
+
+
+def _describe_stored(model: ir.Model) -> None:
+    """Give initializers that were made in Python without type or shape those of their tensors."""
+    for graph in all_graphs(model):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            if value.type is None:
+                value.type = ir.TensorType(tensor.dtype)
+            if value.shape is None:
+                value.shape = ir.Shape(tensor.shape)
 
 
 def infer_node(node: ir.Node, opset_imports: Mapping[str, int]) -> bool:
