@@ -12,6 +12,7 @@ from ..ir import ort
 from ..ir.clone import clone
 from ..ir.errors import CompileError, ModelError
 from ..ir.reference import serialize_for_session
+from ..ir.runtime_gaps import make_runnable
 from .executable import Executable, specs_of
 from .target import Target, host_target
 
@@ -99,6 +100,7 @@ def _serialize(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:
     if sum(tensor.nbytes for tensor in tensors if tensor is not None) > _INLINE_BYTES:
         return serialize_for_session(model)
     copy = clone(model)
+    make_runnable(copy)
     copy.ir_version = min(copy.ir_version or ort.MAX_IR_VERSION, ort.MAX_IR_VERSION)
     for value in copy.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):

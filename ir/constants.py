@@ -37,9 +37,10 @@ def constant_array(value: ir.Value | None, limit: int | None = None) -> np.ndarr
     tensor = constant_tensor(value)
     if tensor is None:
         return None
-    array = getattr(tensor, "raw", None)
-    if type(array) is np.ndarray and type(tensor) is ir.Tensor:
-        return array if limit is None or array.size <= limit else None
+    if type(tensor) is ir.Tensor:
+        array = tensor.raw
+        if type(array) is np.ndarray:
+            return array if limit is None or array.size <= limit else None
     return tensor.numpy() if limit is None or tensor.size <= limit else None
 
 
@@ -125,7 +126,8 @@ def evaluate_values(model: ir.Model | None, values: Sequence[ir.Value]) -> list[
         values: what to compute; they may depend on each other.
 
     Raises:
-        ModelError: a value depends on a graph input or on a random node, or the reference cannot run a node.
+        ModelError: a value depends on a graph input or on a random node, or is no tensor, or the reference
+            cannot run a node.
     """
     computed = [value for value in values if constant_tensor(value) is None and value.name != ""]
     nodes, known = _slice(computed)
@@ -162,7 +164,12 @@ def _result(value: ir.Value, results: dict[str, np.ndarray]) -> np.ndarray:
     if value.name == "":
         return np.empty(0, np.float32)
     stored = constant_array(value)
-    return results[str(value.name)] if stored is None else stored
+    if stored is not None:
+        return stored
+    result = results[str(value.name)]
+    if not isinstance(result, np.ndarray):
+        raise ModelError(f"value '{value.name}' is a sequence or an optional, which cannot be stored")
+    return result
 
 
 def _slice(values: Sequence[ir.Value]) -> tuple[list[ir.Node], dict[ir.Value, np.ndarray]]:

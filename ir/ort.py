@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .errors import ModelError
+from .opset import LAST_RUNNABLE
 
 # Newest versions that ONNX Runtime of the pinned line reads.
 MAX_IR_VERSION = 13
@@ -147,6 +148,11 @@ def explain(error: Exception) -> str:
         r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'", text
     ):
         op_type, version, name = match.groups()
+        if op_type in LAST_RUNNABLE:
+            last = LAST_RUNNABLE[op_type]
+            return (
+                f"{_node(name, op_type)} only runs in opsets up to {last}, and another node needs a later one"
+            )
         return f"{_node(name, f'{op_type}, since opset {version}')} has no implementation for its types"
     if match := re.search(r"running (\w+) node\. Name:'(.*?)' Status Message: (.*)", text):
         op_type, name, reason = match.groups()

@@ -12,6 +12,7 @@ from . import ort
 from .clone import clone
 from .errors import ModelError
 from .quiet import collected_warnings
+from .runtime_gaps import make_runnable
 
 # Tensors above this many bytes are lent to the session instead of being copied through protobuf, whose
 # messages end at 2 GB. Smaller ones may be shape operands, which type inference wants to see.
@@ -153,6 +154,7 @@ def serialize_for_session(
     copy = model if consume else clone(model)
     if outputs is not None:
         _set_outputs(copy.graph, outputs)
+    make_runnable(copy)
     copy.ir_version = min(copy.ir_version or ort.MAX_IR_VERSION, ort.MAX_IR_VERSION)
     shared: dict[str, np.ndarray] = {}
     for name, value in list(copy.graph.initializers.items()):

@@ -1,6 +1,7 @@
 """Models to files, all or nothing.
 
-What is written first goes to temporary files beside the destination; only whole, synced files take its place.
+What is written first goes to temporary files beside the destination; only whole files take its place. They
+are not synced to the disk: whoever needs them to outlive a power cut does that.
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 
 import onnx_ir as ir
 
+from .clone import clone
 from .collector import without_collector
 from .errors import ModelError
+from .file_data import FileSpan
 from .local_paths import PathFilter
 from .quiet import collected_warnings
+from .runtime_gaps import is_runnable, make_runnable
 from .tensors import byte_count
-from .wire import ExternalPlace, Message, Piece, message, tensor_bytes
+from .wire import ExternalPlace, Message, Piece, message, tensor_piece
 
 # Protobuf messages end at 2 GB; the margin leaves room for the graph itself.
 _INLINE_LIMIT = 1_500_000_000
@@ -26,6 +31,8 @@ _HARD_LIMIT = 2**31 - 1
 # Smaller tensors stay in the message, where shape inference of other tools can see them.
 _EXTERNAL_ABOVE = 1024
 _ALIGNMENT = 64
+# Pieces up to this many bytes are gathered before they are written.
+_BUFFERED = 1 << 18
 
 
 @without_collector
@@ -39,7 +46,7 @@ def save(
     """Writes a model as an ONNX file; an existing one is replaced only when the new one is complete.
 
     Args:
-        model: any model; not changed.
+        model: any model; not changed. The file imports an earlier opset where ONNX Runtime needs that.
         path: the file to write. Its folder must exist.
         external_data: put tensors above 1 kB into `<path>.data`; by default when they exceed 1.5 GB.
         keep_paths: keep metadata that names files of this machine, as the stack traces of traced nodes do.
@@ -54,6 +61,9 @@ def save(
         raise ModelError(f"cannot write '{path}': there is no folder '{final.parent}'")
     if external_data is None:
         external_data = _tensor_bytes(model) > _INLINE_LIMIT
+    if not is_runnable(model):
+        model = clone(model)
+        make_runnable(model)
     paths = PathFilter(keep_paths)
     try:
         if external_data:
@@ -88,7 +98,6 @@ def _save_inline(model: ir.Model, final: Path, paths: PathFilter) -> None:
         raise ModelError(f"cannot write '{final}': over 2 GB in one file; save it with external data")
     with _temporary(final) as temporary:
         _write(temporary, whole.pieces(), final)
-        # Whether or not the folder's new entry outlives a power cut: the file it names is a whole one.
         os.replace(temporary, final)
 
 
@@ -100,7 +109,6 @@ def _save_external(model: ir.Model, final: Path, paths: PathFilter) -> None:
         _write(data, _data_pieces(model, places), final_data)
         _write(temporary, whole.pieces(), final)
         _replace_both(data, final_data, temporary, final)
-    _sync_folder(final.parent)
 
 
 def _places(model: ir.Model, location: str) -> dict[str, ExternalPlace]:
@@ -123,7 +131,7 @@ def _data_pieces(model: ir.Model, places: Mapping[str, ExternalPlace]) -> Iterat
         tensor = model.graph.initializers[name].const_value
         assert tensor is not None
         yield b"\0" * (place.offset - end)
-        yield tensor_bytes(tensor)
+        yield tensor_piece(tensor)
         end = place.offset + place.length
 
 
@@ -139,12 +147,31 @@ def _message(model: ir.Model, final: Path, paths: PathFilter, places: dict[str, 
 
 
 def _write(temporary: Path, pieces: Iterable[Piece], final: Path) -> None:
-    with open(temporary, "xb") as file:
+    with open(temporary, "xb", buffering=0) as file:
+        small = bytearray()
         for piece in pieces:
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
+            if isinstance(piece, FileSpan) or len(piece) >= _BUFFERED:
+                _write_all(file, small)
+                small = bytearray()
+                if isinstance(piece, FileSpan):
+                    piece.copy(file.fileno())
+                else:
+                    _write_all(file, piece)
+            else:
+                small += piece
+                if len(small) >= _BUFFERED:
+                    _write_all(file, small)
+                    small = bytearray()
+        _write_all(file, small)
     _copy_mode(final, temporary)
+
+
+def _write_all(file: FileIO, data: bytes | bytearray | memoryview) -> None:
+    # The system takes no more than 2 GB at once.
+    view = memoryview(data)
+    done = 0
+    while done < len(view):
+        done += file.write(view[done:])
 
 
 def _copy_mode(old: Path, new: Path) -> None:
@@ -177,13 +204,3 @@ def _replace_both(data: Path, final_data: Path, message: Path, final: Path) -> N
             else:
                 final_data.unlink(missing_ok=True)
             raise
-
-
-def _sync_folder(folder: Path) -> None:
-    # Not every file system can; the files themselves are synced already.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -24,6 +24,7 @@ from .attention.masks import (
 )
 from .attention.operands import Operand, unscaled, untransposed, without_repeats
 from .attention.scores import Scores, Weights, find_softmax, read_scores
+from .available import lacks
 from .base import Pass, PassContext
 from .registry import register
 from .rewriter import Rewriter
@@ -88,6 +89,9 @@ class SpelledAttention(Rule):
         parts = self._read(node)
         if not isinstance(parts, Parts):
             return parts
+        absent = lacks(rewriter.model, "Attention")
+        if absent is not None:
+            return absent
         emit_attention(node, parts, rewriter)
         return True
 

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 from ..ir.constants import constant_array
 from ..ir.static import constant_ints, input_of, only_reader, producer_of, rank_of, static_shape
+from .available import lacks
 from .base import Pass, PassContext
-from .matcher import Match
+from .matcher import Match, match_pattern
 from .pattern_rule import PatternRule
 from .patterns import Pattern, any_of, constant, op, value
 from .registry import register
@@ -97,6 +98,14 @@ class _Core(PatternRule):
         if self.becomes == "LayerNormalization" and len(axes) > 1 and axes == list(range(2, len(x.shape))):
             return "it normalizes whole images, see fuse-group-norm"
         return None
+
+    def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
+        """Match only where the operator exists."""
+        absent = lacks(rewriter.model, self.becomes)
+        if absent is None:
+            return super().match_and_rewrite(node, rewriter)
+        match, reason = match_pattern(self.pattern, node)
+        return NoMatch(reason) if match is None else absent
 
     def rewrite(self, match: Match, rewriter: Rewriter) -> ir.Value:
         """Emit the operator with a scale of ones, between transposes where the axes are not the last ones."""

@@ -96,7 +96,7 @@ class TurnedSum(Rule):
         for table in (cos, sin):
             if not repeats_itself(table, -1, paired):
                 return f"'{table.name}' is not known to hold every angle twice"
-        places = placement(x, [cos, sin])
+        places = placement(x, [cos, sin], rewriter)
         if isinstance(places, str):
             return places
         emit_rotary(node, x, [cos, sin], places, paired, 2 if paired else 0, rewriter)
@@ -174,7 +174,7 @@ class TurnedHalves(Rule):
         x = _value_of(whole[0], first)
         if x is None:
             return "the two halves are not all of a tensor"
-        places = placement(x, [cos, sin])
+        places = placement(x, [cos, sin], rewriter)
         if isinstance(places, str):
             return places
         emit_rotary(node, x, [cos, sin], places, False, 1, rewriter)
@@ -210,7 +210,7 @@ class TurnedPairs(Rule):
             if whole is None:
                 return f"'{table.name}' is not a table of angles"
             tables.append(whole)
-        places = placement(x, tables)
+        places = placement(x, tables, rewriter)
         if isinstance(places, str):
             return places
         emit_rotary(node, x, tables, places, True, 1, rewriter)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.static import same_dim
+from ..available import lacks
 from ..rewriter import Rewriter
 from .dimensions import Dim, dims_of, reshaped, shape_vector
 
@@ -28,8 +29,11 @@ class Places:
     length: int
 
 
-def placement(x: ir.Value, tables: Sequence[ir.Value]) -> Places | str:
+def placement(x: ir.Value, tables: Sequence[ir.Value], rewriter: Rewriter) -> Places | str:
     """Where heads and length of x stand so that the tables fit, or why they do not."""
+    absent = lacks(rewriter.model, "RotaryEmbedding")
+    if absent is not None:
+        return absent
     dims = dims_of(x)
     if x.dtype not in _TYPES:
         return "it is neither float nor float16"
