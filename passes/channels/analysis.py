@@ -134,14 +134,15 @@ def _best_walk(
 ) -> Dependencies:
     best = _walk(model, prefer, outputs, allow_statistical)
     tried = prefer
-    for strategy in (_advance, _outer, _inner, _advance):
-        stuck = [node for node in best.tracer.splits if _is_stuck(best, node)]
-        if not stuck:
-            break
-        tried = {**best.tracer.prefer, **{node: strategy(tried.get(node, 0)) for node in stuck}}
-        found = _walk(model, tried, outputs, allow_statistical)
-        if freedom(found) > freedom(best):
-            best = found
+    for least, strategies in ((0.0, (_advance, _outer, _inner, _advance)), (_FEW, (_inner, _outer))):
+        for strategy in strategies:
+            stuck = [node for node in best.tracer.splits if _is_stuck(best, node, least)]
+            if not stuck:
+                break
+            tried = {**best.tracer.prefer, **{node: strategy(tried.get(node, 0)) for node in stuck}}
+            found = _walk(model, tried, outputs, allow_statistical)
+            if freedom(found) > freedom(best):
+                best = found
     return best
 
 
@@ -159,12 +160,23 @@ def _inner(preference: int) -> int:
     return INNER
 
 
-def _is_stuck(found: Dependencies, node: ir.Node) -> bool:
-    """Whether what the inputs of a splitting node carry leaves nothing to choose, though a layer makes it."""
+_FEW = 0.2
+"""Where fewer of the classes that a split could have are left, it is at odds with another split."""
+
+
+def _is_stuck(found: Dependencies, node: ir.Node, least: float) -> bool:
+    """Whether what the input of a splitting node carries leaves little to choose, though a layer makes it.
+
+    Args:
+        found: The walk.
+        node: One of its splits.
+        least: Share of the indices of the chosen part that must be free classes; two must be in any case.
+    """
     axes = [axis for value in node.inputs[:1] if value is not None for axis in found.tracer.axes[value]]
     arrays = [axis for axis in axes if isinstance(axis, np.ndarray) and found.tracer.is_made(axis)]
     free = [found.removable(axis) for axis in arrays]
-    return bool(free) and all(len(np.unique(classes[classes >= 0])) < 2 for classes in free)
+    enough = max(2, least * found.tracer.splits[node])
+    return bool(free) and all(len(np.unique(classes[classes >= 0])) < enough for classes in free)
 
 
 def freedom(found: Dependencies) -> int:

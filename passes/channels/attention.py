@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .contractions import choice_of, tie_broadcast
+from .contractions import by_group, tie_broadcast
 from .labels import Axis
 from .tracer import Edit, Keep, Tracer, traces
 
@@ -50,7 +50,7 @@ def _attention(node: ir.Node, tracer: Tracer) -> str | None:
     if any(len(tracer.dims(value)) == 3 for value in values):
         # One flat axis holds heads and their positions: only one of the two can shrink.
         size = counts[0][1]
-        by_head = (counts[1][0] > size) ^ (choice_of(node, tracer, 2) == 1)
+        by_head = by_group(node, tracer, counts[1][0], size)
     query, key, value = (
         _heads(node, tracer, v, count, size, by_head) for v, (count, size) in zip(values, counts, strict=True)
     )
@@ -135,7 +135,7 @@ def _tie_heads(node: ir.Node, tracer: Tracer, query: _Heads, key: _Heads, value:
         tracer.labels.tie(query.heads, key.heads)
         return
     grid = query.heads.reshape(key.count, shared)
-    if (key.count == 1) ^ (choice_of(node, tracer, 2) == 1) or isinstance(key.heads, int):
+    if isinstance(key.heads, int) or not by_group(node, tracer, key.count, shared if key.count == 1 else 1):
         # As many query heads go in every group, and all key heads stay.
         tracer.labels.tie(grid[:1], grid)
         pin = tracer.labels.new_pin(node, "query heads share it")
@@ -202,7 +202,7 @@ def _rotary(node: ir.Node, tracer: Tracer) -> str | None:
     )
     if not isinstance(count, int) or not isinstance(size, int) or (flat and count < 1):
         return "its heads are not static"
-    by_head = flat and ((count > size) ^ (choice_of(node, tracer, 2) == 1))
+    by_head = flat and by_group(node, tracer, count, size)
     if flat:
         _, positions = split_heads(node, tracer, tracer.axis(data, 2), (count, size), by_head)
     else:

@@ -101,8 +101,7 @@ def _tie_groups(node: ir.Node, tracer: Tracer, source: Axis, weight: ir.Value, g
     assert isinstance(filters, int) and isinstance(per_group, int)
     inputs = spread(source, group * per_group).reshape(group, per_group)
     outputs = spread(tracer.axis(weight, 0), filters).reshape(group, filters // group)
-    by_size = group > per_group
-    if by_size ^ (choice_of(node, tracer, 2) == 1):
+    if by_group(node, tracer, group, per_group):
         tracer.labels.tie(inputs[:, :1], inputs)
         tracer.labels.tie(inputs[:, :1], outputs)
         tracer.keep(weight, 1, node, "only whole groups of a grouped convolution are removed")
@@ -119,8 +118,7 @@ def _transposed_groups(node: ir.Node, tracer: Tracer, source: Axis, weight: ir.V
     channels, per_group = tracer.dims(weight)[:2]
     assert isinstance(channels, int) and isinstance(per_group, int)
     inputs = spread(source, channels).reshape(group, channels // group)
-    by_size = group > per_group
-    if per_group == 1 or by_size ^ (choice_of(node, tracer, 2) == 1):
+    if per_group == 1 or by_group(node, tracer, group, per_group):
         tracer.labels.tie(inputs[:, :1], inputs)
         tracer.keep(weight, 1, node, "only whole groups of a grouped convolution are removed")
         tracer.produce(node, weight, 0)
@@ -133,10 +131,18 @@ def _transposed_groups(node: ir.Node, tracer: Tracer, source: Axis, weight: ir.V
     return made if isinstance(made, int) else np.tile(made, group)
 
 
-def choice_of(node: ir.Node, tracer: Tracer, alternatives: int) -> int:
-    """Which of several ways to carry labels is tried for this node; remembers that it has a choice."""
-    tracer.splits[node] = alternatives
-    return abs(tracer.prefer.get(node, 0)) % alternatives
+def by_group(node: ir.Node, tracer: Tracer, groups: int, per_group: int) -> bool:
+    """Whether whole groups (heads) carry the labels rather than positions within them; remembers the choice.
+
+    The larger number goes first unless the other one is to be tried.
+    """
+    preference = tracer.prefer.get(node, 0)
+    if preference in (OUTER, INNER):
+        chosen = preference == OUTER
+    else:
+        chosen = (groups > per_group) ^ (preference % 2 == 1)
+    tracer.splits[node] = groups if chosen else per_group
+    return chosen
 
 
 def part_of(node: ir.Node, tracer: Tracer, sizes: dict[int, int]) -> int:
@@ -146,11 +152,13 @@ def part_of(node: ir.Node, tracer: Tracer, sizes: dict[int, int]) -> int:
     """
     if len(sizes) == 1:
         return next(iter(sizes))
-    tracer.splits[node] = len(sizes)
     preference = tracer.prefer.get(node, 0)
     if preference in (OUTER, INNER):
-        return min(sizes) if preference == OUTER else max(sizes)
-    return sorted(sizes, key=lambda axis: (-sizes[axis], axis))[preference % len(sizes)]
+        chosen = min(sizes) if preference == OUTER else max(sizes)
+    else:
+        chosen = sorted(sizes, key=lambda axis: (-sizes[axis], axis))[preference % len(sizes)]
+    tracer.splits[node] = sizes[chosen]
+    return chosen
 
 
 def _group_count(node: ir.Node, keep: Keep, source: Axis, channels: int, per_group: int) -> Iterator[Edit]:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.constants import constant_array
-from .contractions import choice_of, tie_broadcast
+from .contractions import by_group, tie_broadcast
 from .labels import Axis, size_of
 from .tracer import Edit, Keep, Scale, Tracer, traces
 
@@ -195,8 +195,8 @@ def _normalize_groups(node: ir.Node, tracer: Tracer) -> str | None:
             tracer.tie(channels, parameter, 0)
     if isinstance(channels, np.ndarray):
         grid = channels.reshape(groups, -1)
-        within = tracer.allow_statistical and choice_of(node, tracer, 2) == 1
-        if within or (groups == 1 and tracer.allow_statistical):
+        within = tracer.allow_statistical and (groups == 1 or not by_group(node, tracer, groups, 1))
+        if within:
             tracer.labels.tie(grid[:1], grid)
             tracer.statistic(node, 1, "GroupNormalization takes statistics over its groups")
         else:

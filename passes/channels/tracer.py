@@ -131,7 +131,7 @@ class Tracer:
         producers: All axes that make channels.
         resizers: What recomputes the sizes and indices a node holds.
         prefer: For a node that splits an axis, which part of it carries the labels (see `layout`).
-        splits: Nodes that had such a choice, with the number of alternatives.
+        splits: Nodes that had such a choice, with the number of indices that the chosen part has.
         stopped: Nodes that are barriers, and why.
         allow_statistical: Whether axes that normalizations look along may carry labels.
     """

@@ -358,3 +358,15 @@ def test_columns_of_a_learned_table_are_channels_but_coordinates_are_not(
     key = net.op("MatMul", net.weight(10, columns), net.weight(columns, 6))
     pruned, removed = assert_exact(net.model(net.op("MatMul", query, net.op("Transpose", key))))
     assert removed == expected
+
+
+def test_splits_that_contradict_each_other_are_made_to_agree(network, assert_exact):
+    net = network()
+    x = net.conv(net.conv(net.input(1, 3, 4, 4), 96), 96, kernel=1, group=12)
+    # By size the convolution would keep the positions in its groups, and the heads theirs: nothing could go.
+    heads = net.op("Reshape", x, net.ints(1, 4, 24, 16))
+    a, b, c = net.op("Split", heads, net.ints(8, 8, 8), outputs=3, axis=2)
+    y = net.op("Reshape", net.op("Add", net.op("Mul", a, b), c), net.ints(1, 32, 4, 4))
+    pruned, removed = assert_exact(net.model(net.conv(y, 2)))
+    assert removed == 4 + 4
+    assert weight_shapes(pruned)[:2] == [[48, 3, 3, 3], [48, 4, 1, 1]]
