@@ -33,7 +33,8 @@ class Equalize(Pass):
 
     Between two layers may stand what is positively homogeneous: ReLU, LeakyReLU, PReLU, pooling, reshapes,
     gates. A clipped ReLU (ReLU6) is not: `relax-clips` makes a ReLU of it where it never clips. Fold batch
-    norms first. Outputs stay the same up to float rounding. Worth most where weights have one scale per tensor.
+    norms first. Outputs stay the same up to float rounding. Worth most where weights have one scale per
+    tensor.
     """
 
     name: ClassVar[str] = "equalize"

@@ -22,6 +22,7 @@ from .quantization.arithmetic import range_problem
 from .quantization.calibration import Calibration, as_calibration
 from .quantization.calibrators import CALIBRATORS, Calibrator, Percentile
 from .quantization.emit import emit
+from .quantization.original import remember_original
 from .quantization.placement import Plan, plan_quantization
 from .quantization.ranges import measure_ranges
 from .quantization.scales import Scale, assign_scales
@@ -86,6 +87,7 @@ class InsertQdq(Pass):
             plan = plan_quantization(model.graph, table, self.selects, forbidden)
         scales = assign_scales(plan, ranges, table.activations.grid)
         _report(plan, scales, table, data, batches, context)
+        remember_original(model)
         emit(model, plan, scales, table, self.reduce_range, context)
 
     def _make_calibrator(self) -> Calibrator:
