@@ -29,6 +29,8 @@ from .wire_read import read_model
 if TYPE_CHECKING:
     import onnx
 
+    from .wire_split import Data
+
 _CALLABLE = re.compile(r"^(?P<module>[A-Za-z_][\w.]*|.+\.py):(?P<name>[A-Za-z_][\w.]*)$")
 _MAX_MESSAGE = 2**31 - 1
 
@@ -53,8 +55,10 @@ def load(path: str | os.PathLike[str], *, name: str | None = None) -> ir.Model:
     """Reads an `.onnx` file, or a `.pt2` program saved by `torch.export.save`.
 
     Old opsets are rewritten in the canonical one, initializers that double as inputs become plain
-    initializers, nodes get unique names. External data is mapped, not read, and must lie in the model's
-    folder. Nothing in an ONNX file is executed; a `.pt2` file is as trustworthy as its sender.
+    initializers, nodes get unique names. Large weights are read when they are first asked for, out of a file
+    that stays open; it may be replaced or removed meanwhile, but not written into. External data is mapped,
+    and must lie in the model's folder. Nothing in an ONNX file is executed; a `.pt2` file is as trustworthy
+    as its sender.
 
     Args:
         path: the file.
@@ -121,8 +125,8 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _read_proto(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """A message, and the data of large initializers by name."""
+def _read_proto(path: Path) -> tuple[onnx.ModelProto, Data]:
+    """A message, and the data of large initializers by name, or where it lies."""
     from google.protobuf.message import DecodeError
 
     from .wire_split import read_message
@@ -145,7 +149,7 @@ def _read_proto(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return proto, data
 
 
-def _deserialize(proto: onnx.ModelProto, folder: Path, data: dict[str, np.ndarray]) -> ir.Model:
+def _deserialize(proto: onnx.ModelProto, folder: Path, data: Data) -> ir.Model:
     """A model from a message: tensors and names checked, known operators, canonical opset, names.
 
     Raises:
@@ -168,9 +172,7 @@ def _deserialize(proto: onnx.ModelProto, folder: Path, data: dict[str, np.ndarra
     return model
 
 
-def _read_rare(
-    proto: onnx.ModelProto, folder: Path, data: dict[str, np.ndarray], reader: TensorReader
-) -> ir.Model:
+def _read_rare(proto: onnx.ModelProto, folder: Path, data: Data, reader: TensorReader) -> ir.Model:
     """A model from a message that holds something rare, or damage: checked as a whole before it is read."""
     check_names(proto)
     check_proto(proto, folder, data)

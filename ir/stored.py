@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from .bodies import all_graphs
 from .damage import PLAIN_KINDS
 from .errors import ModelError
+from .file_data import FileSpan, FileTensor, OpenFile
 from .tensors import tensor_of
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ _PLAIN = {
 _TENSORS = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
 
 
-def check_proto(model: onnx.ModelProto, folder: Path, data: Mapping[str, np.ndarray]) -> None:
+def check_proto(model: onnx.ModelProto, folder: Path, data: Mapping[str, np.ndarray | FileSpan]) -> None:
     """Checks every tensor of a parsed model before anything is allocated for it.
 
     Args:
@@ -213,10 +215,10 @@ class TensorReader:
     An external file is mapped once and stays valid when it is replaced, as saving over it does.
     """
 
-    def __init__(self, folder: Path, data: Mapping[str, np.ndarray]):
+    def __init__(self, folder: Path, data: Mapping[str, np.ndarray | FileSpan]):
         self._folder = folder.resolve()
         self._data = data
-        self._files: dict[Path, np.ndarray] = {}
+        self._files: dict[Path, tuple[OpenFile, np.ndarray]] = {}
 
     def of_message(self, tensor: onnx.TensorProto, outermost: bool) -> ir.TensorProtocol:
         """Checks a stored tensor and reads it.
@@ -234,9 +236,7 @@ class TensorReader:
             dtype = _dtype(tensor)
             data = self._data[name]
             _check_length(tensor, dtype, _element_count(tensor), data.size)
-            if plain is not None:
-                return tensor_of(data.view(plain).reshape(tuple(tensor.dims)), name)
-            return _of_bytes(data, dtype, tuple(tensor.dims), name)
+            return _of_data(data, dtype, tuple(tensor.dims), name)
         if plain is None or not tensor.HasField("raw_data") or tensor.data_location == tensor.EXTERNAL:
             _check_tensor(tensor, self._folder)
             return self._read(ir.serde.deserialize_tensor(tensor))
@@ -251,7 +251,7 @@ class TensorReader:
             value = model.graph.initializers[name]
             tensor = value.const_value
             assert tensor is not None
-            value.const_value = _of_bytes(array, tensor.dtype, tensor.shape.numpy(), tensor.name)
+            value.const_value = _of_data(array, tensor.dtype, tensor.shape.numpy(), str(tensor.name))
         for graph in all_graphs(model):
             for name, value in graph.initializers.items():
                 if value.const_value is not None and not (graph is model.graph and name in self._data):
@@ -275,22 +275,41 @@ class TensorReader:
     def _read(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         dtype = tensor.dtype
         if isinstance(tensor, ir.ExternalTensor):
-            return _of_bytes(self._mapped(tensor), dtype, tensor.shape.numpy(), tensor.name)
+            return self._mapped(tensor)
         if dtype == ir.DataType.STRING or dtype.bitwidth < 8:
             return tensor
         return tensor_of(tensor.numpy(), tensor.name)
 
-    def _mapped(self, tensor: ir.ExternalTensor) -> np.ndarray:
-        if tensor.nbytes == 0:
-            return np.empty(0, np.uint8)
+    def _mapped(self, tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+        size, shape, name = tensor.nbytes, tensor.shape.numpy(), tensor.name
+        if size == 0:
+            return _of_bytes(np.empty(0, np.uint8), tensor.dtype, shape, name)
         path = (self._folder / tensor.location).resolve()
         if path not in self._files:
             try:
-                self._files[path] = np.memmap(path, dtype=np.uint8, mode="r")
+                self._files[path] = OpenFile(path), np.memmap(path, dtype=np.uint8, mode="r")
             except OSError as error:
                 raise ModelError(f"cannot map the data file '{path}': {error.strerror}") from error
+        file, content = self._files[path]
         offset = tensor.offset or 0
-        return self._files[path][offset : offset + tensor.nbytes]
+        data, plain = content[offset : offset + size], _PLAIN.get(int(tensor.dtype))
+        if plain is None or size != _byte_count(math.prod(shape), tensor.dtype):
+            return _of_bytes(data, tensor.dtype, shape, name)
+        return FileTensor(FileSpan(file, offset, size), plain, tuple(shape), name or "", data)
+
+
+def _of_data(
+    data: np.ndarray | FileSpan, dtype: ir.DataType, shape: Sequence[int], name: str
+) -> ir.TensorProtocol:
+    """A tensor of the main graph whose bytes were kept out of the message."""
+    plain = _PLAIN.get(int(dtype))
+    if isinstance(data, FileSpan):
+        if plain is not None:
+            return FileTensor(data, plain, tuple(shape), name)
+        data = data.read()
+    if plain is not None:
+        return tensor_of(data.view(plain).reshape(shape), name)
+    return _of_bytes(data, dtype, shape, name)
 
 
 def _of_bytes(

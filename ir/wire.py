@@ -16,10 +16,11 @@ import onnx
 import onnx_ir as ir
 from onnx_ir import serde
 
+from .file_data import FileSpan, FileTensor
 from .local_paths import PathFilter
 from .tensors import byte_count
 
-Piece = bytes | memoryview
+Piece = bytes | memoryview | FileSpan
 
 _GRAPH_FIELD, _INITIALIZER_FIELD, _RAW_DATA_FIELD = 7, 5, 9
 _QUANTIZATION_KEY = "quant_parameter_tensor_names"
@@ -78,7 +79,10 @@ class Message:
         return len(self.head) + _prefix_size(_GRAPH_FIELD, inside) + inside
 
     def pieces(self) -> Iterator[Piece]:
-        """The message in order; each piece may be dropped before the next one is asked for."""
+        """The message in order; each piece may be dropped before the next one is asked for.
+
+        What nobody looked at yet is no bytes but the place in the file where it lies.
+        """
         yield self.head
         yield _prefix(_GRAPH_FIELD, self._graph_size())
         yield self.graph
@@ -86,7 +90,7 @@ class Message:
             yield _prefix(_INITIALIZER_FIELD, stored.size) + stored.header
             if stored.tensor is not None:
                 yield _prefix(_RAW_DATA_FIELD, stored.length)
-                yield tensor_bytes(stored.tensor)
+                yield tensor_piece(stored.tensor)
 
     def _graph_size(self) -> int:
         sizes = [stored.size for stored in self.tensors]
@@ -114,7 +118,13 @@ def message(model: ir.Model, paths: PathFilter, places: dict[str, ExternalPlace]
     )
 
 
-def tensor_bytes(tensor: ir.TensorProtocol) -> Piece:
+def tensor_piece(tensor: ir.TensorProtocol) -> Piece:
+    """The data of a tensor as it stands in a file, or where in a file it lies."""
+    place = tensor.to_copy if isinstance(tensor, FileTensor) else None
+    return place if place is not None else tensor_bytes(tensor)
+
+
+def tensor_bytes(tensor: ir.TensorProtocol) -> bytes | memoryview:
     """The data of a tensor as it stands in a file, without a copy where memory holds it so."""
     array = getattr(tensor, "raw", None)
     if not isinstance(array, np.ndarray) or tensor.dtype.bitwidth < 8 or array.dtype.byteorder == ">":

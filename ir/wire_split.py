@@ -1,4 +1,4 @@
-"""Reads an ONNX file with the data of its large initializers apart: each goes straight into an array.
+"""Reads an ONNX file with the data of its large initializers apart: in arrays, or left in the file for now.
 
 Protobuf copies a weight when it parses the message and again whenever its field is read. Here the message is
 walked at its outermost levels only, large `raw_data` fields are cut out of it, and the rest, which is small,
@@ -16,10 +16,13 @@ import numpy as np
 import onnx
 
 from .collector import without_collector
+from .file_data import FileSpan, OpenFile
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 _SPLIT_ABOVE = 1 << 20
 _LARGE = 1 << 12
+# What is larger stays in the file until it is asked for.
+_HUGE = 1 << 18
 _LENGTH_DELIMITED = 2
 _BLOCK = 8 << 20
 _ALIGNMENT = 64
@@ -29,13 +32,16 @@ class _UnusualError(Exception):
     """The file is not what was expected here; protobuf has the last word on it."""
 
 
+Data = dict[str, np.ndarray | FileSpan]
+
+
 @without_collector
-def read_message(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+def read_message(path: Path) -> tuple[onnx.ModelProto, Data]:
     """Parse a file.
 
     Returns:
-        The model, and by name the bytes (uint8) of initializers that were taken out of it: those have no data
-        field of any kind.
+        The model, and by name the bytes (uint8) of initializers that were taken out of it, or where in the
+        file they are: those initializers have no data field of any kind.
 
     Raises:
         OSError: The file cannot be read.
@@ -44,7 +50,7 @@ def read_message(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size >= _SPLIT_ABOVE:
             try:
-                return _split(file.fileno())
+                return _split(file.fileno(), path)
             except _UnusualError:
                 pass
         data = file.read()
@@ -53,7 +59,7 @@ def read_message(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return proto, {}
 
 
-def _split(descriptor: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+def _split(descriptor: int, path: Path) -> tuple[onnx.ModelProto, Data]:
     with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data:
         outer = list(_fields(data, 0, len(data)))
         graphs = [field for field in outer if field[0] == _GRAPH]
@@ -90,10 +96,18 @@ def _split(descriptor: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         raise _UnusualError
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in parsed):
         raise _UnusualError
-    arrays = _room([length for _, length in large])
-    for array, (offset, _) in zip(arrays, large, strict=True):
-        _read(descriptor, offset, array)
-    return rest, dict(zip(names, arrays, strict=True))
+    apart: Data = {}
+    arrays = iter(_room([length for _, length in large if length < _HUGE]))
+    file = OpenFile(path) if any(length >= _HUGE for _, length in large) else None
+    if file is not None and not os.path.sameopenfile(file.fileno(), descriptor):
+        raise _UnusualError
+    for name, (offset, length) in zip(names, large, strict=True):
+        if file is not None and length >= _HUGE:
+            apart[name] = FileSpan(file, offset, length)
+        else:
+            apart[name] = array = next(arrays)
+            _read(descriptor, offset, array)
+    return rest, apart
 
 
 def _room(lengths: list[int]) -> list[np.ndarray]:

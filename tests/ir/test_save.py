@@ -1,6 +1,7 @@
 """Saving: whole files or none, no local paths unless asked for, sizes as promised."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -168,10 +169,10 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, e
 
 @pytest.mark.parametrize("external", [False, True])
 def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch, external):
-    def interrupt(_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "fsync", interrupt)
+    monkeypatch.setattr(shutil, "copymode", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save(small_model(), tmp_path / "m.onnx", external_data=external)
     assert os.listdir(tmp_path) == []

@@ -1,10 +1,16 @@
 """Files whose weights are read past protobuf: the same model, the same errors."""
 
+import copy
+import os
+import pickle
+import shutil
+
 import numpy as np
 import onnx
 import pytest
-from graphwright.ir import wire_split
+from graphwright.ir import file_data, wire_split
 from graphwright.ir.errors import GraphwrightError, ModelError
+from graphwright.ir.file_data import FileSpan, FileTensor
 from graphwright.ir.load import load
 from graphwright.ir.save import save
 from onnx import TensorProto, helper, numpy_helper
@@ -110,6 +116,11 @@ def test_unusual_files_are_left_to_protobuf(tmp_path):
     )
 
 
+@pytest.fixture
+def leave_in_file(monkeypatch):
+    monkeypatch.setattr(wire_split, "_HUGE", 64)
+
+
 def test_weights_survive_the_file(tmp_path):
     """The arrays are ours: what happens to the file afterwards does not matter."""
     path = tmp_path / "m.onnx"
@@ -119,8 +130,81 @@ def test_weights_survive_the_file(tmp_path):
     np.testing.assert_array_equal(
         model.graph.initializers["floats"].const_value.numpy(), numpy_helper.to_array(tensors()[0])
     )
+    check_saved(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [os.unlink, lambda path: os.replace(shutil.copy(__file__, f"{path}.new"), path)]
+)
+def test_weights_left_in_the_file_survive_its_name(tmp_path, leave_in_file, change):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto(*tensors()).SerializeToString())
+    model = load(path)
+    assert isinstance(model.graph.initializers["bfloats"].const_value, FileTensor)
+    change(path)
+    check_saved(model, tmp_path)
+
+
+@pytest.mark.parametrize("by_system", [True, False])
+def test_what_nobody_looked_at_is_copied_from_file_to_file(tmp_path, leave_in_file, monkeypatch, by_system):
+    if not by_system:
+        monkeypatch.delattr(os, "copy_file_range")
+        monkeypatch.setattr(file_data, "_STEP", 100)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto(*tensors()).SerializeToString())
+    model = load(path)
+    read = []
+    with monkeypatch.context() as patched:
+        patched.setattr(FileSpan, "read", lambda span: read.append(span))
+        save(model, path, external_data=False)
+        save(model, tmp_path / "apart.onnx", external_data=True)
+    assert read == []
+    check_saved(model, tmp_path)
+    for again in (load(path), load(tmp_path / "apart.onnx")):
+        same_tensors(again, model)
+
+
+def test_a_weight_that_was_changed_in_memory_is_saved_as_it_is(tmp_path, leave_in_file):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto(*tensors()).SerializeToString())
+    model = load(path)
+    model.graph.initializers["floats"].const_value.numpy()[:] = 7
+    save(model, path)
+    assert set(load(path).graph.initializers["floats"].const_value.numpy()) == {7}
+
+
+def test_a_file_that_was_written_to_is_told(tmp_path, leave_in_file):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto(*tensors()).SerializeToString())
+    model = load(path)
+    path.write_bytes(b"gone")
+    tensor = model.graph.initializers["floats"].const_value
+    assert tensor.nbytes == 400 and "FLOAT,[100]" in repr(tensor)
+    with pytest.raises(ModelError, match="m.onnx' was written to after the model was loaded"):
+        tensor.numpy()
+    with pytest.raises(ModelError, match="load it again"):
+        save(model, tmp_path / "other.onnx")
+    assert os.listdir(tmp_path) == ["m.onnx"]
+
+
+def test_copies_of_a_tensor_in_a_file(tmp_path, leave_in_file):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto(*tensors()).SerializeToString())
+    tensor = load(path).graph.initializers["shorts"].const_value
+    shallow = copy.copy(tensor)
+    shallow.name = "other"
+    pickled = pickle.loads(pickle.dumps(tensor))
+    for made in (shallow, copy.deepcopy(tensor), pickled):
+        np.testing.assert_array_equal(made.numpy(), numpy_helper.to_array(tensors()[2]))
+    assert (tensor.name, shallow.name, pickled.name) == ("shorts", "other", "shorts")
+
+
+def check_saved(model, tmp_path):
     save(model, tmp_path / "again.onnx")
-    again = load(tmp_path / "again.onnx")
+    same_tensors(load(tmp_path / "again.onnx"), model)
+
+
+def same_tensors(again, model):
     for name, value in model.graph.initializers.items():
         stored = again.graph.initializers[name].const_value
         assert stored.dtype == value.const_value.dtype
