@@ -23,6 +23,8 @@ from .rules import Rule
 
 # Their point is to keep data small in the file; backends fold them into kernels.
 _KEPT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+STORAGE_KEY = "graphwright.storage"
+"""Metadata of other nodes of which the same is true: they unpack weights that are stored in few bits."""
 _MAX_ROUNDS = 16
 _CONSTANT_FORMS = {
     *("value", "value_float", "value_floats", "value_int", "value_ints", "value_string", "value_strings")
@@ -128,6 +130,8 @@ class FoldConstants(Pass):
                 if not _reads_constants(node, found) or node.op_type in _KEPT or node.op_type == "Constant":
                     continue
                 if node in unfoldable or not node.outputs or not self.selects(node):
+                    continue
+                if STORAGE_KEY in node.metadata_props:
                     continue
                 if _is_plain(node) and is_deterministic(node):
                     found[node] = None

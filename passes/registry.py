@@ -48,7 +48,11 @@ _BUILT_IN = {
     "fuse-normalization": ".fuse_normalization",
     "inline-functions": ".inline_functions",
     "inline-ifs": ".inline_ifs",
+    "lower-einsum": ".lower_einsum",
     "equalize": ".equalize",
+    "ada-round": ".ada_round",
+    "gptq": ".gptq",
+    "hqq": ".hqq",
     "insert-qdq": ".insert_qdq",
     "prune-blocks": ".prune_blocks",
     "prune-channels": ".prune_channels",
@@ -61,7 +65,7 @@ PRESETS = {
     "simplify": "fold-constants,inline-ifs,split-sequences,stabilize,eliminate-dead",
     # Standard operators first, functions with a body last; for graphs after `simplify,fold-batch-norm`.
     "fuse": (
-        "fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,fuse-rotary,"
+        "lower-einsum,fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,fuse-rotary,"
         "fuse-attention,eliminate-common-subexpressions,merge-projections,fuse-gemm,"
         "fuse-l2-normalization,fuse-swish,fuse-squeeze-excite,fuse-skip-normalization,fuse-conv-activation,"
         "eliminate-dead"

@@ -91,14 +91,14 @@ class _ActivationStore:
             )
         node = quantized.producer()
         assert node is not None
-        _keep_only_the_module(node)
+        keep_only_the_module(node)
         quantized.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(self._dtype)))
         quantized.shape = value.shape
         (restored,) = rewriter.insert_after(
             node, "DequantizeLinear", [quantized, *operands], name=f"{value.name}_dequantized"
         )
         restored.type, restored.shape = value.type, value.shape
-        _keep_only_the_module(restored.producer())
+        keep_only_the_module(restored.producer())
         if everywhere:
             rewriter.replace_uses(value, restored)
             rewriter.set_input(node, 0, value)
@@ -190,11 +190,11 @@ class _WeightStore:
             before, "DequantizeLinear", operands, attributes, name=f"{hint}_dequantized"
         )
         restored.type, restored.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(list(stored.shape))
-        _keep_only_the_module(restored.producer())
+        keep_only_the_module(restored.producer())
         return restored
 
 
-def _keep_only_the_module(node: ir.Node | None) -> None:
+def keep_only_the_module(node: ir.Node | None) -> None:
     """Drops what torch says about the neighbour that a pair was inserted at, all but its module path.
 
     A pair is no torch operator, and in small models the texts would outweigh the int8 weights.
