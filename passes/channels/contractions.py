@@ -67,7 +67,10 @@ def _conv_transpose(node: ir.Node, tracer: Tracer) -> str | None:
 
 
 def _pin_window(node: ir.Node, tracer: Tracer, data: ir.Value, weight: ir.Value) -> list[Axis]:
-    """Labels of the spatial axes of the result; they are pinned unless the window is a single point."""
+    """Labels of the spatial axes of the result.
+
+    They are pinned unless the window is a single point, or slides over channels and gives as many (ECA).
+    """
     pin = tracer.labels.new_pin(node, f"{node.op_type} slides over this axis")
     rank = len(tracer.dims(data))
     strides = node.attributes.get_ints("strides", (1,) * (rank - 2))
@@ -79,10 +82,21 @@ def _pin_window(node: ir.Node, tracer: Tracer, data: ir.Value, weight: ir.Value)
         if node.op_type == "Conv" and tracer.dims(weight)[index] == strides[place] == 1 and not padded:
             spatial.append(tracer.axis(data, index))
             continue
+        if node.op_type == "Conv" and strides[place] == 1 and _runs_over_channels(node, tracer, data, index):
+            tracer.keep(weight, index, node, "Conv slides with all of its window")
+            spatial.append(tracer.look_along(node, index))
+            continue
         tracer.tie(pin, data, index)
         tracer.tie(pin, weight, index)
         spatial.append(pin)
     return spatial
+
+
+def _runs_over_channels(node: ir.Node, tracer: Tracer, data: ir.Value, index: int) -> bool:
+    """Whether a spatial axis holds channels that a layer makes, and the result has as many."""
+    labels = tracer.axis(data, index)
+    same = tracer.dims(data)[index] == tracer.dims(node.outputs[0])[index]
+    return same and isinstance(labels, np.ndarray) and tracer.is_made(labels)
 
 
 def _finish_conv(node: ir.Node, tracer: Tracer, data: ir.Value, made: Axis, spatial: list[Axis]) -> None:

@@ -218,9 +218,12 @@ def _normalize_neighbours(node: ir.Node, tracer: Tracer) -> str | None:
     data = node.inputs[0]
     if data is None:
         return "its first input is missing"
+    if node.op_type == "LRN":
+        tracer.look_along(node, 1)
+        tracer.set(node.outputs[0], tracer.all_axes(data))
+        return None
     rank = len(tracer.dims(data))
-    axes = [1] if node.op_type == "LRN" else node.attributes.get_ints("axes", (0, 2, 3))
-    for axis in axes:
+    for axis in node.attributes.get_ints("axes", (0, 2, 3)):
         tracer.keep(data, axis % rank, node, f"{node.op_type} looks along this axis")
     tracer.set(node.outputs[0], tracer.all_axes(data))
     return None

@@ -26,7 +26,7 @@ from .analysis import Dependencies
 from .labels import Axis, size_of
 from .places import addresses, ordered_nodes
 from .statistics import NORMALIZATIONS, replace_normalization
-from .tracer import Scale, Shift
+from .tracer import Refill, Scale, Shift
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Removal:
         shifts: (node position, input position, what is added to the computed operand).
         attributes: (node position, attribute name, new value or None to remove it).
         scales: (node position, factor for its first output).
+        refills: (node position, axis, which indices stay): the node goes on seeing the whole axis.
         shapes: By value name, the new shape. (Names as by `places.addresses`, positions as by
             `places.ordered_nodes`.)
         masks: (node position, input position, axis, which indices stay, what the others become): the terms
@@ -52,6 +53,7 @@ class Removal:
     shifts: tuple[tuple[int, int, np.ndarray], ...]
     attributes: tuple[tuple[int, str, Any], ...]
     scales: tuple[tuple[int, float], ...]
+    refills: tuple[tuple[int, int, np.ndarray], ...]
     shapes: dict[str, tuple[int | str | None, ...]]
     masks: tuple[tuple[int, int, int, np.ndarray, float], ...]
     statistics: dict[int, dict[int, np.ndarray]]
@@ -133,7 +135,7 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
         operands=tuple(
             (position[edit.node], edit.where, np.asarray(edit.value))
             for edit in edits
-            if isinstance(edit.where, int) and not isinstance(edit.value, (Shift, Scale))
+            if isinstance(edit.where, int) and not isinstance(edit.value, (Shift, Scale, Refill))
         ),
         shifts=tuple(
             (position[edit.node], int(edit.where), edit.value.amount)
@@ -145,6 +147,11 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
         ),
         scales=tuple(
             (position[edit.node], edit.value.factor) for edit in edits if isinstance(edit.value, Scale)
+        ),
+        refills=tuple(
+            (position[edit.node], edit.value.axis, edit.value.stays)
+            for edit in edits
+            if isinstance(edit.value, Refill)
         ),
         shapes=shapes,
         masks=tuple(_masks(found, keep, position)),
@@ -210,6 +217,8 @@ def apply_removal(model: ir.Model, removal: Removal, rewriter: Rewriter) -> None
         _set_attribute(nodes[index], attribute, value, rewriter)
     for index, factor in removal.scales:
         _scale_output(nodes[index], factor, rewriter)
+    for index, axis, stays in removal.refills:
+        _refill(nodes[index], axis, stays, rewriter)
     for name, axes in removal.slices.items():
         _slice_constant(values[name], axes, rewriter)
 
@@ -247,6 +256,35 @@ def _scale_output(node: ir.Node, factor: float, rewriter: Rewriter) -> None:
     (scaled,) = rewriter.insert_before(node, "Mul", [raw, constant])
     scaled.type, scaled.shape = output.type, output.shape
     rewriter.replace(node, [scaled])
+
+
+def _refill(node: ir.Node, axis: int, stays: np.ndarray, rewriter: Rewriter) -> None:
+    """Run a copy of the node on the whole axis, zeros where indices are gone; pick those that stay."""
+    data, output = node.inputs[0], node.outputs[0]
+    assert data is not None and data.shape is not None and output.shape is not None
+    name, rank, left = node.name or node.op_type, len(data.shape), int(np.count_nonzero(stays))
+    pads = np.zeros(2 * rank, np.int64)
+    pads[rank + axis] = 1
+    (padded,) = rewriter.insert_before(node, "Pad", [data, rewriter.initializer(f"{name}.pads", pads)])
+    padded.type, padded.shape = data.type, _with_dim(data.shape, axis, left + 1)
+    # The zero lies behind what stays.
+    places = np.where(stays, np.cumsum(stays) - 1, left)
+    order = rewriter.initializer(f"{name}.places", places.astype(np.int64))
+    (whole,) = rewriter.insert_before(node, "Gather", [padded, order], {"axis": axis})
+    whole.type, whole.shape = data.type, _with_dim(data.shape, axis, len(stays))
+    attributes = dict(node.attributes.items())
+    (raw,) = rewriter.insert_before(node, node.op_type, [whole, *node.inputs[1:]], attributes)
+    raw.type, raw.shape = output.type, _with_dim(output.shape, axis, len(stays))
+    kept = rewriter.initializer(f"{name}.stay", np.flatnonzero(stays).astype(np.int64))
+    (picked,) = rewriter.insert_before(node, "Gather", [raw, kept], {"axis": axis})
+    picked.type, picked.shape = output.type, output.shape
+    rewriter.replace(node, [picked])
+
+
+def _with_dim(shape: ir.Shape, axis: int, size: int) -> ir.Shape:
+    dims = list(shape)
+    dims[axis] = size
+    return ir.Shape(dims)
 
 
 def _slice_constant(value: ir.Value, axes: dict[int, np.ndarray], rewriter: Rewriter) -> None:

@@ -13,7 +13,7 @@ sets the labels of its outputs. It also states, for the removal itself:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,11 +55,19 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Refill:
+    """Zeros where indices of an axis are gone from the first input; the first output loses these again."""
+
+    axis: int
+    stays: np.ndarray
+
+
+@dataclass(frozen=True)
 class Edit:
     """An operand (by position) or an attribute (by name) of a node that gets a new value.
 
     The value of an operand is an array, or a `Shift` of what is computed there. A `Scale` belongs to the
-    first output, whatever the position.
+    first output, whatever the position, and a `Refill` to the first input and output.
     """
 
     node: ir.Node
@@ -275,6 +283,23 @@ class Tracer:
         self.statistics.append(Statistic(node, axis % len(self.dims(value))))
         return True
 
+    def look_along(self, node: ir.Node, axis: int) -> Axis:
+        """State that a node mixes neighbours on an axis of its first input that its first output has, too.
+
+        It goes on seeing all positions: those that are removed hold zeros, and their results are dropped.
+
+        Returns:
+            The labels of the axis, for the output.
+        """
+        value = node.inputs[0]
+        assert value is not None
+        labels = self.axis(value, axis)
+        if isinstance(labels, np.ndarray):
+            self.contract(node, 0, axis)
+            held = labels
+            self.on_removal(lambda keep: _refilled(node, keep, axis, held))
+        return labels
+
     def produce(self, node: ir.Node, value: ir.Value, axis: int) -> Axis:
         """State that a weight axis makes new channels; returns its labels."""
         self.producers.append(Producer(node, value, axis % len(self.dims(value))))
@@ -285,7 +310,7 @@ class Tracer:
 
     def is_made(self, labels: np.ndarray) -> bool:
         """Whether a layer makes the channels that carry these labels, as far as is known by now."""
-        return any(label in self._made for label in labels[:1].tolist())
+        return any(label in self._made for label in labels[labels >= 0][:1].tolist())
 
     def on_removal(self, resizer: Resizer) -> None:
         """Register what recomputes the sizes and indices that a node holds."""
@@ -300,6 +325,12 @@ class Tracer:
                 reason = f"graph input '{value.name}' keeps its shape"
                 self.axes[value] = [self.labels.new_pin(None, reason)] * rank
         return self.axes[value]
+
+
+def _refilled(node: ir.Node, keep: Keep, axis: int, labels: np.ndarray) -> Iterator[Edit]:
+    stays = keep.mask(labels, len(labels))
+    if not stays.all():
+        yield Edit(node, 0, Refill(axis, stays))
 
 
 def _dim(dim: int | ir.SymbolicDim) -> Dim:
