@@ -229,6 +229,27 @@ def _normalize_neighbours(node: ir.Node, tracer: Tracer) -> str | None:
     return None
 
 
+@traces("DFT")
+def _transform(node: ir.Node, tracer: Tracer) -> str | None:
+    """Every frequency hears every entry; a removed entry is a zero, a removed frequency is dropped."""
+    data = node.inputs[0]
+    if data is None:
+        return "its first input is missing"
+    before, after = tracer.dims(data), tracer.dims(node.outputs[0])
+    stored = constant_array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    if stored is None and len(node.inputs) > 2 and node.inputs[2] is not None:
+        return "its axis is computed"
+    axis = (-2 if stored is None else int(stored.ravel()[0])) % len(before)
+    pin = tracer.keep(data, len(before) - 1, node, "DFT pairs real and imaginary parts on this axis")
+    axes = [*tracer.all_axes(data)[:-1], pin]
+    if before[axis] == after[axis]:
+        axes[axis] = tracer.look_along(node, axis)
+    else:
+        axes[axis] = tracer.keep(data, axis, node, "DFT changes the length of this axis")
+    tracer.set(node.outputs[0], axes)
+    return None
+
+
 @traces("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def _global_pool(node: ir.Node, tracer: Tracer) -> str | None:
     data = node.inputs[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from graphwright.ir.compare import compare
 from graphwright.ir.inputs import random_inputs
@@ -70,3 +71,16 @@ def test_in_steps(network, shared):
     assert record.details["proof"]["error"] <= 1e-5
     feeds = random_inputs(model)
     assert not compare(run_reference(model, feeds), run_reference(result.model, feeds)).equal
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_fourier_mixing(network, assert_exact, axis):
+    net = network()
+    x = net.matmul(net.input(2, 6, 5), 8)
+    rows = net.op("Unsqueeze", x, net.ints(-1))
+    turned = net.op("DFT", rows, None, net.constant(np.array(axis, np.int64)))
+    real = net.op("Squeeze", net.op("Slice", turned, net.ints(0), net.ints(1), net.ints(3)), net.ints(3))
+    pruned, removed = assert_exact(net.model(net.matmul(net.op("Add", x, real), 3)))
+    assert removed == 4
+    (kept,) = (node for node in pruned.graph if node.op_type == "DFT")
+    assert kept.inputs[0].shape[2] == (8 if axis == 2 else 4)
