@@ -56,6 +56,7 @@ _BUILT_IN = {
     "insert-qdq": ".insert_qdq",
     "prune-blocks": ".prune_blocks",
     "prune-channels": ".prune_channels",
+    "quantize-dynamic": ".quantize_dynamic",
     "quantize-weights": ".quantize_weights",
     "split-sequences": ".split_sequences",
     "stabilize": ".stabilize",
