@@ -19,9 +19,10 @@ _TYPES: dict[np.dtype, ir.DataType] = {
 
 def tensor_of(array: np.ndarray, name: str | None = None) -> ir.TensorProtocol:
     """A tensor that shares the memory of `array`; element types as numpy and `ml_dtypes` have them."""
-    dtype = _TYPES.get(array.dtype)
+    dtype = _TYPES.get(array.dtype) if isinstance(array, np.ndarray) else None
     if dtype is None:
-        return ir.tensor(array, name=name)
+        # What numpy makes of a number, such as `np.float32(1)`, is an array only after this.
+        return ir.tensor(np.asarray(array), name=name)
     # `ir.Tensor()` asks what kind of array this is in several ways, at five times the cost of all the rest.
     made = ir.Tensor.__new__(ir.Tensor)
     ir.Tensor.__mro__[1].__init__(made, name)  # type: ignore[misc]

@@ -20,6 +20,8 @@ def activation_rules(overflow: bool) -> list[Rule]:
     rules: list[Rule] = [
         FuseClip(),
         FuseSigmoid(),
+        SigmoidOfMultiple(),
+        GateBySigmoid(),
         FuseSoftsign(),
         FuseElu(),
         FuseCelu(),
@@ -126,6 +128,46 @@ class FuseSigmoid(_Unary):
     _sum = _plus(op("Exp", any_of(op("Neg", _x), _times(_x, constant(equals=-1.0, scalar=True)))), _one)
     pattern = any_of(op("Div", _one, _sum), op("Reciprocal", _sum), op("Pow", _sum, constant(equals=-1.0)))
     becomes = "Sigmoid"
+
+
+class SigmoidOfMultiple(_Unary):
+    """1 / (1 + exp(-a x)) = Sigmoid(a x)."""
+
+    _sum = _plus(op("Exp", _times(_x, constant("slope", scalar=True))), _one)
+    pattern = any_of(op("Div", _one, _sum), op("Reciprocal", _sum), op("Pow", _sum, constant(equals=-1.0)))
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> ir.Value:
+        """Emit the product with the opposite slope, and the operator."""
+        return _sigmoid(match, rewriter)
+
+
+class GateBySigmoid(PatternRule):
+    """y / (1 + exp(-a x)) = y Sigmoid(a x), which is Swish where y is x."""
+
+    _argument = any_of(op("Neg", _x), _times(_x, constant("slope", scalar=True)))
+    pattern = op("Div", value("y"), op("Add", op("Exp", _argument), _one, commutative=True, name="total"))
+
+    def check(self, match: Match) -> str | None:
+        """Demand a float whose shape no constant broadcasts."""
+        x, total = match["x"], match.nodes["total"].outputs[0]
+        if x.dtype is None or not x.dtype.is_floating_point():
+            return "its type is not known to be a float"
+        if x.shape is None or total.shape != x.shape:
+            return "a constant broadcasts its input"
+        return None
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> ir.Value:
+        """Emit gate and product."""
+        return rewriter.insert_before(match.root, "Mul", [match["y"], _sigmoid(match, rewriter)])[0]
+
+
+def _sigmoid(match: Match, rewriter: Rewriter) -> ir.Value:
+    """Sigmoid(a x) in front of the match; the captured slope is -a, or not there for a = 1."""
+    x, root = match["x"], match.root
+    if match.get("slope") is not None and _number(match, "slope") != -1.0:
+        slope = rewriter.constant_before(root, f"{root.name}/slope", np.asarray(-match.array("slope")))
+        (x,) = rewriter.insert_before(root, "Mul", [x, slope])
+    return rewriter.insert_before(root, "Sigmoid", [x])[0]
 
 
 class FuseSoftsign(_Unary):

@@ -31,7 +31,8 @@ class FuseActivation(Pass):
        max(low, min(x, high)) = Clip(x, low, high).
     4. x HardSigmoid(x, 1/6, 1/2) = HardSwish(x)   (Howard et al., 2019).
     5. x tanh(softplus(x)) = Mish(x)   (Misra, 2019).
-    6. 1 / (1 + exp(-x)) = Sigmoid(x);  x / (1 + |x|) = Softsign(x).
+    6. 1 / (1 + exp(-a x)) = Sigmoid(a x);  y / (1 + exp(-a x)) = y Sigmoid(a x), for `fuse-swish` to finish;
+       x / (1 + |x|) = Softsign(x).
     7. x > 0 ? x : a (exp(x) - 1) = Elu(x, a)   (Clevert et al., 2016);
        g Elu(x, a) = Selu(x, a, g)   (Klambauer et al., 2017);
        max(x, 0) + min(0, a (exp(x / a) - 1)) = Celu(x, a)   (Barron, 2017).

@@ -49,7 +49,7 @@ class FuseAttention(Pass):
     from -infinity, with which the row is NaN here but zero in Attention: unless that is impossible or the
     graph itself turns it into zero, NaN is added again, which costs an Add (`masked_rows`). A low finite
     number in place of a score hides its key: the scores of a row are taken to differ by less. Scores and
-    weights must have no other readers, and types be float or float16.
+    weights must have no other readers, and types be float, float16 or double.
     """
 
     name: ClassVar[str] = "fuse-attention"
@@ -72,7 +72,7 @@ class FuseAttention(Pass):
         context.rewrite(model, CachedAttention())
 
 
-_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
 
 class SpelledAttention(Rule):
@@ -129,7 +129,7 @@ class SpelledAttention(Rule):
     ) -> Parts | str:
         types = {operand.value.dtype for operand in (q, k, v)}
         if len(types) != 1 or not types <= set(_TYPES):
-            return "its operands are not all float or all float16"
+            return "its operands are not all float, all float16 or all double"
         if scores.scale <= 0:
             return "its scale is not positive"
         rank = len(q.dims)

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from ..ir.constants import constant_array
 from ..ir.static import known_equal, only_reader, producer_of, rank_of
 from .base import Pass, PassContext
-from .fuse_normalization import LayerNorm, _axes, _epsilon_of, emit_norm
 from .matcher import Match
+from .normalization_rules import LayerNorm, axes_of, emit_norm, epsilon_of, not_a_mean
 from .registry import register
 from .rewriter import Rewriter
 from .rules import NoMatch, Rule
@@ -53,11 +53,14 @@ class InstanceNorm(LayerNorm):
 
     def check(self, match: Match) -> str | None:
         """Demand all axes after the second, at least two, and a known number of channels."""
-        axes, shape = _axes(match, "axes"), match["x"].shape
-        if axes is None or shape is None or _axes(match, "mean_axes") != axes:
+        axes, shape = axes_of(match, "axes"), match["x"].shape
+        if axes is None or shape is None or axes_of(match, "mean_axes") != axes:
             return "the axes are not known, or not the same for mean and variance"
         if len(axes) < 2 or axes != list(range(2, len(shape))):
             return NoMatch("it does not normalize whole images")
+        refusal = not_a_mean(match, axes)
+        if refusal is not None:
+            return refusal
         if not isinstance(shape[1], int):
             return "the number of channels is not known"
         dtype = match["x"].dtype
@@ -70,14 +73,14 @@ class InstanceNorm(LayerNorm):
         x, root = match["x"], match.root
         assert x.shape is not None and x.dtype is not None
         if _scaled_over_image(root):
-            axes = _axes(match, "axes") or []
-            return emit_norm(root, "LayerNormalization", x, axes, _epsilon_of(match), rewriter)
+            axes = axes_of(match, "axes") or []
+            return emit_norm(root, "LayerNormalization", x, axes, epsilon_of(match), rewriter)
         channels = int(str(x.shape[1]))
         parameters = [
             rewriter.constant_before(root, f"{root.name}/{name}", np.full(channels, number, x.dtype.numpy()))
             for name, number in (("scale", 1), ("bias", 0))
         ]
-        attributes = {"epsilon": _epsilon_of(match)}
+        attributes = {"epsilon": epsilon_of(match)}
         return rewriter.insert_before(root, "InstanceNormalization", [x, *parameters], attributes)[0]
 
 

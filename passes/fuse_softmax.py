@@ -26,7 +26,8 @@ class FuseSoftmax(Pass):
 
     1. exp(x - m) / sum(exp(x - m)) = Softmax(x); the quotient may be a product with the reciprocal.
     2. (x - m) - log(sum(exp(x - m))) = x - (m + log(sum(exp(x - m)))) = x - logsumexp(x) = LogSoftmax(x).
-    3. With `overflow`: exp(x) / sum(exp(x)) = Softmax(x), and x - log(sum(exp(x))) = log(Softmax(x)) =
+    3. exp(LogSoftmax(x)) = Softmax(x).
+    4. With `overflow`: exp(x) / sum(exp(x)) = Softmax(x), and x - log(sum(exp(x))) = log(Softmax(x)) =
        LogSoftmax(x).
 
     A mask added to x is part of x. It does not fire over several axes at once, nor where something else reads
@@ -40,7 +41,7 @@ class FuseSoftmax(Pass):
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive the rules to a fixpoint."""
-        rules: list[Rule] = [SoftmaxOfParts(), LogSoftmaxOfParts()]
+        rules: list[Rule] = [SoftmaxOfParts(), LogSoftmaxOfParts(), ExpOfLogSoftmax()]
         if self.overflow:
             rules += [SoftmaxWithoutMaximum(), LogSoftmaxWithoutMaximum(), LogOfSoftmax()]
         else:
@@ -130,6 +131,17 @@ class LogSoftmaxWithoutMaximum(_AlongAxis):
 
     pattern = op("Sub", _x, _log_sum(op("Exp", _x)))
     becomes = "LogSoftmax"
+
+
+class ExpOfLogSoftmax(PatternRule):
+    """exp(LogSoftmax(x)) = Softmax(x)."""
+
+    pattern = op("Exp", op("LogSoftmax", _x, name="softmax"))
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> ir.Value:
+        """Emit the operator along the same axis."""
+        axis = match.nodes["softmax"].attributes.get_int("axis", -1)
+        return rewriter.insert_before(match.root, "Softmax", [match["x"]], {"axis": axis})[0]
 
 
 class LogOfSoftmax(PatternRule):

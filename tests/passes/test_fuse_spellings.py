@@ -9,6 +9,7 @@ import re
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphwright.ir.reference import run_reference
 from graphwright.passes.optimize import optimize
 
 NUMBERS = {
@@ -155,6 +156,30 @@ def test_activations_in_each_spelling(becomes, lines):
     assert run(lines, "fuse-activation")[0] == [becomes]
 
 
+@pytest.mark.parametrize(
+    ("lines", "wanted"),
+    [
+        (["n = Neg(x)", "e = Exp(n)", "s = Add(e, one)", "y = Div(x, s)"], ["Sigmoid", "Mul"]),
+        (["n = Mul(x, minus)", "e = Exp(n)", "s = Add(one, e)", "y = Div(x, s)"], ["Sigmoid", "Mul"]),
+        (["n = Mul(x, slope)", "e = Exp(n)", "s = Add(one, e)", "y = Div(x, s)"], ["Mul", "Sigmoid", "Mul"]),
+        (["n = Mul(slope, x)", "e = Exp(n)", "s = Add(one, e)", "y = Reciprocal(s)"], ["Mul", "Sigmoid"]),
+        (
+            ["t = Tanh(x)", "n = Neg(x)", "e = Exp(n)", "s = Add(e, one)", "y = Div(t, s)"],
+            ["Tanh", "Sigmoid", "Mul"],
+        ),
+    ],
+)
+def test_gates_written_with_exponentials(lines, wanted):
+    assert run(lines, "fuse-activation")[0] == wanted
+
+
+def test_silu_written_with_an_exponential_is_swish():
+    lines = ["n = Neg(x)", "e = Exp(n)", "s = Add(e, one)", "y = Div(x, s)"]
+    assert [node.op_type for node in run(lines, "simplify,fuse")[2].graph] == ["Swish"]
+    scaled = ["n = Mul(x, quick)", "o = Neg(n)", "e = Exp(o)", "s = Add(e, one)", "y = Div(x, s)"]
+    assert [node.op_type for node in run(scaled, "simplify,fuse")[2].graph] == ["QuickGelu"]
+
+
 def test_a_tensor_of_slopes_gives_prelu():
     slopes = np.array([[0.1], [0.2], [-0.3]], np.float32)
     lines = ["n = Neg(x)", "r = Relu(n)", "s = Mul(r, slopes)", "p = Relu(x)", "y = Sub(p, s)"]
@@ -220,6 +245,14 @@ def test_softmax_in_each_spelling(axis, tail, becomes):
     ops, _, model = run([*(line.format(axis=axis) for line in SHIFTED), *tail], "fuse-softmax")
     assert ops == [becomes]
     assert model.graph[0].attributes.get_int("axis") == {"last": -1, "first": -2}[axis]
+
+
+@pytest.mark.parametrize("axis", [-1, 1])
+def test_the_exponential_of_log_softmax(axis):
+    ops, _, model = run([f"l = LogSoftmax <axis = {axis}> (x)", "y = Exp(l)"], "fuse-softmax")
+    assert ops == ["Softmax"] and model.graph[0].attributes.get_int("axis") == axis
+    lines = [f"l = LogSoftmax <axis = {axis}> (x)", "y = Exp(l)"]
+    assert run(lines, "fuse-softmax", readers=("l",))[0] == ["LogSoftmax", "Exp"]
 
 
 def test_log_softmax_by_reductions():
@@ -331,6 +364,92 @@ def test_rms_norm_in_each_spelling(root):
         "y = Mul(gain, n)",
     ]
     assert run(lines, "fuse-normalization", constants={"gain": GAIN})[0] == ["RMSNormalization"]
+
+
+@pytest.mark.parametrize(
+    "mean",
+    [
+        ["s = ReduceSumSquare <keepdims = 1> ({of}, last)", "v = Div(s, four)"],
+        ["s = ReduceSumSquare <keepdims = 1> ({of}, last)", "v = Mul(quarter, s)"],
+        ["q = Mul({of}, {of})", "s = ReduceSum <keepdims = 1> (q, last)", "v = Div(s, four)"],
+    ],
+)
+def test_a_mean_written_as_a_sum_by_its_number(mean):
+    constants = {"four": np.float32(4), "quarter": np.float32(0.25)}
+    rms = [*(line.format(of="x") for line in mean), "e = Add(v, eps)", "r = Sqrt(e)", "y = Div(x, r)"]
+    assert run(rms, "fuse-normalization", constants=constants)[0] == ["RMSNormalization"]
+    centered = ["m = ReduceMean <keepdims = 1> (x, last)", "d = Sub(x, m)", *(line.format(of="d") for line in mean),
+                "e = Add(v, eps)", "r = Sqrt(e)", "y = Div(d, r)"]  # fmt: skip
+    assert run(centered, "fuse-normalization", constants=constants)[0] == ["LayerNormalization"]
+    wrong = {"four": np.float32(3), "quarter": np.float32(0.3)}
+    ops, record, _ = run(rms, "fuse-normalization", constants=wrong)
+    assert "RMSNormalization" not in ops
+    assert {each.reason for each in record.left_alone} == {
+        "the sum of the squares is not divided by their number"
+    }
+
+
+LENGTHS = [
+    ["l = ReduceL2 <keepdims = 1> (x, last)"],
+    ["s = ReduceSumSquare <keepdims = 1> (x, last)", "l = Sqrt(s)"],
+    ["q = Pow(x, two)", "s = ReduceSum <keepdims = 1> (q, last)", "l = Sqrt(s)"],
+]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(
+    "tail",
+    [
+        ["n = Div(x, l)", "y = Mul(n, two)"],
+        ["r = Div(l, two)", "y = Div(x, r)"],
+        ["r = Mul(l, half)", "y = Div(x, r)"],
+        ["r = Div(two, l)", "y = Mul(r, x)"],
+        ["u = Mul(two, x)", "y = Div(u, l)"],
+    ],
+)
+def test_rms_norm_by_the_length(length, tail):
+    # Four elements: the factor is their square root.
+    ops, _, model = run([*length, *tail], "fuse-normalization")
+    assert ops == ["RMSNormalization"]
+    assert model.graph[0].attributes.get_float("epsilon") == 0.0
+    assert run([*length, *tail], "fuse-normalization", shape=(2, 3, 9))[0] != ["RMSNormalization"]
+
+
+MOMENTS = ["m = ReduceMean <keepdims = 1> (x, last)", "q = Mul(x, x)", "a = ReduceMean <keepdims = 1> (q, last)",
+           "b = Mul(m, m)", "w = Sub(a, b)"]  # fmt: skip
+
+
+@pytest.mark.parametrize("bounded", [["v = Identity(w)"], ["v = Max(zero, w)"], ["v = Relu(w)"]])
+@pytest.mark.parametrize(
+    "tail",
+    [
+        ["d = Sub(x, m)", "r = Sqrt(e)", "n = Div(d, r)", "k = Mul(n, gain)", "y = Add(k, gain)"],
+        [
+            "d = Sub(x, m)",
+            "r = Sqrt(e)",
+            "i = Reciprocal(r)",
+            "f = Mul(i, gain)",
+            "n = Mul(d, f)",
+            "y = Add(n, gain)",
+        ],
+    ],
+)
+def test_a_variance_of_moments_is_fused_on_demand(bounded, tail):
+    lines = [*MOMENTS, *bounded, "e = Add(v, eps)", *tail]
+    constants = {"gain": GAIN, "eps": np.float32(1e-3)}
+    pipeline = "eliminate-identity,fuse-normalization"
+    _, _, model = run(lines, pipeline, constants=constants)
+    assert "LayerNormalization" not in [node.op_type for node in model.graph]
+    result = optimize(model, "fuse-normalization")
+    assert "see the option 'cancellation'" in str(
+        [each.reason for each in result.report.records[0].left_alone]
+    )
+    _, _, model = run(lines, pipeline + "{cancellation=true}", constants=constants, check=False)
+    assert [node.op_type for node in model.graph] == ["LayerNormalization"]
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    centered = x - x.mean(-1, keepdims=True)
+    expected = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-3) * GAIN + GAIN
+    np.testing.assert_allclose(run_reference(model, {"x": x})["y"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_between_casts_is_stashed():
