@@ -103,7 +103,7 @@ class _Writer:
         """Puts the integer form in the place of one operator."""
         node = matched.node
         data = matched.data
-        if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+        if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1:
             data = self._op(node, "Transpose", [data], {"perm": [1, 0]}, data.dtype)[0]
         numbers, scale, zero = self._quantized(data, node)
         weights, weight_scale = self._quantized_weights(matched)
@@ -136,7 +136,7 @@ class _Writer:
     def _quantized_weights(self, matched: WeightedNode) -> tuple[ir.Value, ir.Value]:
         """int8 weights as the integer operator wants them, and their scales, shaped for its result."""
         node = matched.node
-        transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0)
+        transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
         key = matched.weight, 1 if transposed else 0, matched.weight_factor
         if key not in self._weights:
             array = constant_array(matched.weight)

@@ -19,6 +19,7 @@ ENTRY_POINT_GROUP = "graphwright.passes"
 _BUILT_IN = {
     "bias-correction": ".bias_correction",
     "canonicalize": ".canonicalize",
+    "convert-float": ".convert_float",
     "drop-expands": ".drop_expands",
     "eliminate-common-subexpressions": ".eliminate_common_subexpressions",
     "eliminate-dead": ".eliminate_dead",
@@ -66,8 +67,8 @@ PRESETS = {
     "simplify": "fold-constants,inline-ifs,split-sequences,stabilize,eliminate-dead",
     # Standard operators first, functions with a body last; for graphs after `simplify,fold-batch-norm`.
     "fuse": (
-        "lower-einsum,fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,fuse-rotary,"
-        "fuse-attention,eliminate-common-subexpressions,merge-projections,fuse-gemm,"
+        "lower-einsum,fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,"
+        "fuse-rotary,fuse-attention,eliminate-common-subexpressions,merge-projections,fuse-gemm,"
         "fuse-l2-normalization,fuse-swish,fuse-squeeze-excite,fuse-skip-normalization,fuse-conv-activation,"
         "eliminate-dead"
     ),
