@@ -177,6 +177,16 @@ class FileTensor(ir.Tensor):
         array = self._array
         return self.span if array is None or not array.flags.writeable else None
 
+    def fresh(self) -> np.ndarray | None:
+        """The numbers in memory that nobody else sees, to be written over; None where they were read before.
+
+        Raises:
+            ModelError: The file changed, or cannot be read.
+        """
+        if self._array is not None:
+            return None
+        return self.span.read().view(self._plain).reshape(self._shape.numpy())
+
     def __repr__(self) -> str:
         return f"{self._repr_base()}(name={self.name!r})"
 

@@ -22,7 +22,7 @@ def prepare_old_operators(model: ir.Model, version: int) -> None:
             if node.op_type == "PRelu" and version < 7:
                 _align_slope(graph, node)
             if node.op_type == "Hardmax" and version < 13:
-                _as_matrix(graph, node)
+                as_matrix(graph, node)
 
 
 def finish_old_operators(model: ir.Model, version: int) -> None:
@@ -70,8 +70,8 @@ def _old_nearest_mode(model: ir.Model, node: ir.Node) -> str:
     raise ModelError(f"{where}, enlarges one axis and shrinks another, which later opsets cannot express")
 
 
-def _as_matrix(graph: ir.Graph, node: ir.Node) -> None:
-    """Before opset 13 Hardmax took all axes from its axis (1 by default) on as one; now only that one."""
+def as_matrix(graph: ir.Graph, node: ir.Node) -> None:
+    """Before opset 13 Softmax and its kin took all axes from their axis (1 by default) on as one."""
     data, result = node.inputs[0], node.outputs[0]
     axis = node.attributes.get_int("axis", 1)
     node.attributes["axis"] = ir.AttrInt64("axis", axis)
@@ -79,10 +79,10 @@ def _as_matrix(graph: ir.Graph, node: ir.Node) -> None:
         return
     stem = f"{node.name}_as_matrix"
     matrix = ir.node("Flatten", [data], {"axis": axis}, name=f"{stem}_in")
-    hard = ir.node("Hardmax", matrix.outputs, {"axis": 1}, name=stem)
+    result_of = ir.node(node.op_type, matrix.outputs, {"axis": 1}, name=stem)
     shape = ir.node("Shape", [data], name=f"{stem}_shape")
-    back = ir.node("Reshape", [hard.outputs[0], shape.outputs[0]], name=f"{stem}_out")
-    made = [matrix, hard, shape, back]
+    back = ir.node("Reshape", [result_of.outputs[0], shape.outputs[0]], name=f"{stem}_out")
+    made = [matrix, result_of, shape, back]
     for each in made[:-1]:
         each.outputs[0].name = str(each.name)
     ir.convenience.replace_nodes_and_values(graph, node, [node], made, [result], back.outputs)

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from . import ort
 from .bodies import all_graphs
+from .carry_over import CHANGED_SINCE_18, carry_over
 from .errors import ModelError
 from .normalize import name_nodes
 from .old_operators import finish_old_operators, prepare_old_operators
@@ -19,8 +20,6 @@ from .runtime_gaps import runnable_opset
 # Oldest opset that onnxscript converts on the IR itself; below it the converter of the onnx package goes
 # through protobuf, which loses node metadata, and so goes no further up than needed.
 _OLDEST_ON_IR = 18
-# What an operator of that opset or later may have to be rewritten for.
-_CHANGED_SINCE = frozenset({"DFT", "GridSample", "GroupNormalization"})
 
 
 def upgrade(model: ir.Model) -> None:
@@ -58,6 +57,8 @@ def upgrade(model: ir.Model) -> None:
 def _convert(model: ir.Model, version: int, target: int) -> None:
     if _only_widened(model, target):
         relabel(model, target)
+        return
+    if carry_over(model, target):
         return
     grouped = _group_norms(model) if _OLDEST_ON_IR <= version < 21 else []
     if version < _OLDEST_ON_IR:
@@ -99,7 +100,9 @@ def _only_widened(model: ir.Model, target: int) -> bool:
     if any(each.get("", target) < _OLDEST_ON_IR for each in imports):
         return False
     return not any(
-        node.domain == "" and node.op_type in _CHANGED_SINCE for graph in all_graphs(model) for node in graph
+        node.domain == "" and node.op_type in CHANGED_SINCE_18
+        for graph in all_graphs(model)
+        for node in graph
     )
 
 

@@ -1,7 +1,8 @@
 """Per-channel affine maps y = a * x + t, and the operators with constant weights that can absorb them.
 
 Absorbing behind (y = a * L(x) + t) and before (y = L(a * x + t)), with W the weights, b the bias, o output
-and i input channels, computed in float64 and stored in the weights' own type:
+and i input channels. Maps and biases are computed in float64; W and b are stored in their own type, and a
+float32 W is multiplied by a float32 a:
 
     behind   W'[o, ...] = a[o] * W[o, ...]        b' = a * b + t
     before   W'[o, i, ...] = W[o, i, ...] * a[i]  b' = b + sum over i and the window of W[o, i, ...] * t[i]
@@ -12,16 +13,20 @@ Before a convolution the shift t[i] must be zero or the padding must be: behind 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from ..ir.constants import constant_array
+from ..ir.constants import constant_array, constant_tensor
+from ..ir.file_data import FileTensor
 from .leftovers import drop_unread
 from .rewriter import Rewriter
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_BLOCK = 1 << 16
+_TINY = np.finfo(np.float32).tiny
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 
 
@@ -61,12 +66,29 @@ class Linear:
     Attributes:
         node: the operator.
         weight: its weights, used nowhere else.
-        array: the contents of the weights.
+        tensor: what holds them.
     """
 
     node: ir.Node
     weight: ir.Value
-    array: np.ndarray
+    tensor: ir.TensorProtocol
+
+    @property
+    def array(self) -> np.ndarray:
+        """The contents of the weights."""
+        array = constant_array(self.weight)
+        assert array is not None
+        return array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weights."""
+        return tuple(self.tensor.shape.numpy())
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The element type of the weights."""
+        return self.tensor.dtype.numpy()
 
     @property
     def groups(self) -> int:
@@ -76,7 +98,7 @@ class Linear:
     @property
     def output_channels(self) -> int:
         """Number of output channels."""
-        shape = self.array.shape
+        shape = self.shape
         if self.node.op_type == "ConvTranspose":
             return shape[1] * self.groups
         return shape[0] if self.node.op_type == "Conv" or self.transposed else shape[1]
@@ -84,7 +106,7 @@ class Linear:
     @property
     def input_channels(self) -> int:
         """Number of input channels."""
-        shape = self.array.shape
+        shape = self.shape
         if self.node.op_type == "Conv":
             return shape[1] * self.groups
         return shape[1] if self.transposed else shape[0]
@@ -94,20 +116,20 @@ class Linear:
         """Whether Gemm stores its weights as `[out, in]`."""
         return bool(self.node.attributes.get_int("transB", 0))
 
-    def scaled_outputs(self, a: np.ndarray) -> np.ndarray:
-        """The weights with every output channel o multiplied by a[o], rounded once to their own type."""
-        weights = self.array
+    def scaled_outputs(self, a: np.ndarray) -> np.ndarray | None:
+        """The weights with every output channel o multiplied by a[o]; None where one is not finite then."""
+        shape = self.shape
         if self.node.op_type == "ConvTranspose":
             # [in, out / groups, ...]: the inputs of group g make the outputs of group g.
-            per_group = np.repeat(a.reshape(self.groups, -1), weights.shape[0] // self.groups, axis=0)
-            return _rounded_product(weights, _along(per_group, weights.ndim))
+            per_group = np.repeat(a.reshape(self.groups, -1), shape[0] // self.groups, axis=0)
+            return _product(self.tensor, _along(per_group, len(shape)))
         if self.node.op_type == "Conv" or self.transposed:
-            return _rounded_product(weights, _along(a[:, None], weights.ndim))
-        return _rounded_product(weights, a)
+            return _product(self.tensor, _along(a[:, None], len(shape)))
+        return _product(self.tensor, a)
 
-    def scaled_inputs(self, a: np.ndarray) -> np.ndarray:
-        """The weights with every input channel i multiplied by a[i], rounded once to their own type."""
-        return _rounded_product(self.array, self._per_input(a))
+    def scaled_inputs(self, a: np.ndarray) -> np.ndarray | None:
+        """The weights with every input channel i multiplied by a[i]; None where one is not finite then."""
+        return _product(self.tensor, self._per_input(a))
 
     def shift_of_inputs(self, t: np.ndarray) -> np.ndarray:
         """What a constant t[i] on every input adds to each output channel, without alpha, float64."""
@@ -120,9 +142,9 @@ class Linear:
         """One number per input channel, in a shape that broadcasts to the weights."""
         if self.node.op_type == "Conv":
             # [out, in / groups, ...]: outputs of group g read the inputs of group g.
-            per_group = np.repeat(a.reshape(self.groups, -1), self.array.shape[0] // self.groups, axis=0)
-            return _along(per_group, self.array.ndim)
-        return a if self.transposed else _along(a[:, None], self.array.ndim)
+            per_group = np.repeat(a.reshape(self.groups, -1), self.shape[0] // self.groups, axis=0)
+            return _along(per_group, len(self.shape))
+        return a if self.transposed else _along(a[:, None], len(self.shape))
 
 
 def match_linear(node: ir.Node) -> Linear | str:
@@ -130,20 +152,18 @@ def match_linear(node: ir.Node) -> Linear | str:
     if len(node.inputs) < 2:
         return f"'{node.name}' has no weights"
     weight = node.inputs[1]
-    array = constant_array(weight)
-    if weight is None or array is None:
+    tensor = constant_tensor(weight)
+    if weight is None or tensor is None:
         return f"the weights of '{node.name}' are not constant"
     if len(weight.uses()) > 1 or weight.is_graph_output():
         return f"the weights of '{node.name}' are shared with another node"
-    if node.op_type in ("Gemm", "MatMul") and array.ndim != 2:
+    if node.op_type in ("Gemm", "MatMul") and len(tensor.shape) != 2:
         return f"the weights of '{node.name}' are no matrix"
     if weight.dtype not in _FLOATS:
         return f"the weights of '{node.name}' are {weight.dtype}"
-    if not _is_finite(array):
-        return f"the weights of '{node.name}' hold NaN or infinity"
     if len(node.inputs) > 2 and node.inputs[2] is not None and constant_array(node.inputs[2]) is None:
         return f"the bias of '{node.name}' is not constant"
-    return Linear(node, weight, array)
+    return Linear(node, weight, tensor)
 
 
 def absorb_behind(linear: Linear, affine: Affine, rewriter: Rewriter) -> bool | str:
@@ -239,22 +259,27 @@ def _bias(node: ir.Node) -> np.ndarray | None:
     return None if array is None else array.astype(np.float64)
 
 
-def _store_with_add(linear: Linear, weights: np.ndarray, shift: np.ndarray, rewriter: Rewriter) -> bool | str:
-    vector = _fits(shift, linear.array.dtype)
+def _store_with_add(
+    linear: Linear, weights: np.ndarray | None, shift: np.ndarray, rewriter: Rewriter
+) -> bool | str:
+    vector = _fits(shift, linear.dtype)
     if vector is None:
-        return f"the shift of '{linear.node.name}' would overflow {linear.array.dtype}"
+        return f"the shift of '{linear.node.name}' would overflow {linear.dtype}"
     outcome = _store(linear, weights, np.zeros(0), rewriter)
     if outcome is True:
         add_behind(linear.node, vector, rewriter)
     return outcome
 
 
-def _store(linear: Linear, weights: np.ndarray, bias: np.ndarray, rewriter: Rewriter) -> bool | str:
-    node, dtype = linear.node, linear.array.dtype
-    new_weights, new_bias = _fits(weights, dtype), _fits(bias, dtype)
-    if new_weights is None or new_bias is None:
-        return f"the weights of '{node.name}' would overflow {dtype}"
-    replace_constant(node, 1, new_weights, str(linear.weight.name), rewriter)
+def _store(linear: Linear, weights: np.ndarray | None, bias: np.ndarray, rewriter: Rewriter) -> bool | str:
+    node, dtype = linear.node, linear.dtype
+    new_bias = _fits(bias, dtype)
+    if weights is None or new_bias is None:
+        rotten = not _is_finite(linear.array)
+        return (
+            f"the weights of '{node.name}' {'hold NaN or infinity' if rotten else f'would overflow {dtype}'}"
+        )
+    replace_constant(node, 1, weights, str(linear.weight.name), rewriter)
     has_bias = node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None
     if node.op_type != "MatMul" and (has_bias or np.any(new_bias)):
         old = node.inputs[2] if has_bias else None
@@ -277,16 +302,47 @@ def _fits(array: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
     return stored if _is_finite(stored) else None
 
 
-def _rounded_product(weights: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """Weights times a factor (float64), in the type of the weights; infinite where that overflows."""
+def _product(tensor: ir.TensorProtocol, factor: np.ndarray) -> np.ndarray | None:
+    """Weights times a factor (float64) in the type of the weights; None where one of them is not finite.
+
+    Block by block, so that each is still in the cache when it is looked through; and in place where the
+    weights were just read from their file.
+    """
+    fresh = tensor.fresh() if isinstance(tensor, FileTensor) else None
+    weights = tensor.numpy() if fresh is None else fresh
+    result = np.empty(weights.shape, weights.dtype) if fresh is None else fresh
+    factor = _as_narrow_as(weights, factor)
+    rows = max(1, _BLOCK // max(1, math.prod(weights.shape[1:])))
+    per_row = factor.ndim == weights.ndim and factor.shape[0] > 1
     with np.errstate(all="ignore"):
-        if weights.dtype.kind != "f":
-            return (weights.astype(np.float64) * factor).astype(weights.dtype)
-        # Piece by piece through numpy's buffers: no copy of the weights in float64.
-        return np.multiply(weights, factor, out=np.empty(weights.shape, weights.dtype), casting="same_kind")
+        for start in range(0, weights.shape[0], rows):
+            block = slice(start, start + rows)
+            part = factor[block] if per_row else factor
+            if weights.dtype.kind == "f":
+                np.multiply(weights[block], part, out=result[block], casting="same_kind")
+            else:
+                result[block] = (weights[block].astype(np.float64) * part).astype(weights.dtype)
+            if not _is_finite(result[block]):
+                return None
+    return result
+
+
+def _as_narrow_as(weights: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """A factor of float32 weights in float32, unless it is too large or too small for that."""
+    if weights.dtype != np.float32:
+        return factor
+    with np.errstate(all="ignore"):
+        narrow = factor.astype(np.float32)
+    sizes = np.abs(narrow[factor != 0])
+    return narrow if sizes.size == 0 or (sizes.min() >= _TINY and np.isfinite(sizes.max())) else factor
 
 
 def _is_finite(array: np.ndarray) -> bool:
+    if array.dtype == np.float32:
+        flat = array.reshape(-1)
+        # One pass, no temporary array; the sum itself may overflow where no number does.
+        if math.isfinite(np.dot(flat, flat)):
+            return True
     return bool(np.isfinite(array if array.dtype.kind == "f" else array.astype(np.float64)).all())
 
 

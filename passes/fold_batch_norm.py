@@ -220,7 +220,7 @@ def _fold_back(
             _replace(node, source, rewriter)
         return outcome
     scale_only = Affine(affine.a, np.zeros_like(affine.t))
-    dtype = linear.array.dtype
+    dtype = linear.dtype
     if producer is linear.node:
         shift = affine.t.astype(dtype)
     else:
@@ -329,7 +329,7 @@ def _constant_index(node: ir.Node) -> int:
 def _channel_constant(array: np.ndarray, linear: Linear, source: ir.Value) -> np.ndarray | None:
     """A constant operand beside the result of `linear` as one number per output channel."""
     if linear.node.op_type in ("Conv", "ConvTranspose"):
-        return channel_vector(array, linear.output_channels, linear.array.ndim, 1)
+        return channel_vector(array, linear.output_channels, len(linear.shape), 1)
     rank = 2 if linear.node.op_type == "Gemm" else _rank(source)
     return channel_vector(array, linear.output_channels, rank, -1)
 
@@ -368,5 +368,4 @@ def _rank(value: ir.Value) -> int | None:
 
 def _in_function(node: ir.Node, rewriter: Rewriter) -> bool:
     """Whether the node is part of a function body, which cannot see new initializers."""
-    bodies = [graph for f in rewriter.model.functions.values() for graph in (f.graph, *f.graph.subgraphs())]
-    return any(node.graph is body for body in bodies)
+    return rewriter.in_function(node)
