@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from .anchors import Window, conv_window, pool_window, transpose_window
+from .integer_ops import INTEGER_ANCHORS
 from .lazy import Index, broadcast, immediate
 from .op import Op
 from .spec import External, GroupSpec, Ref, evaluate
@@ -26,6 +27,7 @@ class AnchorKernel:
         finish: (accumulated value, parameters) -> function from ONNX's output index to the anchor's value.
         out_shape: stored shape of the output where it is not the kernel's own.
         out_index: the kernel's logical output index -> stored index, in that case.
+        value_dtype: element type of the accumulated value.
     """
 
     build: Callable[[Any, Any], Any]
@@ -36,11 +38,16 @@ class AnchorKernel:
     finish: Callable[[Any, Any], Callable[[Index], Any]]
     out_shape: tuple[int, ...] | None = None
     out_index: Callable[[Index], Index] | None = None
+    value_dtype: str = "float32"
 
 
 def anchor_kernel(spec: GroupSpec) -> AnchorKernel | None:
     """The kernel for a group's anchor; None where none covers its types or rank."""
     op = spec.anchor_op
+    if op.type in INTEGER_ANCHORS:
+        from .integer_kernels import integer_kernel
+
+        return integer_kernel(spec)
     types = [each for each in (*op.inputs, op.outputs[0]) if each is not None]
     if any(each.dtype != "float32" for each in types) or any(prod(each.shape) == 0 for each in types):
         return None

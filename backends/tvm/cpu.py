@@ -102,7 +102,11 @@ def emit_anchor(spec: GroupSpec, target: Target) -> Emitted | None:
     arguments += [Packed(external, next(packs)) for external in plan.weights]
     func = kernel.func
     return Emitted(
-        func, (*arguments, *epilogue.arguments), spec.anchor_op.type.lower(), kernel.flops, kernel.note
+        func,
+        (*arguments, *epilogue.arguments),
+        spec.anchor_op.type.lower().replace("::", " "),
+        kernel.flops,
+        kernel.note,
     )
 
 
@@ -121,7 +125,7 @@ class _EpilogueBuilder:
         probe = tir_parameters(self.spec)
         shape = self.plan.kernel_shape
         index = tuple(_variable(f"i{axis}") for axis in range(len(shape)))
-        self._write(_variable("value", "float32"), index, probe)
+        self._write(_variable("value", self.plan.value_dtype), index, probe)
         self.arguments = probe.arguments
         extras = tuple(
             ExtraInput(tuple(int(s) for s in each.shape), str(each.dtype)) for each in probe.buffers
@@ -141,7 +145,7 @@ class _EpilogueBuilder:
 
     def _write(self, value: Any, index: Index, parameters: Any) -> Any:
         op = self.spec.anchor_op
-        name = _variable("a", "float32")
+        name = _variable("a", self.plan.value_dtype)
         own = self.plan.finish(name, parameters)
         anchor = Lazy(op.outputs[0].shape, op.outputs[0].dtype, own)
         (finished,) = evaluate(

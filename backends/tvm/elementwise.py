@@ -17,6 +17,11 @@ _READS_ONCE = frozenset(
 )
 
 
+FUSED = "graphwright.fused"
+"""Attribute of a QuantizeLinear that ends an integer kernel: it multiplies by the reciprocal of its scale."""
+_ROUNDING = 1.5 * (1 << 23)
+
+
 def reads_operand_often(op_type: str) -> bool:
     """Whether an operator's expression holds its operand several times."""
     return op_type not in _READS_ONCE
@@ -73,6 +78,9 @@ def _quantize(op: Op, x: Lazy | None, scale: Lazy | None, zero_point: Lazy | Non
     axis, block = op.axis(default=1) if op.rank else 0, op.attr("block_size", 0)
     read_scale = _along(scale, op.rank, axis, block)
     read_zero = _along(zero_point, op.rank, axis, block) if zero_point is not None else None
+    known = np.zeros((), dtype) if zero_point is None else op.static.get(2)
+    if known is not None and known.size == 1:
+        return _quantize_rounded(op, x, scale, int(known.reshape(-1)[0]), read_scale)
 
     def read(index: Index) -> Any:
         value = tirx.nearbyint(cast(x.read(index), "float32") / cast(read_scale(index), "float32"))
@@ -80,6 +88,34 @@ def _quantize(op: Op, x: Lazy | None, scale: Lazy | None, zero_point: Lazy | Non
             value = value + cast(read_zero(index), "float32")
         value = tirx.max(tirx.min(value, tirx.const(high, "float32")), tirx.const(low, "float32"))
         return cast(cast(value, "int32"), dtype)
+
+    return Lazy(x.shape, dtype, read, x.cuts)
+
+
+def _quantize_rounded(
+    op: Op, x: Lazy, scale: Lazy, zero_point: int, read_scale: Callable[[Index], Any]
+) -> Lazy:
+    """Quantization with a known zero point.
+
+    Values are clamped, then rounded by adding a number so large that the last bits of the sum are the nearest
+    integer, ties to even.
+    """
+    from tvm import tirx
+
+    dtype = op.outputs[0].dtype
+    low, high = (limit - zero_point for limit in _limits(op, dtype))
+    reciprocal = None
+    if op.attr(FUSED, 0) and op.derive is not None and 1 in op.constant:
+        reciprocal = op.derive((1,), lambda scale: (1 / scale.astype(np.float64)).astype(np.float32))
+        read_scale = _along(reciprocal, op.rank, op.axis(default=1), op.attr("block_size", 0))
+
+    def read(index: Index) -> Any:
+        value, step = cast(x.read(index), "float32"), cast(read_scale(index), "float32")
+        value = value * step if reciprocal is not None else value / step
+        value = tirx.max(tirx.min(value, tirx.const(high, "float32")), tirx.const(low, "float32"))
+        # The large number's last 16 bits are zero.
+        rounded = tirx.reinterpret("int32", value + tirx.const(_ROUNDING, "float32"))
+        return cast(rounded + tirx.const(zero_point, "int32") if zero_point else rounded, dtype)
 
     return Lazy(x.shape, dtype, read, x.cuts)
 

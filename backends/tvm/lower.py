@@ -67,6 +67,7 @@ def lower(model: ir.Model, target: Target) -> Lowered:
     from ..tvm_import import import_tvm
     from .decompose import decompose
     from .groups import form_groups
+    from .integer import integerize
     from .module_builder import ModuleBuilder
     from .prepare import prepare
     from .strategy import strategy_for
@@ -74,6 +75,7 @@ def lower(model: ir.Model, target: Target) -> Lowered:
     tvm = import_tvm()
     own = clone(model)
     decompose(own)
+    integerize(own, target)
     prepared = prepare(own)
     groups = form_groups(prepared.graph, prepared.ops)
     builder = ModuleBuilder(prepared, strategy_for(target), own.opset_imports.get("", 23))

@@ -14,6 +14,7 @@ import numpy as np
 from . import approximations as approx
 from .anchors import Window, conv_window, pool_window, transpose_window
 from .expressions import cast
+from .integer_ops import CONV, INTEGER_ANCHORS, MATMUL
 from .lazy import Index, Lazy, broadcast, immediate, scoped
 from .movement import padded
 from .op import Op
@@ -48,8 +49,8 @@ def convolution(op: Op, x: Lazy, w: Lazy, bias: Lazy | None = None) -> Lazy:
     window = conv_window(op)
     groups, depth = op.attr("group", 1), w.shape[1]
     per_group = w.shape[0] // groups
-    wide = _padded(x, window, 0)
-    dtype = accumulator_dtype(x.dtype)
+    wide = _padded(x, window, op.attr("zero_point", 0))
+    dtype = _sum_dtype(op, x)
     taps = _axes((depth, *window.kernel))
 
     def value(index: Index) -> Any:
@@ -121,15 +122,16 @@ def product_of(op: Op, a: Lazy, b: Lazy, c: Lazy | None = None) -> Lazy:
     """MatMul and Gemm."""
     from tvm import te
 
-    dtype = accumulator_dtype(a.dtype)
+    dtype = _sum_dtype(op, a)
     shape = op.outputs[0].shape
-    if op.type == "Gemm":
+    if op.type in ("Gemm", MATMUL):
         flip_a, flip_b = op.attr("transA", 0), op.attr("transB", 0)
-        depth = a.shape[0] if flip_a else a.shape[1]
+        depth = a.shape[0] if flip_a else a.shape[-1]
     else:
         flip_a = flip_b = 0
         depth = a.shape[-1]
     k = te.reduce_axis((0, depth), name="k")
+    offsets = (op.attr("zero_point", 0), op.attr("right_zero_point", 0))
     left, right = op.input(0).shape, op.input(1).shape
 
     def value(index: Index) -> Any:
@@ -138,7 +140,8 @@ def product_of(op: Op, a: Lazy, b: Lazy, c: Lazy | None = None) -> Lazy:
         batch = index[: len(index) - len(row) - len(column)]
         at_a = (k, *row) if flip_a else (*_batch(batch, left), *row, k)
         at_b = (*column, k) if flip_b else (*_batch(batch, right), k, *column)
-        return te.sum(cast(a.read(at_a), dtype) * cast(b.read(at_b), dtype), axis=[k])
+        one, other = _centred(a.read(at_a), offsets[0], dtype), _centred(b.read(at_b), offsets[1], dtype)
+        return te.sum(one * other, axis=[k])
 
     total = _stage(shape, value, "matmul", dtype)
     alpha, beta = op.attr("alpha", 1.0), op.attr("beta", 1.0)
@@ -154,6 +157,16 @@ def product_of(op: Op, a: Lazy, b: Lazy, c: Lazy | None = None) -> Lazy:
         return cast(result, op.outputs[0].dtype)
 
     return Lazy(shape, op.outputs[0].dtype, read)
+
+
+def _sum_dtype(op: Op, x: Lazy) -> str:
+    return op.outputs[0].dtype if op.type in INTEGER_ANCHORS else accumulator_dtype(x.dtype)
+
+
+def _centred(value: Any, zero_point: int, dtype: str) -> Any:
+    """A value without its zero point."""
+    wide = cast(value, dtype)
+    return wide - immediate(zero_point, dtype) if zero_point else wide
 
 
 def _batch(index: Index, shape: tuple[int, ...]) -> Index:
@@ -335,6 +348,8 @@ PLAIN: dict[str, Plain] = {
     "ConvTranspose": transposed_convolution,
     "MatMul": product_of,
     "Gemm": product_of,
+    CONV: convolution,
+    MATMUL: product_of,
     "MaxPool": pooling,
     "AveragePool": pooling,
     "Softmax": softmax,

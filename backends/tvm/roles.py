@@ -8,6 +8,7 @@ import numpy as np
 
 from .elementwise import ELEMENTWISE_TYPES
 from .expressions import is_identity_training
+from .integer_ops import INTEGER_ANCHORS
 from .movement import MOVEMENT, VIEWS
 from .op import STATIC_INPUTS, Op
 from .stencil import STENCIL
@@ -59,6 +60,8 @@ def role_of(op: Op) -> Role:
         return Role.MOVEMENT if op.type in MOVEMENT else Role.STENCIL
     if op.type in CONVOLUTIONS or op.type in PRODUCTS:
         return Role.ANCHOR if _is_float(op) else Role.OPAQUE
+    if op.type in INTEGER_ANCHORS:
+        return Role.ANCHOR
     if op.type in POOLS:
         return Role.ANCHOR if not any(op.used_outputs[1:]) else Role.OPAQUE
     if op.type in REDUCTIONS:

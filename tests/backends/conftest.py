@@ -73,9 +73,9 @@ def mlp() -> ir.Model:
 def through_tvm(tmp_path):
     """Lower, build and run a model for this machine.
 
-    `through_tvm(model, feeds=None)` gives (outputs by name, reference outputs by name, what was lowered).
+    `through_tvm(model, feeds=None, target="host")` gives (outputs by name, reference outputs by name, what was lowered).
     """
-    from graphwright.backends.target import host_target
+    from graphwright.backends.target import resolve_target
     from graphwright.backends.tvm.build import build as build_library
     from graphwright.backends.tvm.lower import lower
     from graphwright.backends.tvm.runtime import TvmProgram
@@ -83,13 +83,14 @@ def through_tvm(tmp_path):
     from graphwright.ir.reference import run_reference
     from graphwright.ir.shapes import infer_shapes
 
-    def run(model, feeds=None):
+    def run(model, feeds=None, target="host"):
+        resolved = resolve_target(target)
         infer_shapes(model)
         feeds = random_inputs(model, 0) if feeds is None else feeds
-        lowered = lower(model, host_target())
+        lowered = lower(model, resolved)
         # A library that was loaded once stays loaded under its name.
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.so"
-        build_library(lowered, host_target(), path)
+        build_library(lowered, resolved, path)
         arrays = TvmProgram(path, lowered.weights).run([feeds[each.name] for each in lowered.inputs])
         outputs = {each.name: array for each, array in zip(lowered.outputs, arrays, strict=True)}
         return outputs, run_reference(model, feeds), lowered

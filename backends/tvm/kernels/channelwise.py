@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from . import emit
+from .arithmetic import FLOAT, Arithmetic
+from .choices import Option, choose
 from .emit import Statements
 from .interface import Index
 from .microkernel import Accumulators, Writer
@@ -40,6 +42,9 @@ class Sweep:
     """(accumulators, first output column, output row) -> statements after the last tap."""
     group: tuple[int, int] = (1, 1)
     """Input and output channels of one group; `channels` counts outputs."""
+    arithmetic: Arithmetic = FLOAT
+    load: Callable[[Any, Any, int], Any] = emit.load
+    """(buffer, index, lanes) -> a vector of the type of the accumulators."""
 
     def body(self, writer: Writer) -> Any:
         """The loops."""
@@ -61,7 +66,7 @@ class Sweep:
             if self.channels % tile.block:
                 start = emit.minimum(start, self.channels - tile.block)
             channel, bound = emit.bind("channel", start)
-            accumulators = Accumulators(tile)
+            accumulators = Accumulators(tile, self.arithmetic)
             top = oh * self.window.stride[0] - self.window.pads[0]
             low, rows = rows_inside(self.window, top)
 
@@ -110,7 +115,8 @@ class Sweep:
         lanes = self.tile.lanes
         width = lanes // outputs * inputs
         first = emit.floordiv(channel, outputs) * inputs if self.group != (1, 1) else channel
-        loaded, bound = emit.hold("x", emit.load(self.source, [*row, column, first], width), width)
+        dtype = self.arithmetic.accumulator
+        loaded, bound = emit.hold("x", self.load(self.source, [*row, column, first], width), width, dtype)
         if self.group == (1, 1):
             yield 0, loaded, [bound]
             return
@@ -123,19 +129,23 @@ class Sweep:
 def choose_channel_tile(window: Window, channels: int, held: int, target: TargetNumbers) -> Tile:
     """Pixels and vectors per tile; `held` vectors per column of the block stay in registers beside them."""
     lanes = min(lanes_of(target), channels)
-    return _choose(
-        window.out_width, channels, window.kernel, window.stride[1], held, lanes, target.vector_registers
-    )
+    shape = (window.out_width, channels, window.kernel, window.stride[1], held, lanes)
+    ranked = _ranked(*shape, target.vector_registers)
+    best, least = min(ranked, key=lambda each: each[1])
+    chosen = choose("tile", best.value, lambda: [Option(tile.value, cost / least) for tile, cost in ranked])
+    assert isinstance(chosen, tuple)
+    return Tile(*chosen)
 
 
 @lru_cache(maxsize=1024)
-def _choose(
+def _ranked(
     width: int, channels: int, kernel: tuple[int, int], stride: int, held: int, lanes: int, registers: int
-) -> Tile:
-    best, best_cost = Tile(1, 1, lanes), float("inf")
+) -> list[tuple[Tile, float]]:
+    """Tiles that fit the registers (one pixel by one vector always does), with their estimated cycles."""
+    found: list[tuple[Tile, float]] = []
     for vectors in range(1, max(1, min(4, channels // lanes)) + 1):
         for pixels in range(1, min(width, 12) + 1):
-            if (pixels + held) * vectors + 1 > registers:
+            if (pixels + held) * vectors + 1 > registers and found:
                 break
             columns = min((pixels - 1) * stride + kernel[1], pixels * kernel[1])
             operations = kernel[1] * pixels * vectors
@@ -143,6 +153,5 @@ def _choose(
             row = max(operations, loads, 4 * kernel[1]) / 2 + 2
             tiles = blocks(width, pixels) * blocks(channels, vectors * lanes)
             cost = tiles * (kernel[0] * row + pixels * vectors + 8)
-            if cost < best_cost:
-                best, best_cost = Tile(pixels, vectors, lanes), cost
-    return best
+            found.append((Tile(pixels, vectors, lanes), cost))
+    return found

@@ -18,7 +18,7 @@ from .microkernel import Writer
 from .product import Product
 from .spatial import SpatialConvolution, pack_conv_weights
 from .tile import MEMORY_BYTES_PER_CYCLE, TargetNumbers, Tile, blocks, choose_tile, tile_cycles
-from .window import MAX_BORDER_TILES, border_tiles, pad_stage, padded_spec
+from .window import choose_padded, pad_stage, padded_spec
 from .winograd import choose_winograd, winograd
 
 
@@ -44,7 +44,7 @@ def _spatial(spec: Conv2dSpec, writer: Writer, target: TargetNumbers) -> Kernel:
     tile = choose_tile(spec.out_width, per_group, depth * prod(spec.kernel), target, sweeps)
     data = source = emit.buffer("data", spec.data_shape)
     padding: emit.Statements = []
-    if border_tiles(spec, tile.pixels) > MAX_BORDER_TILES:
+    if choose_padded(spec, tile):
         source, padding = pad_stage(spec, spec.in_channels, data)
         spec = padded_spec(spec)
     flat_data, declare_data = emit.flat_view(source, prod(spec.data_shape))

@@ -17,7 +17,7 @@ from .emit import Statements
 from .interface import Conv2dSpec, Epilogue, Kernel, nhwc
 from .microkernel import Accumulators, Writer
 from .tile import TargetNumbers, lanes_of
-from .window import MAX_BORDER_TILES, border_tiles, pad_stage, padded_spec
+from .window import choose_padded, pad_stage, padded_spec
 
 _MOST_TAPS = 32
 """Kernel columns times inputs of a group that are written out at most."""
@@ -55,7 +55,7 @@ def depthwise(spec: Conv2dSpec, epilogue: Epilogue | None, target: TargetNumbers
     if not is_held and tile.pixels > most_pixels:
         tile = replace(tile, pixels=max(1, most_pixels))
     padding: Statements = []
-    if border_tiles(spec, tile.pixels) > MAX_BORDER_TILES:
+    if choose_padded(spec, tile):
         source, padding = pad_stage(spec, spec.in_channels, data)
         spec = padded_spec(spec)
 

@@ -9,6 +9,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx import ForKind
 
+from .arithmetic import FLOAT, Arithmetic
 from .emit import (
     Statements,
     allocate,
@@ -18,7 +19,6 @@ from .emit import (
     hold,
     load,
     loop,
-    splat,
     store,
     unrolled,
     when,
@@ -36,10 +36,10 @@ class Accumulators:
     Once loops are unrolled every index is a constant, which lets LLVM keep the buffer in registers.
     """
 
-    def __init__(self, tile: Tile):
-        self.tile = tile
-        self.buffer, self._allocation = allocate("acc", (tile.pixels * tile.block,))
-        self._columns, self._columns_allocation = allocate("columns", (tile.block,))
+    def __init__(self, tile: Tile, arithmetic: Arithmetic = FLOAT):
+        self.tile, self.arithmetic = tile, arithmetic
+        self.buffer, self._allocation = allocate("acc", (tile.pixels * tile.block,), arithmetic.accumulator)
+        self._columns, self._columns_allocation = allocate("columns", (tile.block,), arithmetic.column)
 
     def position(self, pixel: Any, vector: Any) -> Any:
         """Where the register of a pixel and a vector begins."""
@@ -51,9 +51,8 @@ class Accumulators:
 
     def fill(self, value: float = 0.0) -> Statements:
         """Set all registers to `value`."""
-        return [
-            self._each(lambda at: store(self.buffer, constant(value, self.tile.lanes), [at], self.tile.lanes))
-        ]
+        lanes, dtype = self.tile.lanes, self.arithmetic.accumulator
+        return [self._each(lambda at: store(self.buffer, constant(value, lanes, dtype), [at], lanes))]
 
     def clear(self, value: float = 0.0) -> Statements:
         """Allocate and set to `value`."""
@@ -83,11 +82,12 @@ class Accumulators:
             return [vector * lanes]
 
         def pixel_row(pixel: Any) -> Statements:
-            name, bound = hold("x", row(pixel))
+            name, bound = hold("x", row(pixel), dtype=self.arithmetic.value)
 
             def cell(vector: Any) -> Any:
-                product = splat(name, lanes) * load(self._columns, own(vector), lanes)
-                return self.update(pixel, vector, product)
+                column = load(self._columns, own(vector), lanes)
+                combine = self.arithmetic.combine
+                return self.update(pixel, vector, column, lambda acc, _: combine(acc, name, column, lanes))
 
             return [bound, unrolled("vector", self.tile.vectors, cell)]
 
@@ -107,7 +107,14 @@ class Accumulators:
 class Writer:
     """Applies the epilogue and stores; owns the buffers of the extra inputs and the output."""
 
-    def __init__(self, epilogue: Epilogue | None, shape: tuple[int, ...], storage: Callable[[Index], Index]):
+    def __init__(
+        self,
+        epilogue: Epilogue | None,
+        shape: tuple[int, ...],
+        storage: Callable[[Index], Index],
+        dtype: str = "float32",
+    ):
+        self._dtype = dtype
         self._epilogue = epilogue or Epilogue()
         self._storage = self._epilogue.out_index or storage
         self._rank = len(shape)
@@ -133,7 +140,7 @@ class Writer:
         if self._epilogue.apply is None:
             return False
         index = tuple(tirx.Var(f"i{axis}", "int32") for axis in range(self._rank))
-        return count_operations(self.value(tirx.Var("value", "float32"), index)) > _UNROLLED_OPERATIONS
+        return count_operations(self.value(tirx.Var("value", self._dtype), index)) > _UNROLLED_OPERATIONS
 
     def write_tile(
         self,
@@ -182,7 +189,7 @@ class Writer:
         source, prepare = accumulators.buffer, []
         repeat: Callable[..., Any] = unrolled
         if self.is_heavy:
-            source, allocation = allocate("staged", (tile.pixels * tile.block,))
+            source, allocation = allocate("staged", (tile.pixels * tile.block,), self._dtype)
             prepare = [allocation, *accumulators.copy_to(source)]
             repeat = loop
 

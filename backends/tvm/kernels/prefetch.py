@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import emit
+from .arithmetic import FLOAT, Arithmetic
+from .choices import choose_flag
 from .emit import Statements
 from .tile import TargetNumbers, Tile, blocks
 
@@ -33,22 +35,33 @@ class PanelPrefetch:
     stride: int
     """Weights between the beginnings of neighbouring panels."""
     lines: int
+    unit: int = 1
+    """Elements in memory per weight of the steps counted here."""
 
     @classmethod
     def plan(
-        cls, steps: int, stride: int, tile: Tile, panels: int, sweeps: int, target: TargetNumbers
+        cls,
+        steps: int,
+        stride: int,
+        tile: Tile,
+        panels: int,
+        sweeps: int,
+        target: TargetNumbers,
+        arithmetic: Arithmetic = FLOAT,
     ) -> PanelPrefetch | None:
         """The requests of `sweeps` tiles that use each of `panels` panels; None where they do not pay."""
-        if steps % _STEPS_PER_REQUEST or sweeps < 2 or 4 * stride * panels <= target.l2_bytes // 2:
+        lines = blocks(_STEPS_PER_REQUEST * tile.block, _LINE_FLOATS * max(sweeps, 1))
+        if steps % _STEPS_PER_REQUEST or sweeps < 2 or lines > _MOST_LINES:
             return None
-        lines = blocks(_STEPS_PER_REQUEST * tile.block, _LINE_FLOATS * sweeps)
-        return cls(steps, stride, lines) if lines <= _MOST_LINES else None
+        pays = 4 * stride * panels > target.l2_bytes // 2
+        return cls(steps, stride, lines, arithmetic.depth) if choose_flag("prefetch", pays) else None
 
     def requests(self, weights: Any, panel: Any, sweep: Any, step: Any) -> Statements:
         """The requests of tile number `sweep` at a step; the current panel begins at `panel` in `weights`."""
         number = emit.floordiv(sweep * self.steps + step, _STEPS_PER_REQUEST)
         first = panel + self.stride + number * (self.lines * _LINE_FLOATS)
-        return [emit.prefetch(weights, [first + line * _LINE_FLOATS]) for line in range(self.lines)]
+        lines = [(first + line * _LINE_FLOATS) * self.unit for line in range(self.lines)]
+        return [emit.prefetch(weights, [line]) for line in lines]
 
 
 def reduction(

@@ -8,11 +8,13 @@ from math import prod
 from typing import Any
 
 from . import emit
+from .arithmetic import FLOAT, Arithmetic
 from .emit import Statements
 from .interface import Index
 from .microkernel import Accumulators, Writer
 from .prefetch import PanelPrefetch, Requests, reduction
 from .tile import Slices, TargetNumbers, Tile, blocks, choose_chunks, choose_slices
+from .window import choose_order
 
 SERIAL_FLOPS = 200_000
 """Below this, starting the worker threads costs more than they save."""
@@ -41,6 +43,8 @@ class Product:
     overlap: bool = False
     weights: Any = None
     """The packed right operand as one axis, blocks in order, if it is constant."""
+    arithmetic: Arithmetic = FLOAT
+    """Where it takes several values per step, `k` counts steps."""
 
     @property
     def blocks(self) -> int:
@@ -60,8 +64,10 @@ class Product:
     def body(self, writer: Writer, target: TargetNumbers) -> Any:
         """The loops."""
         weight_bytes = 4 * self.k * self.blocks * self.tile.block
-        slices = choose_slices(self.m, self.k, weight_bytes, self.tile, target)
-        if slices and prod(self.batch) == 1:
+        slices = None
+        if prod(self.batch) == 1:
+            slices = choose_slices(self.m, self.k, weight_bytes, self.tile, target)
+        if slices:
             return self._sliced(writer, slices, target)
         tiles = blocks(self.m, self.tile.pixels)
         row_bytes = 4 * self.k * self.tile.pixels
@@ -71,10 +77,14 @@ class Product:
         if self.weights is not None:
             panels = prod(self.batch) * self.blocks
             panel = self.k * self.tile.block
-            prefetch = PanelPrefetch.plan(self.k, panel, self.tile, panels, chunks.rows, target)
+            prefetch = PanelPrefetch.plan(
+                self.k, panel, self.tile, panels, chunks.rows, target, self.arithmetic
+            )
+
+        order = choose_order()
 
         def task(t: Any) -> Any:
-            *batch, chunk, block = emit.unravel(t, (*self.batch, chunks.count, self.blocks))
+            *batch, chunk, block = order(t, self.batch, chunks.count, self.blocks)
             block, bound = emit.bind("block", block)
             first = chunk * chunks.rows
             count: Any = chunks.rows
@@ -112,12 +122,14 @@ class Product:
         tile, tiles = self.tile, blocks(self.m, self.tile.pixels)
         batch = (0,) * len(self.batch)
         shape = (min(slices.tiles, tiles), self.blocks, tile.pixels * tile.block)
-        sums, allocation = emit.allocate("sums", shape, scope="global")
+        sums, allocation = emit.allocate("sums", shape, self.arithmetic.accumulator, "global")
         is_even = self.k % slices.steps == 0
         prefetch = None
         if self.weights is not None and is_even:
             panel = self.k * tile.block
-            prefetch = PanelPrefetch.plan(slices.steps, panel, tile, self.blocks, shape[0], target)
+            prefetch = PanelPrefetch.plan(
+                slices.steps, panel, tile, self.blocks, shape[0], target, self.arithmetic
+            )
 
         def piece(chunk: Any, part: Any, block: Any) -> Any:
             first = chunk * slices.tiles
@@ -126,7 +138,7 @@ class Product:
 
         def one_tile(number: Any, part: Any, block: Any, place: Index) -> Any:
             first, bound = emit.bind("first", emit.minimum(number * tile.pixels, self.m - tile.pixels))
-            accumulators = Accumulators(tile)
+            accumulators = Accumulators(tile, self.arithmetic)
             begin = part * slices.steps
             steps = slices.steps if is_even else emit.minimum(slices.steps, self.k - begin)
             panel = (block * self.k + begin) * tile.block
@@ -175,7 +187,7 @@ class Product:
     ) -> Any:
         pixels = self.tile.pixels
         first, bound = emit.bind("first", emit.minimum(number * pixels, self.m - pixels))
-        accumulators = Accumulators(self.tile)
+        accumulators = Accumulators(self.tile, self.arithmetic)
         return [
             *bound,
             *accumulators.clear(),

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from . import emit
+from .arithmetic import FLOAT, Arithmetic
 from .emit import Statements
 from .interface import Conv2dSpec, Index
 from .microkernel import Accumulators, Writer
 from .prefetch import PanelPrefetch, Requests, reduction
 from .product import SERIAL_FLOPS
 from .tile import TargetNumbers, Tile, blocks, choose_chunks
-from .window import column_inside, over_tiles, rows_inside
+from .window import choose_order, column_inside, over_tiles, rows_inside
 
 
 def pack_conv_weights(weights: np.ndarray, groups: int, block: int) -> np.ndarray:
@@ -51,6 +52,8 @@ class SpatialConvolution:
     """Where this convolution's weights begin."""
     place: Callable[[Index], Index] = lambda index: index
     """Logical index of this convolution's output -> logical index of the kernel's output."""
+    arithmetic: Arithmetic = FLOAT
+    """Where it takes several values per step, `spec` counts channels in steps."""
 
     @property
     def depth(self) -> int:
@@ -87,10 +90,14 @@ class SpatialConvolution:
 
         steps = prod(spec.kernel) * self.depth
         panel = steps * self.tile.block
-        prefetch = PanelPrefetch.plan(steps, panel, self.tile, block_count, chunks.rows, target)
+        prefetch = PanelPrefetch.plan(
+            steps, panel, self.tile, block_count, chunks.rows, target, self.arithmetic
+        )
+
+        order = choose_order()
 
         def task(t: Any) -> Any:
-            n, chunk, block = emit.unravel(t, (spec.batch, chunks.count, block_count))
+            n, chunk, block = order(t, (spec.batch,), chunks.count, block_count)
             block, bound = emit.bind("block", block)
             first_row = chunk * chunks.rows
             rows: Any = chunks.rows
@@ -122,7 +129,7 @@ class SpatialConvolution:
         spec, tile = self.spec, self.tile
         group = emit.floordiv(block, self.blocks) if spec.groups > 1 else 0
         in_group = emit.floormod(block, self.blocks) if spec.groups > 1 else block
-        accumulators = Accumulators(tile)
+        accumulators = Accumulators(tile, self.arithmetic)
         top = oh * spec.stride[0] - spec.pads[0]
         low, count = rows_inside(spec, top)
 
@@ -168,9 +175,9 @@ class SpatialConvolution:
         def step(value: Any, weight: Any) -> Any:
             return accumulators.multiply_add(
                 valid,
-                lambda p: emit.load(self.data, [data + value + p * pixel_step]),
-                lambda v: emit.load(
-                    self.weights, [weights + weight * tile.block + v * tile.lanes], tile.lanes
+                lambda p: self.arithmetic.read(self.data, data + value + p * pixel_step),
+                lambda v: self.arithmetic.columns(
+                    self.weights, weights + weight * tile.block + v * tile.lanes, tile.lanes
                 ),
             )
 

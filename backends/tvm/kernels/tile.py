@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+from .choices import Option, choose, choose_size
+
 _FMA_CHAINS = 10
 """Independent multiply-adds in flight that keep two pipes of latency four busy."""
 _LOAD_CYCLES = 0.05
@@ -21,6 +23,10 @@ L3_BYTES_PER_CYCLE = 6.0
 MEMORY_BYTES_PER_CYCLE = 3.0
 _SHORTEST_SLICE = 384
 """Reduction steps that make up for storing and loading the sums of a tile."""
+_MOST_SLICES = 16
+"""Slices that are tried."""
+_WORST_TILE = 2.0
+"""Tiles that are estimated to take longer than this many times the best are not worth trying."""
 _TILE_OVERHEAD_CYCLES = 12.0
 """Loop control and write-back that do not shrink with the tile."""
 
@@ -62,6 +68,11 @@ class Tile:
         """Output channels per tile."""
         return self.vectors * self.lanes
 
+    @property
+    def value(self) -> tuple[int, int, int]:
+        """The tile as plain data."""
+        return (self.pixels, self.vectors, self.lanes)
+
     def __str__(self) -> str:
         return f"{self.pixels}x{self.vectors}x{self.lanes}"
 
@@ -81,7 +92,37 @@ def choose_tile(width: int, channels: int, depth: int, target: TargetNumbers, sw
 
     `sweeps` is the number of rows that read the same weights.
     """
+    best, _ = _chosen(width, channels, depth, target, sweeps)
+    chosen = choose("tile", best.value, lambda: tile_options(width, channels, depth, target, sweeps))
+    assert isinstance(chosen, tuple)
+    return Tile(*chosen)
+
+
+def analytic_tile(width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int = 1) -> Tile:
+    """What `choose_tile` takes where nobody asks for another tile."""
     return _chosen(width, channels, depth, target, sweeps)[0]
+
+
+def tile_options(
+    width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int = 1
+) -> list[Option]:
+    """Tiles worth trying, by estimated time; narrower vectors too, for channels that fill them better."""
+    widest = lanes_of(target)
+    best = _chosen(width, channels, depth, target, sweeps)[1]
+    found = []
+    for lanes in {widest, max(widest // 2, 4)}:
+        ranked = _ranked(
+            width,
+            channels,
+            depth,
+            min(sweeps, 2),
+            lanes,
+            target.vector_registers,
+            target.l1_bytes,
+            target.l2_bytes,
+        )
+        found += [Option(tile.value, cost / best) for tile, cost in ranked if cost <= _WORST_TILE * best]
+    return sorted(found, key=lambda option: option.cost)
 
 
 def tile_cycles(width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int = 2) -> float:
@@ -106,8 +147,17 @@ def _chosen(width: int, channels: int, depth: int, target: TargetNumbers, sweeps
 def _choose(
     width: int, channels: int, depth: int, sweeps: int, lanes: int, registers: int, l1: int, l2: int
 ) -> tuple[Tile, float]:
+    return min(
+        _ranked(width, channels, depth, sweeps, lanes, registers, l1, l2), key=lambda ranked: ranked[1]
+    )
+
+
+def _ranked(
+    width: int, channels: int, depth: int, sweeps: int, lanes: int, registers: int, l1: int, l2: int
+) -> list[tuple[Tile, float]]:
+    """Every tile that fits the registers, with the cycles it is estimated to take for one row."""
     needed = blocks(channels, lanes)
-    best, best_cost = Tile(1, 1, lanes), float("inf")
+    found = []
     for vectors in range(1, min(needed, 8) + 1):
         budget = registers - vectors - 1
         panel = depth * vectors * lanes * 4
@@ -119,9 +169,8 @@ def _choose(
             stream = vectors * lanes * 4 / bandwidth
             cycles = depth * max(step, stream) + pixels * vectors + _TILE_OVERHEAD_CYCLES
             cost = row_tiles * blocks(needed, vectors) * cycles
-            if cost < best_cost:
-                best, best_cost = Tile(pixels, vectors, lanes), cost
-    return best, best_cost
+            found.append((Tile(pixels, vectors, lanes), cost))
+    return found
 
 
 def _bandwidth(panel: int, is_read_again: bool, l1: int, l2: int) -> float:
@@ -156,7 +205,7 @@ def choose_chunks(
         size = max(1, min(rows, half // max(row_bytes, 1)))
     while size > 1 and _imbalance(outer * blocks(rows, size) * column_blocks, target.cores) > 1.1:
         size -= max(1, size // 8)
-    even = blocks(rows, blocks(rows, size))
+    even = choose_size("rows", blocks(rows, blocks(rows, size)), rows)
     return Chunks(even, blocks(rows, even))
 
 
@@ -176,14 +225,15 @@ def choose_slices(m: int, depth: int, weight_bytes: int, tile: Tile, target: Tar
     weights come from memory once; the sums wait in memory between slices.
     """
     half = target.l2_bytes // 2
-    if weight_bytes <= half or 4 * m * depth <= half:
-        return None
-    count = blocks(depth, max(half // (4 * m), _SHORTEST_SLICE))
+    count = 1
+    if weight_bytes > half and 4 * m * depth > half:
+        count = blocks(depth, max(half // (4 * m), _SHORTEST_SLICE))
+    count = choose_size("slices", count, max(count, min(depth // _SHORTEST_SLICE, _MOST_SLICES), 1))
     if count == 1:
         return None
     steps = blocks(blocks(depth, count), 8) * 8
     tiles = blocks(m, tile.pixels)
-    chunks = max(1, round(4 * steps * m / half))
+    chunks = choose_size("chunks", min(tiles, max(1, round(4 * steps * m / half))), min(tiles, 16))
     return Slices(steps, blocks(depth, steps), blocks(tiles, chunks))
 
 

@@ -11,9 +11,12 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from . import emit
+from .choices import Option, choose, choose_flag
 from .emit import Statements
-from .interface import Conv2dSpec
+from .interface import Conv2dSpec, Index
+from .tile import Tile
 
+_SHARE_ROWS, _SHARE_WEIGHTS = "rows", "weights"
 MAX_BORDER_TILES = 4
 """Border tiles that get code of their own; with more of them the input is padded first."""
 
@@ -73,6 +76,29 @@ def touches_border(window: Window, start: int, pixels: int) -> bool:
 def border_tiles(window: Window, pixels: int) -> int:
     """Tiles of a row that read columns outside the image."""
     return sum(touches_border(window, start, pixels) for start in tile_starts(window.out_width, pixels))
+
+
+def choose_padded(window: Window, tile: Tile) -> bool:
+    """Whether the operator reads a padded copy; always where too many tiles touch the border."""
+    found = border_tiles(window, tile.pixels)
+    if found > MAX_BORDER_TILES or not any(window.pads):
+        return found > MAX_BORDER_TILES
+    return choose_flag("padded", False)
+
+
+def choose_order() -> Callable[[Any, Index, int, int], Index]:
+    """How the number of a task is read: (number, batch, chunks of rows, blocks) -> (batch..., chunk, block).
+
+    Neighbouring tasks either share their rows of the input or, the other way, their weights.
+    """
+    if choose("order", _SHARE_ROWS, lambda: [Option(_SHARE_WEIGHTS)]) == _SHARE_ROWS:
+        return lambda t, batch, chunks, count: emit.unravel(t, (*batch, chunks, count))
+
+    def swapped(t: Any, batch: Index, chunks: int, count: int) -> Index:
+        *outer, block, chunk = emit.unravel(t, (*batch, count, chunks))
+        return (*outer, chunk, block)
+
+    return swapped
 
 
 def over_tiles(window: Window, pixels: int, tile: Callable[[Any], Any]) -> Statements:

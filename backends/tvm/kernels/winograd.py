@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import emit
+from .choices import Option, choose
 from .emit import Statements
 from .interface import Conv2dSpec, Epilogue, Kernel, nhwc
 from .microkernel import Accumulators, Writer
@@ -26,12 +27,14 @@ from .tile import (
     MEMORY_BYTES_PER_CYCLE,
     TargetNumbers,
     Tile,
+    analytic_tile,
     blocks,
-    choose_tile,
     lanes_of,
     tile_cycles,
+    tile_options,
 )
 
+_DIRECT = "direct"
 _LEAST_CHANNELS = 16
 """With fewer input channels the transforms cost more than the products save."""
 _STAGE_CYCLES = {2: (40.0, 30.0), 4: (130.0, 110.0)}
@@ -63,18 +66,36 @@ def choose_winograd(spec: Conv2dSpec, direct_cycles: float, target: TargetNumber
         return None
     if min(spec.in_channels, spec.out_channels) < _LEAST_CHANNELS:
         return None
-    plans = [plan for each in (F2, F4) if (plan := _plan(spec, each, target)) is not None]
-    best = min(plans, key=lambda plan: plan.cycles, default=None)
-    return best if best is not None and best.cycles < direct_cycles else None
+    fitting = [each for each in (F2, F4) if min(spec.out_height, spec.out_width) >= each.outputs]
+    divided = {f"F({each.outputs},3)": _divisions(spec, each, target) for each in fitting}
+    cycles = {_DIRECT: direct_cycles} | {
+        name: min(plan.cycles for plan in plans) for name, plans in divided.items()
+    }
+    quickest = min(cycles, key=cycles.__getitem__)
+    least = cycles[quickest]
+    algorithm = choose(
+        "algorithm", quickest, lambda: [Option(name, taken / least) for name, taken in cycles.items()]
+    )
+    return None if algorithm == _DIRECT else _chosen_plan(spec, divided[str(algorithm)], target)
 
 
-def _plan(spec: Conv2dSpec, used: MinimalFilter, target: TargetNumbers) -> Plan | None:
-    if min(spec.out_height, spec.out_width) < used.outputs:
-        return None
+def _divisions(spec: Conv2dSpec, used: MinimalFilter, target: TargetNumbers) -> list[Plan]:
     count = prod(_tile_grid(spec, used))
     divisions = sorted({blocks(count, tiles) for tiles in _halvings(count)})
-    plans = (_divided(spec, used, count, chunks, target) for chunks in divisions)
-    return min(plans, key=lambda plan: plan.cycles)
+    return [_divided(spec, used, chunks, target) for chunks in divisions]
+
+
+def _chosen_plan(spec: Conv2dSpec, plans: list[Plan], target: TargetNumbers) -> Plan:
+    """One of the divisions, and a tile for it."""
+    best = min(plans, key=lambda plan: plan.cycles)
+    chunks = choose("chunks", best.chunks, lambda: [Option(p.chunks, p.cycles / best.cycles) for p in plans])
+    plan = best if chunks == best.chunks else next(plan for plan in plans if plan.chunks == chunks)
+    shape = (plan.tiles, spec.out_channels, spec.in_channels)
+    tile = choose("tile", plan.tile.value, lambda: tile_options(*shape, target, 2))
+    if tile == plan.tile.value:
+        return plan
+    assert isinstance(tile, tuple)
+    return _divided(spec, plan.filter, plan.chunks, target, Tile(*tile))
 
 
 def _halvings(count: int) -> Iterator[int]:
@@ -85,10 +106,13 @@ def _halvings(count: int) -> Iterator[int]:
         size /= 1.41
 
 
-def _divided(spec: Conv2dSpec, used: MinimalFilter, count: int, chunks: int, target: TargetNumbers) -> Plan:
+def _divided(
+    spec: Conv2dSpec, used: MinimalFilter, chunks: int, target: TargetNumbers, tile: Tile | None = None
+) -> Plan:
     """A division into about `chunks`, with the cycles one core is estimated to take."""
     lanes, channels, outputs = lanes_of(target), spec.in_channels, spec.out_channels
-    tile = choose_tile(blocks(count, chunks), outputs, channels, target, 2)
+    count = prod(_tile_grid(spec, used))
+    tile = tile or analytic_tile(blocks(count, chunks), outputs, channels, target, 2)
     tiles = min(count, blocks(blocks(count, chunks), tile.pixels) * tile.pixels)
     chunks = blocks(count, tiles)
     products = used.products * chunks * tile_cycles(tiles, outputs, channels, target)

@@ -1,0 +1,17 @@
+"""Operators on integers that only the lowering knows: what quantized parts of a graph become.
+
+`integer::Conv(x, w[, bias])` and `integer::MatMul(a, b[, bias])` give int32 sums of products of operands
+as they are stored. Attribute `zero_point` of Conv is what padding holds; those of MatMul, `zero_point` and
+`right_zero_point`, are taken off the operands. Other zero points are the business of the int32 `bias`, one
+per output channel, and of weights, which are stored without theirs (int8, or int16 where that is too small).
+"""
+
+from __future__ import annotations
+
+DOMAIN = "integer"
+CONV = f"{DOMAIN}::Conv"
+MATMUL = f"{DOMAIN}::MatMul"
+INTEGER_ANCHORS = frozenset({CONV, MATMUL})
+
+MOST_TERMS = (1 << 31) // (255 * 128)
+"""Products of 8-bit numbers that int32 holds the sum of."""

@@ -1,0 +1,267 @@
+"""Integer kernels against ONNX Runtime with its optimizations off, on the same QDQ graphs."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphwright.backends.target import Target, host_target, resolve_target
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from .quantized_models import Graph, output_scale, tensor
+
+SETTINGS = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+TARGETS = [name for name in ("host", "x86-64-v2", "x86-64-v3", "x86-64-v4") if resolve_target(name).runs_here]
+"""Everything that this machine can run, so that every kind of arithmetic it has is tried."""
+
+
+def assert_within_a_step(result, expected):
+    assert result.dtype == expected.dtype
+    steps = np.abs(result.astype(np.int64) - expected.astype(np.int64))
+    assert steps.max(initial=0) <= 1
+    # One in a thousand, but a single one in small tensors.
+    assert (steps > 0).sum() <= max(1, steps.size // 1000), (steps > 0).sum()
+
+
+def assert_integer(lowered, *words):
+    """Every anchor is an integer kernel, and weights are stored as bytes."""
+    kinds = [kernel.kind for kernel in lowered.kernels]
+    assert not {"conv", "gemm", "matmul"} & set(kinds), kinds
+    notes = " ".join(kernel.note for kernel in lowered.kernels)
+    assert "int8" in notes or "int16" in notes, notes
+    for word in words:
+        assert word in notes, notes
+
+
+@st.composite
+def convolutions(draw):
+    groups = draw(st.sampled_from([1, 1, 2, 5]))
+    depthwise = draw(st.booleans())
+    channels = groups * draw(st.integers(1, 9))
+    if depthwise:
+        groups = channels = draw(st.sampled_from([3, 16, 40]))
+    rank = draw(st.sampled_from([1, 2, 2]))
+    return {
+        "rank": rank,
+        "groups": groups,
+        "channels": channels,
+        "outputs": groups if depthwise else groups * draw(st.integers(1, 20)),
+        "size": [draw(st.integers(6, 13)) for _ in range(rank)],
+        "kernel": [draw(st.integers(1, 3)) for _ in range(rank)],
+        "pads": [draw(st.integers(0, 2)) for _ in range(2 * rank)],
+        "strides": [draw(st.integers(1, 2)) for _ in range(rank)],
+        "dilations": [draw(st.integers(1, 2)) for _ in range(rank)],
+        "dtype": draw(st.sampled_from(["uint8", "int8"])),
+        "zero_point": draw(st.sampled_from([0, 0, 3, 100])),
+        "out_dtype": draw(st.sampled_from(["uint8", "int8"])),
+        "weights": draw(
+            st.sampled_from([("int8", 0), ("int8", 0), ("int8", 7), ("uint8", 128), ("uint8", 90)])
+        ),
+        "per_channel": draw(st.booleans()),
+        "bias": draw(st.sampled_from(["int32", "float", None])),
+        "tail": draw(st.sampled_from([None, "Relu", "Clip"])),
+        "seed": draw(st.integers(0, 1000)),
+        "target": draw(st.sampled_from(TARGETS)),
+    }
+
+
+def convolution(case) -> ir.Model:
+    g = Graph(case["seed"])
+    x = tensor("x", (2, case["channels"], *case["size"]))
+    shape = (case["outputs"], case["channels"] // case["groups"], *case["kernel"])
+    weight, scale = g.weight(shape, 0 if case["per_channel"] else None, *case["weights"])
+    bias = None
+    if case["bias"] == "int32":
+        bias = g.bias(scale * np.float32(0.02), case["outputs"])
+    elif case["bias"] == "float":
+        bias = g.constant(g.random.standard_normal(case["outputs"]).astype(np.float32))
+    data = g.qdq(x, 0.02, case["zero_point"], case["dtype"])
+    y = g(
+        "Conv",
+        data,
+        weight,
+        bias,
+        pads=case["pads"],
+        strides=case["strides"],
+        dilations=case["dilations"],
+        group=case["groups"],
+    )
+    y = _tail(g, y, case["tail"])
+    out = g.q(y, output_scale(int(np.prod(shape[1:]))), 0 if case["tail"] else 11, case["out_dtype"])
+    return g.model({"x": x}, out)
+
+
+def _tail(g, y, tail):
+    if tail == "Relu":
+        return g("Relu", y)
+    if tail == "Clip":
+        return g("Clip", y, g.constant(np.float32(0)), g.constant(np.float32(3)))
+    return y
+
+
+@SETTINGS
+@given(convolutions())
+def test_convolutions_are_integer_and_right(through_tvm, case):
+    model = convolution(case)
+    results, expected, lowered = through_tvm(model, target=case["target"])
+    assert_integer(lowered)
+    (name,) = results
+    assert_within_a_step(results[name], expected[name])
+
+
+@st.composite
+def products(draw):
+    return {
+        "kind": draw(st.sampled_from(["gemm", "gemm_t", "matmul", "activations", "broadcast"])),
+        "m": draw(st.integers(1, 20)),
+        "k": draw(st.integers(1, 70)),
+        "n": draw(st.integers(1, 40)),
+        "batch": draw(st.integers(1, 3)),
+        "dtypes": draw(st.sampled_from([("uint8", "uint8"), ("int8", "int8"), ("uint8", "int8")])),
+        "zero_points": (draw(st.sampled_from([0, 5, 100])), draw(st.sampled_from([0, 9]))),
+        "weights": draw(st.sampled_from([("int8", 0), ("int8", -3), ("uint8", 131)])),
+        "per_channel": draw(st.booleans()),
+        "bias": draw(st.booleans()),
+        "seed": draw(st.integers(0, 1000)),
+        "target": draw(st.sampled_from(TARGETS)),
+    }
+
+
+def product(case) -> ir.Model:
+    g = Graph(case["seed"])
+    m, k, n, kind = case["m"], case["k"], case["n"], case["kind"]
+    gemm = kind.startswith("gemm")
+    x = tensor("x", (m, k) if gemm else (case["batch"], 2, m, k))
+    left = g.qdq(x, 0.02, case["zero_points"][0], case["dtypes"][0])
+    inputs = {"x": x}
+    if kind in ("activations", "broadcast"):
+        z = tensor("z", (case["batch"], 2, k, n) if kind == "activations" else (1, 2, k, n))
+        inputs["z"] = z
+        y = g("MatMul", left, g.qdq(z, 0.02, case["zero_points"][1], case["dtypes"][1]))
+        return g.model(inputs, g.q(y, output_scale(k, weight=0.02), 9))
+    flip = kind == "gemm_t"
+    axis = (0 if flip else 1) if case["per_channel"] else None
+    weight, scale = g.weight((n, k) if flip else (k, n), axis, *case["weights"])
+    if not gemm:
+        y = g("MatMul", left, weight)
+        if case["bias"]:
+            y = g("Add", y, g.constant(g.random.standard_normal(n).astype(np.float32)))
+    else:
+        bias = g.bias(scale * np.float32(0.02), n) if case["bias"] else None
+        y = g("Gemm", left, weight, bias, transB=int(flip))
+    return g.model(inputs, g.q(y, output_scale(k), 100))
+
+
+@SETTINGS
+@given(products())
+def test_products_are_integer_and_right(through_tvm, case):
+    results, expected, lowered = through_tvm(product(case), target=case["target"])
+    assert_integer(lowered)
+    (name,) = results
+    assert_within_a_step(results[name], expected[name])
+
+
+def residual(dtype="uint8", zero_points=(3, 60, 0)) -> ir.Model:
+    """Two convolutions, an addition of two scales, pooling and moves, all between quantizers."""
+    g = Graph(7)
+    x = tensor("x", (1, 8, 14, 14))
+    data = g.qdq(x, 0.02, zero_points[0], dtype)
+    w1, s1 = g.weight((16, 8, 3, 3))
+    first = g("Relu", g("Conv", data, w1, g.bias(s1 * np.float32(0.02), 16), pads=[1, 1, 1, 1]))
+    first = g.qdq(first, output_scale(72), zero_points[2], dtype)
+    w2, _ = g.weight((16, 16, 3, 3))
+    second = g("Conv", first, w2, None, pads=[1, 1, 1, 1])
+    wide = output_scale(144, output_scale(72))
+    second = g.qdq(second, wide, zero_points[1], dtype)
+    total = g.qdq(g("Relu", g("Add", second, first)), wide, zero_points[2], dtype)
+    pooled = g("MaxPool", total, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    pooled = g.qdq(pooled, wide, zero_points[2], dtype)
+    moved = g("Transpose", pooled, perm=[0, 2, 3, 1])
+    moved = g.qdq(moved, wide, zero_points[2], dtype)
+    flat = g("Reshape", moved, g.constant(np.array([1, -1])))
+    flat = g.qdq(flat, wide, zero_points[2], dtype)
+    w3, _ = g.weight((10, 16 * 49))
+    return g.model({"x": x}, g("Gemm", flat, w3, None, transB=1))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_residual_network_keeps_to_integers(through_tvm, dtype):
+    results, expected, lowered = through_tvm(residual(dtype))
+    assert_integer(lowered)
+    (name,) = results
+    difference = np.abs(results[name] - expected[name]).max()
+    assert difference <= 0.01 * np.abs(expected[name]).max()
+    kinds = sorted(kernel.kind for kernel in lowered.kernels)
+    # The addition is in the second convolution's kernel; pooling and moves read and write bytes.
+    assert kinds.count("integer conv") == 2
+    assert "elementwise" not in kinds or kinds.count("elementwise") == 1
+    floats = sum(array.nbytes for array in lowered.weights if array.dtype == np.float32)
+    stored = sum(array.nbytes for array in lowered.weights)
+    assert floats < 0.05 * stored
+
+
+def test_weights_of_seven_bits_and_all_eight_do_not_saturate(through_tvm):
+    """Extreme weights and data: 16-bit sums would saturate."""
+    g = Graph()
+    x = tensor("x", (1, 64, 4, 4))
+    weight = g.dq(g.constant(np.full((16, 64, 1, 1), -128, np.int8)), 0.01, 0, "int8")
+    y = g("Conv", g.qdq(x, 1 / 255, 0), weight, None)
+    model = g.model({"x": x}, y)
+    results, expected, lowered = through_tvm(model, {"x": np.ones((1, 64, 4, 4), np.float32)})
+    assert_integer(lowered)
+    np.testing.assert_allclose(*results.values(), *expected.values(), rtol=1e-6)
+
+
+def test_too_long_a_sum_stays_in_float():
+    from graphwright.backends.tvm.integer import integerize
+    from graphwright.ir.shapes import infer_shapes
+
+    g = Graph()
+    x = tensor("x", (1, 70_000))
+    weight, _ = g.weight((2, 70_000))
+    model = g.model({"x": x}, g("Gemm", g.qdq(x, 0.1, 0), weight, None, transB=1))
+    infer_shapes(model)
+    integerize(model, host_target())
+    assert "Gemm" in [node.op_type for node in model.graph]
+
+
+@pytest.mark.parametrize(
+    ("target", "instruction"),
+    [
+        ("x86-64-v2", "pmaddwd"),
+        ("x86-64-v3", "vpmaddwd"),
+        ("skylake-avx512", "vpmaddwd .*zmm"),
+        ("cascadelake", "vpdpbusd .*zmm"),
+        ("alderlake", "vpdpbusd .*ymm"),
+    ],
+)
+@pytest.mark.parametrize("groups", [1, 64])
+def test_x86_code_holds_the_instruction(tmp_path, target, instruction, groups):
+    code = disassembled(layer(groups), resolve_target(target), tmp_path)
+    assert re.search(instruction, code)
+
+
+def layer(groups: int) -> ir.Model:
+    """One convolution between quantizers."""
+    g = Graph()
+    x = tensor("x", (1, 64, 8, 8))
+    weight, _ = g.weight((64, 64 // groups, 3, 3))
+    y = g("Conv", g.qdq(x, 0.02, 4), weight, None, pads=[1, 1, 1, 1], group=groups)
+    return g.model({"x": x}, g.q(g("Relu", y), 0.1, 0))
+
+
+def disassembled(model: ir.Model, target: Target, folder: Path) -> str:
+    from graphwright.backends.tvm.build import build
+    from graphwright.backends.tvm.lower import lower
+    from graphwright.ir.shapes import infer_shapes
+
+    infer_shapes(model)
+    build(lower(model, target), target, folder / "model.so")
+    command = ["objdump", "-d", "--no-show-raw-insn", str(folder / "model.so")]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
