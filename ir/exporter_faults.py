@@ -2,9 +2,41 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import onnx_ir as ir
 
 from .bodies import all_graphs
+
+if TYPE_CHECKING:
+    import torch
+
+
+def simpler_program(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with plainer operators in place of those that the exporter only knows in one form.
+
+    It takes attention over four axes alone, and no number minus a tensor of integers.
+    """
+    import torch
+
+    def attention(query: Any, key: Any, value: Any, *options: Any, **named: Any) -> Any:
+        order = ("attn_mask", "dropout_p", "is_causal")
+        given = {**dict(zip(order, options, strict=False)), **named}
+        mask = given.get("attn_mask")
+        if mask is not None and mask.dtype == torch.bool:
+            # What torch calls here adds a mask.
+            given["attn_mask"] = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+        return torch.ops.aten._scaled_dot_product_attention_math(query, key, value, **given)[0]
+
+    def reversed_difference(tensor: Any, other: Any, alpha: Any = 1) -> Any:
+        return torch.add(torch.mul(tensor, -alpha), other)
+
+    table = {
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
+        torch.ops.aten.rsub.Scalar: reversed_difference,
+    }
+    with torch.no_grad():
+        return program.run_decompositions(table)
 
 
 def repair(model: ir.Model) -> None:

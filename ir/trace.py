@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from .dynamic_dims import dim_names, rename_dims, without_names
 from .errors import ModelError
-from .exporter_faults import repair
+from .exporter_faults import repair, simpler_program
 from .normalize import normalize
 from .upgrade import upgrade
 
@@ -155,11 +155,20 @@ def _refuse_plain_outputs(program: Any) -> None:
 def _to_model(program: Any) -> ir.Model:
     import torch
 
-    try:
+    def translated(what: Any) -> Any:
         with _silence(), torch.no_grad():
-            exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
+            return torch.onnx.export(what, dynamo=True, optimize=False, verbose=False)
+
+    try:
+        exported = translated(program)
     except Exception as error:
-        raise ModelError(f"torch's ONNX exporter cannot translate the program: {_cause(error)}") from error
+        try:
+            exported = translated(simpler_program(program))
+        except Exception:
+            # The first failure is about what the user wrote.
+            raise ModelError(
+                f"torch's ONNX exporter cannot translate the program: {_cause(error)}"
+            ) from error
     if exported is None:
         raise ModelError("torch's ONNX exporter gave no program")
     return exported.model

@@ -320,3 +320,27 @@ def test_a_convolution_over_three_axes_needs_no_bias():
     assert [(node.op_type, len(node.inputs)) for node in model.graph] == [("Conv", 2), ("Conv", 3)]
     (result,) = run_reference(model, {"input": x.numpy()}).values()
     np.testing.assert_allclose(result, module(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+class FiveAxes(nn.Module):
+    def forward(self, x, mask):
+        return nn.functional.scaled_dot_product_attention(x, x * 2, x + 1, attn_mask=mask)
+
+
+class Inverted(nn.Module):
+    def forward(self, x, mask):
+        return x * (1.0 - mask)
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "mask"),
+    [
+        (FiveAxes(), torch.randn(1, 2, 3, 4, 8), torch.rand(4, 4) > 0.3),
+        (FiveAxes(), torch.randn(1, 2, 3, 4, 8), torch.randn(4, 4)),
+        (Inverted(), torch.randn(2, 3), torch.tensor([0, 1, 1])),
+    ],
+)
+def test_what_the_exporter_knows_in_another_form(module, x, mask):
+    model = trace(module, (x, mask))
+    (result,) = run_reference(model, {"x": x.numpy(), "mask": mask.numpy()}).values()
+    np.testing.assert_allclose(result, module(x, mask).numpy(), rtol=1e-4, atol=1e-5)
