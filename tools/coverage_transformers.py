@@ -209,6 +209,9 @@ def build(name: str) -> tuple[torch.nn.Module, tuple[Any, ...], str]:
     config = getattr(transformers, f"{architecture.kind}Config")(**options)
     config.use_cache = False
     model = getattr(transformers, f"{architecture.kind}{architecture.head}")(config)
+    if "num_local_experts" in architecture.options:
+        # The default is an operator of transformers' own, which no exporter knows.
+        model.set_experts_implementation("batched_mm")
 
     class Positional(torch.nn.Module):
         """Takes inputs by position, gives a tuple: what an exporter and other tools want."""

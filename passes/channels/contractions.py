@@ -236,12 +236,38 @@ def _product(
         _produce_table(node, tracer, left, summed_left)
     result: list[Axis] = []
     if rows is not None:
-        result.append(tracer.produce(node, left, rows) if tracer.is_weight(left) else tracer.axis(left, rows))
+        result.append(_made_by(node, tracer, left, rows))
     if columns is not None:
-        result.append(
-            tracer.produce(node, right, columns) if tracer.is_weight(right) else tracer.axis(right, columns)
-        )
+        result.append(_made_by(node, tracer, right, columns))
     return result
+
+
+def _made_by(node: ir.Node, tracer: Tracer, operand: ir.Value, axis: int) -> Axis:
+    """Labels of the rows or columns of an operand, which makes channels if it is a stored one."""
+    if tracer.is_weight(operand):
+        return tracer.produce(node, operand, axis)
+    labels, store = tracer.axis(operand, axis), _store_of(operand, tracer)
+    if store is not None and isinstance(labels, np.ndarray):
+        for index in range(len(tracer.dims(store))):
+            if tracer.is_labelled(store, index) and tracer.axis(store, index) is labels:
+                tracer.produce(node, store, index)
+    return labels
+
+
+def _store_of(value: ir.Value | None, tracer: Tracer) -> ir.Value | None:
+    """The stack of matrices that a matrix was picked from (experts), or None."""
+    while value is not None:
+        maker = value.producer()
+        if maker is None or maker.domain not in ("", "ai.onnx"):
+            return None
+        if maker.op_type in ("Gather", "GatherND"):
+            store = maker.inputs[0]
+            picks = store is not None and tracer.is_weight(store) and len(tracer.dims(store)) > 2
+            return store if picks else None
+        if maker.op_type not in ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"):
+            return None
+        value = maker.inputs[0]
+    return None
 
 
 def _produce_table(node: ir.Node, tracer: Tracer, table: ir.Value, axis: int) -> None:

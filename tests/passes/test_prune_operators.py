@@ -370,3 +370,29 @@ def test_splits_that_contradict_each_other_are_made_to_agree(network, assert_exa
     pruned, removed = assert_exact(net.model(net.conv(y, 2)))
     assert removed == 4 + 4
     assert weight_shapes(pruned)[:2] == [[48, 3, 3, 3], [48, 4, 1, 1]]
+
+
+@pytest.mark.parametrize("stored_first", [False, True])
+def test_neurons_of_experts_that_are_picked_at_run_time(network, assert_exact, stored_first):
+    net = network()
+    x = net.matmul(net.input(5, 4), 6)
+    chosen = net.input(5, name="expert", dtype=ir.DataType.INT64)
+    up = net.op("Gather", net.weight(3, 8, 6), chosen)
+    down = net.op("Gather", net.weight(3, 8, 6), chosen)
+    if stored_first:
+        hidden = net.op("MatMul", up, net.op("Unsqueeze", x, net.ints(-1)))
+        hidden = net.op("Transpose", net.op("Relu", hidden), perm=[0, 2, 1])
+    else:
+        hidden = net.op(
+            "Relu",
+            net.op("MatMul", net.op("Unsqueeze", x, net.ints(1)), net.op("Transpose", up, perm=[0, 2, 1])),
+        )
+    model = net.model(net.op("MatMul", hidden, down))
+    pruned, removed = assert_exact(model)
+    assert removed == 3 + 4
+    assert sorted(
+        list(value.shape) for value in pruned.graph.initializers.values() if len(value.shape) == 3
+    ) == [
+        [3, 4, 3],
+        [3, 4, 6],
+    ]
