@@ -23,6 +23,7 @@ from .functions import flatten_functions
 from .pruning.amount import Amount, figure
 from .pruning.budget import KINDS, Budget, Sizer, parse_budget, plan
 from .pruning.candidates import Scoring, find_candidates, group_row, report_kept
+from .pruning.copies import separate_uniform
 from .pruning.counting import count_operations
 from .pruning.importance import Normalization, Reduction, find_importance
 from .pruning.latency import Machine, preferred_multiple
@@ -149,6 +150,8 @@ class PruneChannels(Pass):
         with collector_paused() if context.measure is None else contextlib.nullcontext():
             for step in range(1, self.steps + 1):
                 run.step(model, step)
+        if not run.rows and (self.ratio > 0.0 or self.ratios or self.budgets()):
+            context.note("nothing was pruned, for the reasons given above")
         after = account(model)
         context.details.update(
             importance=criterion.name,
@@ -171,6 +174,7 @@ class PruneChannels(Pass):
         # What folding leaves computed is of no concern here.
         context.left_alone.clear()
         open_shuffles(model, context, self.analyse)
+        separate_uniform(model, context, self.analyse)
 
     def _operations(self, model: ir.Model) -> dict[str, Any] | None:
         """Operations by the rules of another tool, if they are asked for."""

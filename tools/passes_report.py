@@ -8,6 +8,7 @@ from typing import Any
 from .console import human_bytes, human_count, print_line
 
 SHOWN_NODES = 3
+SHOWN_REASONS = 8
 """Names of nodes shown per reason; the JSON report has them all."""
 
 
@@ -61,16 +62,36 @@ def did_lines(records: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(f"{record['text']}: {record.get('error') or done}")
         if record.get("costs"):
             lines.append(f"  {_costs_text(record)}")
-        for entry in record["left_alone"]:
-            names = ", ".join(name or "?" for name in entry["nodes"][:SHOWN_NODES])
-            more = ", ..." if entry["count"] > SHOWN_NODES else ""
-            lines.append(
-                f"  left alone: {entry['count']} {entry['op_type']} ({names}{more}): {entry['reason']}"
-            )
+        lines += [_left_text(entry) for entry in record["left_alone"]]
         lines += [f"  note: {note}" for note in record["notes"]]
         if record["check"]:
             lines.append(f"  checked on {record['check']['input_sets']} input sets: {_check_text(record)}")
     return lines
+
+
+def refused_lines(records: Sequence[dict[str, Any]]) -> list[str]:
+    """What passes left alone and why, the first few reasons of each, and their notes."""
+    lines = []
+    for record in records:
+        left = record["left_alone"]
+        found = [_left_text(entry) for entry in left[:SHOWN_REASONS]]
+        if len(left) > SHOWN_REASONS:
+            found.append(f"  and for {len(left) - SHOWN_REASONS} more reasons, which --stats prints")
+        found += [f"  note: {note}" for note in record["notes"]]
+        lines += [f"{record['name']}:", *found] if found else []
+    return lines
+
+
+def _left_text(entry: dict[str, Any]) -> str:
+    names = ", ".join(name or "?" for name in entry["nodes"][:SHOWN_NODES])
+    more = ", ..." if entry["count"] > SHOWN_NODES else ""
+    return f"  left alone: {entry['count']} {entry['op_type']} ({names}{more}): {entry['reason']}"
+
+
+def print_refused(records: Sequence[dict[str, Any]]) -> None:
+    """What passes left alone, on standard output."""
+    for line in refused_lines(records):
+        print_line(line)
 
 
 def print_timing(tree: dict[str, Any]) -> None:

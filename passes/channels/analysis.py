@@ -32,7 +32,7 @@ from . import (  # noqa: F401
 from .labels import Classes, Pin, spread
 from .places import addresses, ordered_nodes
 from .sizes import entries, labelled_sizes
-from .tracer import HANDLERS, INNER, OUTER, Tracer
+from .tracer import HANDLERS, INNER, OUTER, Producer, Tracer
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,13 @@ class Dependencies:
                 return self.tracer.labels.pins[int(pin)]
         return None
 
+    def joined_by(self, value: ir.Value, axis: int) -> ir.Node | None:
+        """The node that joins what could go of an axis, all of one class; None where no tie is needed."""
+        labels = self.tracer.axis(value, axis)
+        if not isinstance(labels, np.ndarray):
+            return None
+        return self.tracer.labels.joined_by(labels[self.removable(labels) >= 0], self.classes.of)
+
 
 @without_collector
 def analyse(
@@ -143,7 +150,55 @@ def _best_walk(
             found = _walk(model, tried, outputs, allow_statistical)
             if freedom(found) > freedom(best):
                 best = found
+    for strategy in (_inner, _outer):
+        # One split alone may have no way out where its neighbours (queries, keys and values) must agree.
+        stuck = [node for node in best.tracer.splits if _is_stuck(best, node, 0.0)] + _in_the_way(best)
+        if not stuck:
+            break
+        together = _neighbourhood(best, stuck)
+        found = _walk(
+            model,
+            {**best.tracer.prefer, **{node: strategy(0) for node in together}},
+            outputs,
+            allow_statistical,
+        )
+        if freedom(found) > freedom(best):
+            best = found
     return best
+
+
+def _in_the_way(found: Dependencies) -> list[ir.Node]:
+    """The splits that keep a layer from losing any channel, as another part of an axis carries the labels."""
+    pins = [found.why_kept(made.value, made.axis) for made in _kept_whole(found)]
+    stopping = {pin.node for pin in pins if pin is not None}
+    return [node for node in found.tracer.splits if node in stopping]
+
+
+def _kept_whole(found: Dependencies) -> Iterator[Producer]:
+    for made in found.tracer.producers:
+        if not (found.classes_of(made.value, made.axis) >= 0).any():
+            yield made
+
+
+def _neighbourhood(found: Dependencies, stuck: Collection[ir.Node]) -> list[ir.Node]:
+    """The splits that are connected with `stuck` without a layer in between that makes new channels."""
+    makers = {made.node for made in found.tracer.producers}
+    reached = set(stuck)
+    pending = list(stuck)
+    while pending:
+        node = pending.pop()
+        for value in (*node.inputs, *node.outputs):
+            if value is None or found.tracer.is_weight(value):
+                continue
+            maker = value.producer()
+            ends = [maker] if maker is not None else []
+            # A layer that makes channels belongs to what reads them, not to what it reads.
+            ends += [user for user in value.consumers() if user not in makers]
+            for end in ends:
+                if end not in reached and end not in makers:
+                    reached.add(end)
+                    pending.append(end)
+    return [node for node in found.tracer.splits if node in reached]
 
 
 def _advance(preference: int) -> int:
@@ -202,6 +257,12 @@ def _trace(node: ir.Node, tracer: Tracer) -> None:
     if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
         return
     tracer.note_fixed(node)
+    outside, tracer.labels.node = tracer.labels.node, node
+    _handle(node, tracer)
+    tracer.labels.node = outside
+
+
+def _handle(node: ir.Node, tracer: Tracer) -> None:
     reason = _reason_to_stop(node, tracer)
     if reason is None:
         reason = HANDLERS[node.op_type](node, tracer)

@@ -49,8 +49,10 @@ def _positions(indices: ir.Value, tracer: Tracer, pin: int) -> list[Axis]:
     return tracer.all_axes(indices)
 
 
-def _pick(node: ir.Node, tracer: Tracer, data: ir.Value, axis: int, picked: np.ndarray) -> list[Axis]:
-    """Labels of the axes that constant positions of any rank make."""
+def _pick(
+    node: ir.Node, tracer: Tracer, data: ir.Value, axis: int, picked: np.ndarray, *, vectors: bool = False
+) -> list[Axis]:
+    """Labels of the axes that constant positions make; with `vectors` the operand has one axis more."""
     labels = spread(tracer.axis(data, axis), 0)
     picked = np.where(picked < 0, picked + len(labels), picked)
     pin = tracer.labels.new_pin(node, "Gather picks indices of this axis")
@@ -67,12 +69,12 @@ def _pick(node: ir.Node, tracer: Tracer, data: ir.Value, axis: int, picked: np.n
         rows = np.moveaxis(grid, chosen, 0).reshape(grid.shape[chosen], -1)
         tracer.labels.tie(rows[:, :1], rows)
         places[chosen] = np.ascontiguousarray(rows[:, 0])
-    tracer.on_removal(lambda keep: _new_indices(node, keep, labels, picked, chosen))
+    tracer.on_removal(lambda keep: _new_indices(node, keep, labels, picked, chosen, vectors))
     return places
 
 
 def _new_indices(
-    node: ir.Node, keep: Keep, labels: np.ndarray, picked: np.ndarray, shrunk: int | None
+    node: ir.Node, keep: Keep, labels: np.ndarray, picked: np.ndarray, shrunk: int | None, vectors: bool
 ) -> Iterator[Edit]:
     mask = keep.mask(labels, len(labels))
     if mask.all():
@@ -81,7 +83,8 @@ def _new_indices(
     if shrunk is not None:
         rows = np.moveaxis(mask[picked], shrunk, 0).reshape(picked.shape[shrunk], -1)
         picked = np.compress(rows[:, 0], picked, axis=shrunk)
-    yield Edit(node, 1, np.asarray(position[picked], np.int64))
+    renumbered = np.asarray(position[picked], np.int64)
+    yield Edit(node, 1, renumbered[..., None] if vectors else renumbered)
 
 
 @traces("GatherND")
@@ -92,6 +95,12 @@ def _gather_nd(node: ir.Node, tracer: Tracer) -> str | None:
     depth, batch = tracer.dims(indices)[-1], node.attributes.get_int("batch_dims", 0)
     if not isinstance(depth, int):
         return "how many axes it indexes is not static"
+    picked = constant_array(indices)
+    if batch == 0 and depth == 1 and picked is not None and tracer.is_labelled(data, 0):
+        # A Gather along the first axis, whose positions come in vectors of one.
+        places = _pick(node, tracer, data, 0, picked[..., 0], vectors=True)
+        tracer.set(node.outputs[0], [*places, *tracer.all_axes(data)[1:]])
+        return None
     for axis in range(batch):
         tracer.tie(tracer.axis(data, axis), indices, axis)
     pin = tracer.labels.new_pin(node, "GatherND picks indices of this axis")
@@ -99,7 +108,7 @@ def _gather_nd(node: ir.Node, tracer: Tracer) -> str | None:
         tracer.tie(pin, data, axis)
     tracer.tie(pin, indices, -1)
     if batch == 0 and depth == 1:
-        _table(node, tracer, data, 0, constant_array(indices))
+        _table(node, tracer, data, 0, picked)
     places = _positions(indices, tracer, pin)[:-1]
     tracer.set(node.outputs[0], [*places, *tracer.all_axes(data)[batch + depth :]])
     return None

@@ -9,6 +9,7 @@ tied to a pin stays.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import onnx_ir as ir
@@ -44,12 +45,20 @@ class Classes:
 
 
 class Labels:
-    """Hands out labels and pins and collects the ties between them."""
+    """Hands out labels and pins and collects the ties between them.
+
+    Attributes:
+        size: Number of labels handed out.
+        pins: All pins.
+        node: The node that ties are owed to, while it is traced.
+    """
 
     def __init__(self) -> None:
         self.size = 0
         self.pins: list[Pin] = []
+        self.node: ir.Node | None = None
         self._edges: list[tuple[np.ndarray, np.ndarray]] = []
+        self._edge_nodes: list[ir.Node | None] = []
         self._pinned: list[tuple[np.ndarray, np.ndarray]] = []
 
     def fresh(self, count: int) -> np.ndarray:
@@ -72,10 +81,43 @@ class Labels:
         different = free & (left != right)
         if different.any():
             self._edges.append((left[different], right[different]))
+            self._edge_nodes.append(self.node)
         for label, pin in ((left, right), (right, left)):
             held = (label >= 0) & (pin < 0)
             if held.any():
                 self._pinned.append((label[held], -1 - pin[held]))
+
+    def joined_by(self, labels: np.ndarray, of: np.ndarray) -> ir.Node | None:
+        """The node whose tie was the last that it took for `labels`, all of one class, to go together.
+
+        Args:
+            labels: Free labels.
+            of: Class of every label.
+
+        Returns:
+            The node, or None where they are one label from the start.
+        """
+        labels = np.unique(labels)
+        if len(labels) < 2 or not self._edges:
+            return None
+        left, right, owner = self._flat_edges
+        inside = of[left] == of[labels[0]]
+        left, right, owner = left[inside], right[inside], owner[inside]
+        names, places = np.unique(np.concatenate([left, right, labels]), return_inverse=True)
+        left, right, mine = np.split(places, [len(left), 2 * len(left)])
+        low, high = 0, len(left)
+        while high - low > 1:
+            middle = (low + high) // 2
+            parts = _components(len(names), [(left[:middle], right[:middle])])[mine]
+            low, high = (low, middle) if (parts == parts[0]).all() else (middle, high)
+        return self._edge_nodes[int(owner[high - 1])] if high else None
+
+    @cached_property
+    def _flat_edges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Both ends of every tie, and the number of the call that made it; asked for when all are made."""
+        sizes = [len(edge[0]) for edge in self._edges]
+        left, right = (np.concatenate([edge[end] for edge in self._edges]) for end in (0, 1))
+        return left, right, np.repeat(np.arange(len(sizes)), sizes)
 
     def resolve(self) -> Classes:
         """Return the classes that follow from all ties so far."""

@@ -120,7 +120,8 @@ def regroup(node: ir.Node, tracer: Tracer, data: ir.Value, after: Sequence[Dim])
         if len(run.inputs) == 1 and len(run.outputs) == 1:
             result[run.outputs[0]] = axes[run.inputs[0]]
             continue
-        pin = tracer.labels.new_pin(node, f"{node.op_type} regroups this axis with others")
+        why = "splits or joins axes here, and another of them may shrink" if static else "regroups open sizes"
+        pin = tracer.labels.new_pin(node, f"{node.op_type} {why}")
         for index in run.outputs:
             result[index] = pin
         if not static:

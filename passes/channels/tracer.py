@@ -278,7 +278,7 @@ class Tracer:
         if not self.is_labelled(value, axis):
             return False
         if not self.allow_statistical:
-            self.keep(value, axis, node, reason)
+            self.keep(value, axis, node, f"{reason} (allow_statistical=true lets it shrink)")
             return False
         self.statistics.append(Statistic(node, axis % len(self.dims(value))))
         return True

@@ -70,7 +70,7 @@ def find_candidates(
     candidates: list[Candidate] = []
     blind: list[Group] = []
     for index, group in enumerate(groups):
-        if not _may_prune(group, selector, context):
+        if not _may_prune(found, group, selector, context):
             continue
         scores = score_group(
             found,
@@ -109,7 +109,7 @@ def faces_of(node: ir.Node) -> list[str]:
     return [face for face in (node.name, module_path(node), node.op_type) if face]
 
 
-def _may_prune(group: Group, selector: Pass, context: PassContext) -> bool:
+def _may_prune(found: Dependencies, group: Group, selector: Pass, context: PassContext) -> bool:
     excluded = [made.node for made in group.producers if not selector.selects(made.node)]
     if excluded:
         if len(excluded) < len(group.producers):
@@ -117,7 +117,10 @@ def _may_prune(group: Group, selector: Pass, context: PassContext) -> bool:
         return False
     if len(group.classes) == 1:
         names = ", ".join(dict.fromkeys(str(made.node.name) for made in group.producers[:3]))
-        context.leave(group.producers[0].node, f"all channels of {names} can only go together")
+        first = group.producers[0]
+        joint = found.joined_by(first.value, first.axis)
+        reason = f"all channels of {names} can only go together"
+        context.leave(joint or first.node, reason if joint is None else f"ties channels: {reason}")
         return False
     return True
 

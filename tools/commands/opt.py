@@ -229,7 +229,7 @@ def _refuse_bad_output(output: Path | None) -> None:
 
 
 def _print(result: Result, recorder: Any, *, timing: bool, stats: bool) -> None:
-    from ..passes_report import print_did, print_timing
+    from ..passes_report import print_did, print_refused, print_timing
 
     records = plain(result.report.to_json()["passes"])
     recorder.table.print()
@@ -237,3 +237,5 @@ def _print(result: Result, recorder: Any, *, timing: bool, stats: bool) -> None:
         print_timing(plain(result.report.timing.to_json()))
     if stats:
         print_did(records)
+    else:
+        print_refused([record for record in records if not record["lossless"]])
