@@ -29,6 +29,7 @@ _EXPORTS = {
     "Target": ".backends.target",
     "Executable": ".backends.executable",
     "compile": ".backends.compile",
+    "tune": ".backends.tuning.api",
     "load_executable": ".backends.artifact",
 }
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from .backends.compile import compile as compile
     from .backends.executable import Executable as Executable
     from .backends.target import Target as Target
+    from .backends.tuning.api import tune as tune
     from .ir.diff import diff as diff
     from .ir.errors import GraphwrightError as GraphwrightError
     from .ir.load import load as load

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -33,6 +33,12 @@ from .functions import without_functions
 from .host import usable_cores
 from .meter import latency_meter, wants_clock
 from .target import Target, resolve_target
+from .tuning.database import Database
+from .tuning.session import open_database, why_not_tunable
+from .tuning.step import tuned
+
+if TYPE_CHECKING:
+    from .tvm.strategy import Schedules
 
 DEFAULT_PIPELINE = (
     "simplify,fold-batch-norm,"
@@ -55,6 +61,7 @@ def compile(
     *,
     pipeline: Any = None,
     trials: int = 0,
+    database: str | Path | None = None,
     calibration: Any = None,
     backend: str = "tvm",
     threads: int = 1,
@@ -74,11 +81,13 @@ def compile(
         model: the model, which is not changed, or the file to load it from.
         target: a `Target` or its name; see `graphwright targets`.
         pipeline: passes to run first, as text or as passes; lossless ones if None, "" for none.
-        trials: tuning trials to spend.
+        trials: tuning trials to spend; records of this model's kernels in the database count as spent.
+        database: file of tuning records, by which kernels are built; with trials, where they are kept (in
+            the user's cache if None). Records are for `threads`.
         calibration: feeds for passes that look at activations.
         backend: "tvm"; "onnxruntime" to run the optimized graph there; "auto" for the faster of the two on
             this machine, or TVM, with a note, where the target does not run here.
-        threads: threads that "auto" times both with.
+        threads: threads that "auto" times both with, and that records and trials are for.
         check: run once against the reference where the target runs here. "qemu" also runs libraries for
             64-bit ARM, emulated.
         check_feeds: inputs for the check; random ones if None.
@@ -99,6 +108,7 @@ def compile(
     """
     resolved = resolve_target(target)
     _refuse_early(resolved, trials, backend, threads)
+    records = open_database(database) if trials or database is not None else None
     say = progress or (lambda step: None)
     if isinstance(model, str | Path):
         from ..ir.load import load
@@ -142,7 +152,8 @@ def compile(
     feeds = dict(check_feeds) if check_feeds is not None else None
 
     def make(name: str) -> Executable:
-        return _make(name, working, report, say, feeds, check, seed)
+        build = functools.partial(_build_tvm, records=records, trials=trials, threads=threads, seed=seed)
+        return _make(name, working, report, say, feeds, check, seed, build)
 
     if backend != AUTO:
         return make(backend)
@@ -157,15 +168,16 @@ def _make(
     feeds: dict[str, np.ndarray] | None,
     check: CheckMode,
     seed: int,
+    build: Callable[[ir.Model, CompileReport, Callable[[str], None]], Executable],
 ) -> Executable:
     """Build for one backend and check; the report shares what is common to all."""
-    report = replace(common, backend=backend)
+    report = replace(common, backend=backend, notes=list(common.notes))
     if backend == ONNXRUNTIME:
         executable = _onnxruntime(model, report, say)
     else:
         flat = without_functions(model)
         require_static(flat)
-        executable = _tvm(flat, report.target, report, say)
+        executable = build(flat, report, say)
     executable.model = model
     executable.report = report
     with report.step("check"):
@@ -206,8 +218,10 @@ def _refuse_early(target: Target, trials: int, backend: str, threads: int) -> No
         raise CompileError("timing backends needs at least one thread")
     if trials < 0:
         raise CompileError("trials must not be negative")
-    if trials:
-        raise CompileError("tuning is not available in this version; leave trials at 0")
+    if trials and backend == ONNXRUNTIME:
+        raise CompileError("tuning is for kernels of the tvm backend; leave trials at 0")
+    if trials and (reason := why_not_tunable(target)):
+        raise CompileError(reason)
     if backend == ONNXRUNTIME:
         reason = target.why_not_here()
         if reason or target.device != "cpu":
@@ -228,14 +242,47 @@ def _onnxruntime(model: ir.Model, report: CompileReport, say: Callable[[str], No
     return executable
 
 
-def _tvm(model: ir.Model, target: Target, report: CompileReport, say: Callable[[str], None]) -> Executable:
+def _build_tvm(
+    model: ir.Model,
+    report: CompileReport,
+    say: Callable[[str], None],
+    *,
+    records: Database | None,
+    trials: int,
+    threads: int,
+    seed: int,
+) -> Executable:
+    """Build by the analytic model, by records, or after tuning."""
+    target = report.target
+
+    def build(schedules: Schedules | None) -> Executable:
+        return _tvm(model, target, report, say, schedules)
+
+    if records is None:
+        return build(None)
+    if trials:
+        return tuned(model, target, records, trials, threads, build, report, say, seed)
+    executable = build(records.schedules(target, threads))
+    report.notes += [str(line) for line in records.bad_lines]
+    count = sum(kernel["tuned"] for kernel in report.kernels)
+    report.notes.append(f"{count} of {len(report.kernels)} kernels are built by records of {records.path}")
+    return executable
+
+
+def _tvm(
+    model: ir.Model,
+    target: Target,
+    report: CompileReport,
+    say: Callable[[str], None],
+    schedules: Schedules | None,
+) -> Executable:
     from .compiled import TvmExecutable
     from .library import build_library
 
     folder = tempfile.TemporaryDirectory(prefix="graphwright-")
     try:
         _require_space(folder.name)
-        built = build_library(model, target, Path(folder.name), report, say)
+        built = build_library(model, target, Path(folder.name), report, say, schedules)
     except OSError as error:
         folder.cleanup()
         raise CompileError(f"cannot write the library to {folder.name}: {error.strerror or error}") from error

@@ -7,11 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .check import Check
 from .choice import Choice
 from .target import Target
+
+if TYPE_CHECKING:
+    from .tuning.step import Outcome
 
 _PACKAGES = ("graphwright", "apache-tvm", "apache-tvm-ffi", "numpy", "onnx-ir", "onnxruntime")
 
@@ -34,6 +37,7 @@ class CompileReport:
         library_bytes: size of the shared library.
         weight_bytes: size of the packed weights.
         check: the comparison with the reference.
+        tuning: trials and what they gained, where any were to be spent.
         choice: how the backend was chosen, where it was left to measurement.
         notes: what else the reader should know.
     """
@@ -51,6 +55,7 @@ class CompileReport:
     library_bytes: int = 0
     weight_bytes: int = 0
     check: Check = field(default_factory=lambda: Check(False, reason="it was not asked for"))
+    tuning: Outcome | None = None
     choice: Choice | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -84,6 +89,7 @@ class CompileReport:
             "library_bytes": self.library_bytes,
             "weight_bytes": self.weight_bytes,
             "check": self.check.to_json(),
+            "tuning": self.tuning.to_json() if self.tuning else None,
             "choice": self.choice.to_json() if self.choice else None,
             "notes": list(self.notes),
             "versions": versions(),
@@ -130,7 +136,8 @@ class CompileReport:
             ]
             head = ["function", "kind", "calls", "FLOPs", "from", "note"]
             lines += ["", "## Kernels", "", *_table(head, rows)]
-        notes = [*([str(self.choice)] if self.choice else []), *self.notes, *self.check.notes]
+        said = [str(each) for each in (self.tuning, self.choice) if each is not None]
+        notes = [*said, *self.notes, *self.check.notes]
         if notes:
             lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
         return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,9 @@ from ..ir.errors import CompileError, GraphwrightError
 from .compile_report import CompileReport
 from .cross import linker_for
 from .target import Target
+
+if TYPE_CHECKING:
+    from .tvm.strategy import Schedules
 
 _TELLING = re.compile(r"\b(error|fail(ed|s)?|cannot|unsupported|mismatch)\b", re.IGNORECASE)
 
@@ -37,7 +40,12 @@ class Library:
 
 
 def build_library(
-    model: ir.Model, target: Target, folder: Path, report: CompileReport, say: Callable[[str], None]
+    model: ir.Model,
+    target: Target,
+    folder: Path,
+    report: CompileReport,
+    say: Callable[[str], None],
+    schedules: Schedules | None = None,
 ) -> Library:
     """Lower and build.
 
@@ -47,6 +55,7 @@ def build_library(
         folder: an empty folder of the caller's that takes the library.
         report: gets the times of the steps.
         say: called with the name of each step as it begins.
+        schedules: those of tuning records, by workload; for CPUs.
 
     Raises:
         CompileError: an operator has no lowering, or TVM or the linker fails.
@@ -56,11 +65,16 @@ def build_library(
         from .cuda import build_apart
 
         return build_apart(model, target, folder, report, say)
-    return build_here(model, target, folder, report, say)
+    return build_here(model, target, folder, report, say, schedules)
 
 
 def build_here(
-    model: ir.Model, target: Target, folder: Path, report: CompileReport, say: Callable[[str], None]
+    model: ir.Model,
+    target: Target,
+    folder: Path,
+    report: CompileReport,
+    say: Callable[[str], None],
+    schedules: Schedules | None = None,
 ) -> Library:
     """Lower and build in this process; see `build_library`."""
     from .tvm_import import import_tvm
@@ -75,7 +89,7 @@ def build_here(
     try:
         with report.step("lower"):
             say("lower")
-            lowered = lower(model, target)
+            lowered = lower(model, target, schedules)
         with report.step("build"):
             say("build")
             build(lowered, target, path, fcompile=linker)
@@ -100,6 +114,8 @@ def _kernel(kernel: Any) -> dict[str, Any]:
         "nodes": list(kernel.nodes),
         "nodes_per_call": list(kernel.nodes_per_call),
         "from": list(kernel.functions),
+        "workload": kernel.workload,
+        "tuned": kernel.tuned,
     }
 
 

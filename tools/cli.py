@@ -31,6 +31,7 @@ from .commands.reduce import reduce
 from .commands.run import run
 from .commands.sensitivity import sensitivity
 from .commands.targets import targets
+from .commands.tune import tune
 from .console import print_any_text
 
 EXIT_TROUBLE = 2
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 
 app.command("compile")(compile_model)
+app.command("tune")(tune)
 app.command("opt")(opt)
 app.command("run")(run)
 app.command("bench")(bench)

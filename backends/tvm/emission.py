@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from .layout import CANONICAL
 from .lazy import Index, Lazy, from_buffer
 from .op import Derived
 from .spec import GroupSpec, contents
+
+if TYPE_CHECKING:
+    from .kernels.choices import Choices
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Emitted:
     kind: str
     flops: int = 0
     note: str = ""
+    workload: str = ""
+    """Key of its tuning records; "" where there is nothing to choose."""
+    choices: Choices | None = None
+    """What its template chose."""
 
 
 Make = Callable[[tuple[int, ...], str, str], Any]

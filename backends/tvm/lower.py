@@ -12,6 +12,8 @@ from .op import type_of
 
 if TYPE_CHECKING:
     from ..target import Target
+    from .spec import GroupSpec
+    from .strategy import Schedules
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class KernelInfo:
     nodes: tuple[str, ...] = ()
     functions: tuple[str, ...] = ()
     nodes_per_call: tuple[int, ...] = ()
+    workload: str = ""
+    """Key of its tuning records; "" where its template has nothing to choose."""
+    tuned: bool = False
+    """Whether the schedule of a record was used."""
 
 
 @dataclass
@@ -50,14 +56,17 @@ class Lowered:
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
     kernels: list[KernelInfo] = field(default_factory=list)
+    workloads: dict[str, GroupSpec] = field(default_factory=dict)
+    """A group for every workload whose template has something to choose."""
 
 
-def lower(model: ir.Model, target: Target) -> Lowered:
+def lower(model: ir.Model, target: Target, schedules: Schedules | None = None) -> Lowered:
     """Lower a model with static shapes in the canonical opset.
 
     Args:
         model: the prepared model; it is not changed.
         target: what the code will run on.
+        schedules: those of measured records, by workload.
 
     Raises:
         CompileError: an operator has no lowering.
@@ -78,7 +87,7 @@ def lower(model: ir.Model, target: Target) -> Lowered:
     integerize(own, target)
     prepared = prepare(own)
     groups = form_groups(prepared.graph, prepared.ops)
-    builder = ModuleBuilder(prepared, strategy_for(target), own.opset_imports.get("", 23))
+    builder = ModuleBuilder(prepared, strategy_for(target, schedules), own.opset_imports.get("", 23))
     with tvm.target.Target(target.to_tvm()):
         module = builder.build(groups)
     return Lowered(
@@ -87,6 +96,7 @@ def lower(model: ir.Model, target: Target) -> Lowered:
         _infos(model.graph.inputs),
         _infos(model.graph.outputs),
         builder.kernels(),
+        builder.workloads(),
     )
 
 

@@ -42,6 +42,7 @@ class Weights:
 
 @dataclass
 class _Function:
+    spec: GroupSpec
     emitted: Emitted
     variable: Any
     name: str
@@ -49,6 +50,17 @@ class _Function:
     nodes: list[str] = field(default_factory=list)
     nodes_per_call: list[int] = field(default_factory=list)
     origins: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether its template asked for parameters."""
+        return self.emitted.choices is not None and bool(self.emitted.choices.asked)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether the schedule of a record decided anything."""
+        choices = self.emitted.choices
+        return choices is not None and len(choices.ignored) < len(choices.given)
 
 
 @dataclass(frozen=True)
@@ -98,9 +110,15 @@ class ModuleBuilder:
                 tuple(each.nodes),
                 tuple(each.origins),
                 tuple(each.nodes_per_call),
+                each.emitted.workload if each.has_choices else "",
+                each.is_tuned,
             )
             for each in self._functions.values()
         ]
+
+    def workloads(self) -> dict[str, GroupSpec]:
+        """A group for each workload whose template has something to choose."""
+        return {each.emitted.workload: each.spec for each in self._functions.values() if each.has_choices}
 
     def _place(self, groups: Sequence[Group]) -> list[PlacedGroup | None]:
         """Layouts and structure of all groups; None for those left to converters and for plain views."""
@@ -160,7 +178,7 @@ class ModuleBuilder:
             emitted = self._strategy.emit(spec)
             name = self._unique(_name_of(spec, emitted))
             func = emitted.func.with_attr("global_symbol", name)
-            self._functions[spec.key] = _Function(emitted, self._builder.add_func(func, name), name)
+            self._functions[spec.key] = _Function(spec, emitted, self._builder.add_func(func, name), name)
         return self._functions[spec.key]
 
     def _unique(self, stem: str) -> str:

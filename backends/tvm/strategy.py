@@ -6,6 +6,8 @@ gives functions that come from TVM's own lowering a schedule.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from . import approximations
@@ -15,9 +17,19 @@ from .loops import Machine
 from .plain_groups import emit_plain
 from .roles import Role, role_of
 from .spec import GroupSpec
+from .workload import workload_key
 
 if TYPE_CHECKING:
     from ..target import Target
+    from .kernels.choices import Schedule
+
+Schedules = Callable[[str], "Schedule | None"]
+"""The schedule of the record for a workload, None where there is none."""
+
+
+def no_schedules(_workload: str) -> Schedule | None:
+    """No records: the analytic model decides everything."""
+    return None
 
 
 class Strategy(Protocol):
@@ -34,9 +46,9 @@ class Strategy(Protocol):
         ...
 
 
-def strategy_for(target: Target) -> Strategy:
-    """The strategy for a target."""
-    return _STRATEGIES.get(target.kind, PlainStrategy)(target)
+def strategy_for(target: Target, schedules: Schedules | None = None) -> Strategy:
+    """The strategy for a target; `schedules` are those of measured records, where there are any."""
+    return _STRATEGIES.get(target.kind, PlainStrategy)(target, schedules)
 
 
 class CpuStrategy:
@@ -44,12 +56,23 @@ class CpuStrategy:
 
     convolution_layout = CHANNELS_LAST
 
-    def __init__(self, target: Target):
+    def __init__(self, target: Target, schedules: Schedules | None = None):
         self._target = target
         self._machine = Machine(target.vector_bits, target.cores)
+        self._schedules = schedules or no_schedules
 
     def emit(self, spec: GroupSpec) -> Emitted:
-        """The function of a group."""
+        """The function of a group, by the schedule of a record or by the analytic model."""
+        workload = workload_key(spec)
+        if not workload:
+            return self._emit(spec)
+        from .kernels.choices import Choices, choosing
+
+        with choosing(Choices(self._schedules(workload) or {})) as choices:
+            emitted = self._emit(spec)
+        return replace(emitted, workload=workload, choices=choices)
+
+    def _emit(self, spec: GroupSpec) -> Emitted:
         from . import cpu
 
         if spec.anchor < 0:
@@ -77,7 +100,7 @@ class PlainStrategy:
 
     convolution_layout = CANONICAL
 
-    def __init__(self, target: Target):
+    def __init__(self, target: Target, schedules: Schedules | None = None):
         self._target = target
 
     def emit(self, spec: GroupSpec) -> Emitted:

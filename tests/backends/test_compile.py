@@ -77,7 +77,6 @@ def test_symbolic_dimensions_must_be_bound(build_model):
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        ({"trials": 8}, CompileError, "tuning is not available in this version"),
         ({"trials": -1}, CompileError, "must not be negative"),
         ({"backend": "gcc"}, CompileError, "there are tvm, onnxruntime, auto"),
         ({"target": "pdp11"}, TargetError, "unknown target"),

@@ -25,6 +25,7 @@ from ..options import (
     pipeline_text,
 )
 
+from .tune import DatabaseOption, existing_database, sparing
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
@@ -43,7 +44,13 @@ def compile_model(
     preset: Annotated[
         str | None, typer.Option("--preset", metavar="NAME", help="A named pipeline.", show_default=False)
     ] = None,
-    trials: Annotated[int, typer.Option("--trials", min=0, help="Tuning trials to spend.")] = 0,
+    trials: Annotated[
+        int, typer.Option("--trials", min=0, help="Tuning trials to spend; see `graphwright tune`.")
+    ] = 0,
+    database: DatabaseOption = None,
+    use_records: Annotated[
+        bool, typer.Option("--records/--no-records", help="Build kernels by the records of the database.")
+    ] = True,
     dim: DimOption = None,
     calibration: CalibrationOption = None,
     calibrate_random: RandomCalibrationOption = 0,
@@ -67,7 +74,8 @@ def compile_model(
         bool, typer.Option("--measure/--no-measure", help="Time the result and the original if it runs here.")
     ] = True,
     threads: Annotated[
-        str, typer.Option("--threads", help="Threads to time with, also for --backend auto.")
+        str,
+        typer.Option("--threads", help="Threads to time with and to tune for, also for --backend auto."),
     ] = "1",
     seed: SeedOption = 0,
     plugin: PluginOption = None,
@@ -110,7 +118,7 @@ def compile_model(
                 observers=[recorder],
                 source=model,
                 seed=seed,
-                progress=lambda step: say(f"{model} for {resolved.name}: {step}"),
+                progress=sparing(say, f"{model} for {resolved.name}: "),
             )
         if measure and feeds is not None and resolved.runs_here:
             say(f"{model} for {resolved.name}: measure")
@@ -133,6 +141,10 @@ def compile_model(
     print_line(f"compiled in {executable.report.seconds:.1f} s; wrote {folder}")
 
 
+    if executable.report.tuning:
+        print_line(str(executable.report.tuning))
+    for note in executable.report.notes:
+        print_line(note)
 def check_feeds(
     model: ir.Model, example: dict[str, np.ndarray] | None, seed: int
 ) -> dict[str, np.ndarray] | None:

@@ -1,0 +1,87 @@
+"""`graphwright tune` and what `compile` does with its records."""
+
+from __future__ import annotations
+
+import json
+
+import graphwright as gw
+import pytest
+from graphwright.backends.tuning import step, tuner
+from graphwright.tools.cli import main
+
+
+@pytest.fixture
+def model(tmp_path, build_model):
+    path = tmp_path / "net.onnx"
+    text = """net (float[1,8,10,10] x, float[16,8,3,3] w) => (float[1,16,10,10] y)
+    { y = Conv<pads = [1, 1, 1, 1]>(x, w) }"""
+    gw.save(build_model(text, w=(16, 8, 3, 3)), path)
+    return path
+
+
+@pytest.fixture
+def hurry(monkeypatch):
+    monkeypatch.setattr(tuner, "BATCH", 2)
+    monkeypatch.setattr(step, "_SECONDS", 0.02)
+
+
+def test_tune_then_compile(model, tmp_path, hurry, capsys, monkeypatch):
+    monkeypatch.setenv("GRAPHWRIGHT_TUNING", str(tmp_path / "mine.jsonl"))
+    assert main(["tune", str(model), "--target", "host", "--trials", "2"]) == 0
+    said, progress = capsys.readouterr()
+    assert "[Conv(f32[1x8x10x10]" in said.replace("\n", "")
+    assert "tuning: 2 trials now, 2 in all" in said
+    assert f"records are in {tmp_path / 'mine.jsonl'}" in said
+    assert "trial 0 of 2: about" in progress
+    out = tmp_path / "out"
+    assert main(["compile", str(model), "-t", "host", "-o", str(out), "--no-measure"]) == 0
+    assert f"kernels are built by records of {tmp_path / 'mine.jsonl'}" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert any(kernel["workload"].startswith("[Conv(f32[1x8x10x10]") for kernel in report["kernels"])
+    assert main(["compile", str(model), "-t", "host", "-o", str(out), "--no-measure", "--no-records"]) == 0
+    assert "records" not in capsys.readouterr().out
+    assert main(["tune", str(model), "--trials", "2", "-t", "host", "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)
+    assert outcome["spent"] == 0 and outcome["trials"] == 2
+    assert [kernel["trials"] for kernel in outcome["kernels"]] == [2]
+
+
+def test_an_interruption_says_where_the_records_are(model, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuner.Tuner, "run", interrupted)
+    monkeypatch.setattr(step, "_SECONDS", 0.02)
+    file = tmp_path / "r.jsonl"
+    assert main(["tune", str(model), "-t", "host", "--database", str(file)]) == 130
+    said = capsys.readouterr()
+    assert said.out == f"interrupted; what was measured is in {file}, the same command goes on from there\n"
+    assert said.err.endswith("graphwright: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tune", "--target", "cuda"], "tuning is for CPUs; kernels for cuda are scheduled by TVM's DLight"),
+        (["tune", "--target", "raspberry-pi-4"], "cannot be measured here: it needs aarch64"),
+        (["tune", "--trials", "0"], "0 is not in the range x>=1"),
+        (["tune", "--threads", "none"], "--threads takes numbers"),
+        (
+            ["compile", "-o", "OUT", "--database", "missing.jsonl"],
+            "there is no tuning database missing.jsonl",
+        ),
+        (["compile", "-o", "OUT", "--trials", "4", "--backend", "onnxruntime"], "leave trials at 0"),
+    ],
+)
+def test_trouble_is_one_line(model, tmp_path, capsys, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert main([arguments[0], str(model), *arguments[1:]]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("graphwright: error: ") and said in error
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_a_file_that_is_no_database_is_refused(model, tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("hello\n")
+    assert main(["tune", str(model), "-t", "host", "--database", str(tmp_path / "notes.txt")]) == 2
+    assert "notes.txt is not a tuning database" in capsys.readouterr().err
