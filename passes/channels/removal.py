@@ -46,6 +46,7 @@ class Removal:
             that vanish.
         statistics: By position of a normalization, which indices of its normalized axes stay.
         outputs: By name and axis, which indices stay of the graph outputs that get smaller.
+        computed: The same of all computed values, by name.
     """
 
     slices: dict[str, dict[int, np.ndarray]]
@@ -58,6 +59,7 @@ class Removal:
     masks: tuple[tuple[int, int, int, np.ndarray, float], ...]
     statistics: dict[int, dict[int, np.ndarray]]
     outputs: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    computed: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.slices)
@@ -112,6 +114,7 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
     slices: dict[str, dict[int, np.ndarray]] = {}
     shapes: dict[str, tuple[int | str | None, ...]] = {}
     outputs: dict[str, dict[int, np.ndarray]] = {}
+    computed: dict[str, dict[int, np.ndarray]] = {}
     for value, axes in found.tracer.axes.items():
         dims = list(found.tracer.known_dims(value) or ())
         cut: dict[int, np.ndarray] = {}
@@ -127,6 +130,7 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
             slices[found.names[value]] = cut
         else:
             shapes[found.names[value]] = tuple(dims)
+            computed[found.names[value]] = cut
             if value.is_graph_output() and value in found.model.graph.outputs:
                 outputs[str(value.name)] = cut
     edits = [edit for resizer in found.tracer.resizers for edit in resizer(keep)] if slices else []
@@ -157,6 +161,7 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
         masks=tuple(_masks(found, keep, position)),
         statistics=_statistics(found, keep, position),
         outputs=outputs,
+        computed=computed,
     )
 
 

@@ -16,6 +16,8 @@ from .budget import Budget, Cost, Sizer, give_back, mildest_ratio, plan
 from .ranking import Candidate, Cut, Limits, Ranking, choose, without_empty_axes
 
 _MEASURED_STEPS = 6
+_ROOM = 0.95
+"""A budget of which a larger share is used is met closely."""
 _NOISE = 1.02
 """Measured times that differ by less say nothing."""
 
@@ -70,9 +72,25 @@ class Amount:
             self._refuse(sizer.cost(plan(found, chooser.at(1.0 - 1e-6, self.limits))), calculated)
         assert ratio is not None
         cuts = give_back(candidates, chooser.at(ratio, self.limits), self.limits, meets)
+        if cuts:
+            self._note_room(sizer.cost(plan(found, cuts), kinds), calculated, context)
         for budget, first in measured:
             cuts = self._timed(chooser, model, cuts, ratio, self._limit(budget, first), context)
         return cuts
+
+    def _note_room(self, cost: Cost, budgets: Sequence[tuple[Budget, float]], context: PassContext) -> None:
+        """Say why no budget is nearly used up, if so: one channel more of any group would exceed it."""
+        used = [(figure(cost, budget), self._limit(budget, first), budget) for budget, first in budgets]
+        if self.progress < 1.0 or not used or any(found >= _ROOM * limit for found, limit, _ in used):
+            return
+        found, limit, budget = max(used, key=lambda each: each[0] / each[1])
+        steps = (
+            f"; multiple={self.limits.multiple} makes the steps larger" if self.limits.multiple > 1 else ""
+        )
+        context.note(
+            f"{found / limit:.0%} of the budget {budget} is used: putting back what goes together anywhere "
+            f"would exceed it{steps}"
+        )
 
     def _limit(self, budget: Budget, first: float) -> float:
         return first - (first - budget.of(first)) * self.progress

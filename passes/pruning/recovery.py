@@ -154,14 +154,16 @@ def _recover_layer(
     alone = how == "bias" or layer.features > _MAX_FEATURES
     if how == "weights" and alone:
         context.leave(layer.node, f"only its bias is recovered: {layer.features} inputs are too many to fit")
-    kept = removal.slices.get(str(layer.weight.name), {}).get(layer.output_axis)
+    kept = removal.computed.get(str(layer.node.outputs[0].name), {})
     width = 1 if alone else layer.features + 1
     fit = [_Equations.empty(width, layer.outputs // layer.groups) for _ in range(layer.groups)]
     held = [_Equations.empty(width, layer.outputs // layer.groups) for _ in range(layer.groups)]
     generator = np.random.default_rng(context.seed)
     seen = 0
     for wanted, inputs, results in _runs(original, pruned, layer, calibration):
-        target = wanted if kept is None else np.compress(kept, wanted, axis=layer.channel_axis)
+        target = wanted
+        for axis, mask in kept.items():
+            target = np.compress(mask, target, axis=axis)
         for group, (features, residual) in enumerate(
             layer.rows(inputs, target.astype(np.float64) - results, generator, _ROWS)
         ):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from graphwright.ir.clone import clone
 from graphwright.ir.errors import PassError
+from graphwright.ir.inputs import random_inputs
 from graphwright.ir.reference import Reference
 from graphwright.passes.channels import analyse, apply_removal, find_groups, plan_removal
 from graphwright.passes.optimize import optimize
@@ -170,3 +171,16 @@ def test_recovery_keeps_the_sizes_of_the_pruned_model(network):
     result = optimize(model, "prune-channels{recover=weights}", calibration=data(3, (4, 3, 12, 12), 0))
     shapes = [list(node.inputs[1].shape) for node in plain.graph if node.op_type == "Conv"]
     assert [list(n.inputs[1].shape) for n in result.model.graph if n.op_type == "Conv"] == shapes
+
+
+def test_layers_whose_tokens_went_too_are_fitted(network):
+    net = network()
+    x = net.matmul(net.input(2, 8, 6), 6)
+    mixed = net.matmul(net.op("Relu", net.matmul(net.op("Transpose", x, perm=[0, 2, 1]), 12)), 16)
+    y = net.op("Tanh", net.op("Transpose", mixed, perm=[0, 2, 1]))
+    y = net.matmul(net.op("Relu", net.matmul(y, 10)), 6)
+    model = net.model(net.op("ReduceMean", y, net.ints(1), keepdims=0))
+    data = [random_inputs(model, seed=seed) for seed in range(8)]
+    text = "prune-channels{ratio=0.5 recover=bias}"
+    record = optimize(model, text, calibration=data).report.records[-1]
+    assert any(row["error_after"] < row["error_before"] for row in record.details["recovered"])
