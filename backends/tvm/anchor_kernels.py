@@ -44,7 +44,7 @@ class AnchorKernel:
 def anchor_kernel(spec: GroupSpec) -> AnchorKernel | None:
     """The kernel for a group's anchor; None where none covers its types or rank."""
     op = spec.anchor_op
-    if op.type in INTEGER_ANCHORS:
+    if op.type in INTEGER_ANCHORS or (op.type == "MaxPool" and op.input(0).dtype in ("int8", "uint8")):
         from .integer_kernels import integer_kernel
 
         return integer_kernel(spec)
@@ -215,6 +215,8 @@ def _pool(spec: GroupSpec) -> AnchorKernel | None:
         window.dilations,  # type: ignore[arg-type]
         window.pads,  # type: ignore[arg-type]
         bool(op.attr("count_include_pad", 0)),
+        op.input(0).dtype,
+        op.attr("zero_point", 0),
     )
     return AnchorKernel(
         lambda epilogue, target: pool(shape, epilogue, target),
@@ -223,6 +225,7 @@ def _pool(spec: GroupSpec) -> AnchorKernel | None:
         out,
         _logical_of(op.rank),
         lambda value, parameters: lambda index: value,
+        value_dtype=op.outputs[0].dtype,
     )
 
 

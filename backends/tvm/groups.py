@@ -111,9 +111,16 @@ class _Former:
             leaving = [
                 value for value in [*made, following.outputs[0]] if self._leaves(value, {anchor, *taken})
             ]
-            if len(leaving) == 1:
+            if len(leaving) == 1 and not self._widens(leaving[0]):
                 best = (list(taken), leaving[0])
         return best
+
+    def _widens(self, value: ir.Value) -> bool:
+        """Whether a value takes more memory than the integers it stands for; its readers dequantize then."""
+        node = value.producer()
+        if node is None or node.op_type != "DequantizeLinear" or value in self.outputs:
+            return False
+        return self.ops[node].input(0).dtype in {"int8", "uint8"}
 
     def _next(self, made: list[ir.Value], inside: set[ir.Node]) -> ir.Node | None:
         readers = {

@@ -181,6 +181,10 @@ class _Builder:
             if array is not None and shape:
                 bias = self.constant("bias", array.reshape(shape))
             result = self.insert("Add", [result, bias], ir.DataType.FLOAT, {})
+        self.stand_in(result)
+
+    def stand_in(self, result: ir.Value) -> None:
+        """Put a value in the place of the node's output."""
         operands = [value.producer() for value in self.node.inputs if value is not None]
         self.rewriter.replace(self.node, [result])
         for operand in operands:
@@ -311,4 +315,19 @@ def _by_weights(build: _Builder, left: Quantized, right: Quantized, array: np.nd
     build.finish(sums, np.asarray(scale * np.float32(alpha)), rank - 1, None if own is not None else bias, [])
 
 
-_RULES: dict[str, Callable[[_Builder], None]] = {"Conv": _conv, "Gemm": _product, "MatMul": _product}
+def _average(build: _Builder) -> None:
+    data = build.data(0)
+    if data is None or static_shape(build.node.outputs[0]) is None:
+        return
+    attributes = {**build.attributes, "zero_point": data.offset}
+    means = build.insert("AveragePool", [data.value], ir.DataType.FLOAT, attributes, DOMAIN)
+    scale = build.constant("scale", data.scale)
+    build.stand_in(build.insert("Mul", [means, scale], ir.DataType.FLOAT, {}))
+
+
+_RULES: dict[str, Callable[[_Builder], None]] = {
+    "Conv": _conv,
+    "Gemm": _product,
+    "MatMul": _product,
+    "AveragePool": _average,
+}

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from .anchor_kernels import AnchorKernel, _external, _logical_of, _pairs, _spatial, _widened
+from .anchor_kernels import AnchorKernel, _external, _logical_of, _pairs, _pool, _spatial, _widened
 from .anchors import conv_window
-from .integer_ops import CONV, MATMUL
+from .integer_ops import AVERAGE, CONV, MATMUL
 from .lazy import Index
 from .spec import GroupSpec, evaluate
 
@@ -103,4 +103,9 @@ def _matmul(spec: GroupSpec) -> AnchorKernel | None:
     )
 
 
-_PLANS: dict[str, Callable[[GroupSpec], AnchorKernel | None]] = {CONV: _conv, MATMUL: _matmul}
+_PLANS: dict[str, Callable[[GroupSpec], AnchorKernel | None]] = {
+    CONV: _conv,
+    MATMUL: _matmul,
+    AVERAGE: _pool,
+    "MaxPool": _pool,
+}

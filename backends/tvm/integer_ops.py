@@ -4,6 +4,7 @@
 as they are stored. Attribute `zero_point` of Conv is what padding holds; those of MatMul, `zero_point` and
 `right_zero_point`, are taken off the operands. Other zero points are the business of the int32 `bias`, one
 per output channel, and of weights, which are stored without theirs (int8, or int16 where that is too small).
+`integer::AveragePool(x)` gives float32 means of `x - zero_point`, which are exact up to the division.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 DOMAIN = "integer"
 CONV = f"{DOMAIN}::Conv"
 MATMUL = f"{DOMAIN}::MatMul"
-INTEGER_ANCHORS = frozenset({CONV, MATMUL})
+AVERAGE = f"{DOMAIN}::AveragePool"
+INTEGER_ANCHORS = frozenset({CONV, MATMUL, AVERAGE})
 
 MOST_TERMS = (1 << 31) // (255 * 128)
 """Products of 8-bit numbers that int32 holds the sum of."""

@@ -14,7 +14,7 @@ import numpy as np
 from . import approximations as approx
 from .anchors import Window, conv_window, pool_window, transpose_window
 from .expressions import cast
-from .integer_ops import CONV, INTEGER_ANCHORS, MATMUL
+from .integer_ops import AVERAGE, CONV, INTEGER_ANCHORS, MATMUL
 from .lazy import Index, Lazy, broadcast, immediate, scoped
 from .movement import padded
 from .op import Op
@@ -218,6 +218,15 @@ def pooling(op: Op, x: Lazy) -> Lazy:
     return Lazy(shape, op.outputs[0].dtype, read)
 
 
+def integer_average(op: Op, x: Lazy) -> Lazy:
+    """Average pooling of integers, their zero point taken off."""
+    offset = op.attr("zero_point", 0)
+    centred = Lazy(
+        x.shape, "float32", lambda index: cast(_centred(x.read(index), offset, "int32"), "float32")
+    )
+    return pooling(op, centred)
+
+
 def _sizes(op: Op, window: Window, axis: int, size: int, out: int) -> Callable[[Any], Any]:
     """How many elements an averaging window holds along one axis, per output position."""
     from tvm import tirx
@@ -350,6 +359,7 @@ PLAIN: dict[str, Plain] = {
     "Gemm": product_of,
     CONV: convolution,
     MATMUL: product_of,
+    AVERAGE: integer_average,
     "MaxPool": pooling,
     "AveragePool": pooling,
     "Softmax": softmax,

@@ -86,3 +86,35 @@ def tensor(name: str, shape: tuple[int, ...], dtype: ir.DataType = ir.DataType.F
 def output_scale(terms: int, data: float = 0.02, weight: float = 0.015) -> float:
     """A scale under which few sums of random numbers saturate."""
     return data * weight * 74 * 74 * terms**0.5 / 40
+
+
+def residual(dtype="uint8", zero_points=(3, 60, 0)) -> ir.Model:
+    """Two convolutions, an addition of two scales, pooling and moves, all between quantizers."""
+    g = Graph(7)
+    x = tensor("x", (1, 8, 14, 14))
+    data = g.qdq(x, 0.02, zero_points[0], dtype)
+    w1, s1 = g.weight((16, 8, 3, 3))
+    first = g("Relu", g("Conv", data, w1, g.bias(s1 * np.float32(0.02), 16), pads=[1, 1, 1, 1]))
+    first = g.qdq(first, output_scale(72), zero_points[2], dtype)
+    w2, _ = g.weight((16, 16, 3, 3))
+    second = g("Conv", first, w2, None, pads=[1, 1, 1, 1])
+    wide = output_scale(144, output_scale(72))
+    second = g.qdq(second, wide, zero_points[1], dtype)
+    total = g.qdq(g("Relu", g("Add", second, first)), wide, zero_points[2], dtype)
+    pooled = g("MaxPool", total, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    pooled = g.qdq(pooled, wide, zero_points[2], dtype)
+    moved = g("Transpose", pooled, perm=[0, 2, 3, 1])
+    moved = g.qdq(moved, wide, zero_points[2], dtype)
+    flat = g("Reshape", moved, g.constant(np.array([1, -1])))
+    flat = g.qdq(flat, wide, zero_points[2], dtype)
+    w3, _ = g.weight((10, 16 * 49))
+    return g.model({"x": x}, g("Gemm", flat, w3, None, transB=1))
+
+
+def layer(groups: int) -> ir.Model:
+    """One convolution between quantizers."""
+    g = Graph()
+    x = tensor("x", (1, 64, 8, 8))
+    weight, _ = g.weight((64, 64 // groups, 3, 3))
+    y = g("Conv", g.qdq(x, 0.02, 4), weight, None, pads=[1, 1, 1, 1], group=groups)
+    return g.model({"x": x}, g.q(g("Relu", y), 0.1, 0))

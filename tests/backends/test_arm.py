@@ -15,6 +15,8 @@ from graphwright.ir.errors import CompileError, TargetError, ToolError
 from graphwright.ir.inputs import random_inputs
 from graphwright.ir.reference import run_reference
 
+from .quantized_models import layer, residual
+
 
 @pytest.fixture(scope="module", autouse=True)
 def tools():
@@ -40,6 +42,28 @@ def test_libraries_for_arm_compute_the_same_under_qemu(request, tmp_path, target
     assert len(result.times_ms) == 2
     with pytest.raises(TargetError, match="needs aarch64"):
         gw.load_executable(folder)
+
+
+@pytest.mark.parametrize(
+    ("target", "instruction"), [("armv8.2-a-dotprod", "sdot"), ("armv8-a", "smlal"), ("cortex-a76", "sdot")]
+)
+def test_integers_are_multiplied_as_such_and_right(tmp_path, target, instruction):
+    exe = gw.compile(residual("int8"), target, check="qemu")
+    assert exe.report.check.checked
+    assert exe.report.check.comparison.max_rel <= 1e-5
+    folder = exe.save(tmp_path / "artifact")
+    command = ["aarch64-linux-gnu-objdump", "-d", str(folder / "model.so")]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert instruction in code
+
+
+@pytest.mark.parametrize("target", ["armv8.2-a-dotprod", "armv8-a"])
+@pytest.mark.parametrize("groups", [1, 64])
+def test_quantized_outputs_equal_the_reference_under_qemu(target, groups):
+    check = gw.compile(layer(groups), target, check="qemu").report.check
+    assert check.checked
+    # Within a step everywhere, and nearly everywhere equal.
+    assert check.comparison.max_abs <= 1
 
 
 def test_the_check_of_compile_can_be_emulated(mlp):

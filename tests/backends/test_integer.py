@@ -11,7 +11,7 @@ from graphwright.backends.target import Target, host_target, resolve_target
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from .quantized_models import Graph, output_scale, tensor
+from .quantized_models import Graph, layer, output_scale, residual, tensor
 
 SETTINGS = settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -167,29 +167,6 @@ def test_products_are_integer_and_right(through_tvm, case):
     assert_within_a_step(results[name], expected[name])
 
 
-def residual(dtype="uint8", zero_points=(3, 60, 0)) -> ir.Model:
-    """Two convolutions, an addition of two scales, pooling and moves, all between quantizers."""
-    g = Graph(7)
-    x = tensor("x", (1, 8, 14, 14))
-    data = g.qdq(x, 0.02, zero_points[0], dtype)
-    w1, s1 = g.weight((16, 8, 3, 3))
-    first = g("Relu", g("Conv", data, w1, g.bias(s1 * np.float32(0.02), 16), pads=[1, 1, 1, 1]))
-    first = g.qdq(first, output_scale(72), zero_points[2], dtype)
-    w2, _ = g.weight((16, 16, 3, 3))
-    second = g("Conv", first, w2, None, pads=[1, 1, 1, 1])
-    wide = output_scale(144, output_scale(72))
-    second = g.qdq(second, wide, zero_points[1], dtype)
-    total = g.qdq(g("Relu", g("Add", second, first)), wide, zero_points[2], dtype)
-    pooled = g("MaxPool", total, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
-    pooled = g.qdq(pooled, wide, zero_points[2], dtype)
-    moved = g("Transpose", pooled, perm=[0, 2, 3, 1])
-    moved = g.qdq(moved, wide, zero_points[2], dtype)
-    flat = g("Reshape", moved, g.constant(np.array([1, -1])))
-    flat = g.qdq(flat, wide, zero_points[2], dtype)
-    w3, _ = g.weight((10, 16 * 49))
-    return g.model({"x": x}, g("Gemm", flat, w3, None, transB=1))
-
-
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_residual_network_keeps_to_integers(through_tvm, dtype):
     results, expected, lowered = through_tvm(residual(dtype))
@@ -247,15 +224,6 @@ def test_x86_code_holds_the_instruction(tmp_path, target, instruction, groups):
     assert re.search(instruction, code)
 
 
-def layer(groups: int) -> ir.Model:
-    """One convolution between quantizers."""
-    g = Graph()
-    x = tensor("x", (1, 64, 8, 8))
-    weight, _ = g.weight((64, 64 // groups, 3, 3))
-    y = g("Conv", g.qdq(x, 0.02, 4), weight, None, pads=[1, 1, 1, 1], group=groups)
-    return g.model({"x": x}, g.q(g("Relu", y), 0.1, 0))
-
-
 def disassembled(model: ir.Model, target: Target, folder: Path) -> str:
     from graphwright.backends.tvm.build import build
     from graphwright.backends.tvm.lower import lower
@@ -265,3 +233,19 @@ def disassembled(model: ir.Model, target: Target, folder: Path) -> str:
     build(lower(model, target), target, folder / "model.so")
     command = ["objdump", "-d", "--no-show-raw-insn", str(folder / "model.so")]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("operator", ["AveragePool", "MaxPool"])
+@pytest.mark.parametrize("padding", [{"pads": [1, 1, 1, 1]}, {"pads": [0, 1, 2, 0], "strides": [2, 2]}])
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_pooling_reads_and_writes_bytes(through_tvm, operator, padding, dtype):
+    g = Graph(3)
+    x = tensor("x", (2, 20, 9, 11))
+    count = {"count_include_pad": 1} if operator == "AveragePool" and "strides" in padding else {}
+    y = g(operator, g.qdq(x, 0.02, 30, dtype), kernel_shape=[3, 3], **padding, **count)
+    out = g.q(y, 0.02 if operator == "MaxPool" else 0.0137, 30, dtype)
+    results, expected, lowered = through_tvm(g.model({"x": x}, out))
+    (name,) = results
+    assert_within_a_step(results[name], expected[name])
+    word = "uint8" if operator == "AveragePool" else dtype
+    assert any(f"{word} " in kernel.note and "pool" in kernel.note for kernel in lowered.kernels)

@@ -126,9 +126,14 @@ class Sweep:
             yield member, value, [bound, spread] if member == 0 else [spread]
 
 
-def choose_channel_tile(window: Window, channels: int, held: int, target: TargetNumbers) -> Tile:
-    """Pixels and vectors per tile; `held` vectors per column of the block stay in registers beside them."""
-    lanes = min(lanes_of(target), channels)
+def choose_channel_tile(
+    window: Window, channels: int, held: int, target: TargetNumbers, packing: int = 1
+) -> Tile:
+    """Pixels and vectors per tile; `held` vectors per column of the block stay in registers beside them.
+
+    `packing` is how many elements take the room of a float32.
+    """
+    lanes = min(lanes_of(target) * packing, channels)
     shape = (window.out_width, channels, window.kernel, window.stride[1], held, lanes)
     ranked = _ranked(*shape, target.vector_registers)
     best, least = min(ranked, key=lambda each: each[1])

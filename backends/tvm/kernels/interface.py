@@ -229,6 +229,10 @@ class PoolSpec:
     dilation: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     count_include_pad: bool = False
+    dtype: str = "float32"
+    """Element type of the data; maxima keep it, averages are float32."""
+    zero_point: int = 0
+    """What is taken off integers before they are averaged."""
 
     @property
     def data_shape(self) -> tuple[int, int, int, int]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
 from . import emit
+from .arithmetic import FLOAT, Arithmetic
 from .channelwise import SERIAL_OPERATIONS, Sweep, choose_channel_tile
 from .emit import Statements
 from .interface import Epilogue, Kernel, PoolSpec, nhwc
@@ -25,21 +27,43 @@ def pool(spec: PoolSpec, epilogue: Epilogue | None, target: TargetNumbers) -> Ke
 
     Buffers: data (N, H, W, C), extra inputs, output (N, OH, OW, C).
     """
-    writer = Writer(epilogue, spec.out_shape, nhwc)
-    data = emit.buffer("data", spec.data_shape)
-    tile = choose_channel_tile(spec, spec.channels, 0, target)
+    arithmetic = _arithmetic(spec)
+    writer = Writer(epilogue, spec.out_shape, nhwc, arithmetic.accumulator)
+    data = emit.buffer("data", spec.data_shape, spec.dtype)
+    packing = 1 if arithmetic.accumulator == "float32" else 4
+    tile = choose_channel_tile(spec, spec.channels, 0, target, packing)
     if spec.kernel[1] > _UNROLLED_TAPS or border_tiles(spec, tile.pixels) > MAX_BORDER_TILES:
-        lanes = min(lanes_of(target), spec.channels)
+        lanes = min(lanes_of(target) * packing, spec.channels)
         rolled = _RolledPool(spec, Tile(1, max(1, min(8, spec.channels // lanes)), lanes), data)
         body, note = rolled.body(writer), f"{spec.mode}_pool {rolled.tile} rolled"
     else:
         body, note = _sweep(spec, tile, data).body(writer), f"{spec.mode}_pool {tile}"
     func = emit.function(f"{spec.mode}_pool", [data, *writer.extras, writer.output], [body])
+    note = note if spec.dtype == "float32" else f"{spec.dtype} {note}"
     return Kernel(func, (), spec.flops, note)
 
 
+def _arithmetic(spec: PoolSpec) -> Arithmetic:
+    """Element types of the registers: maxima keep the type of the data."""
+    if spec.mode == "average" or spec.dtype == "float32":
+        return FLOAT
+    return replace(FLOAT, name="max", accumulator=spec.dtype, column=spec.dtype, value=spec.dtype)
+
+
 def _initial(spec: PoolSpec) -> float:
-    return -inf if spec.mode == "max" else 0.0
+    if spec.mode != "max":
+        return 0.0
+    return -inf if spec.dtype == "float32" else int(np.iinfo(spec.dtype).min)
+
+
+def _load(spec: PoolSpec, source: Any, index: Any, lanes: int) -> Any:
+    """A vector of the data in the type of the registers."""
+    loaded = emit.load(source, index, lanes)
+    if spec.mode == "max" or spec.dtype == "float32":
+        return loaded
+    wide = "int32" if lanes == 1 else f"int32x{lanes}"
+    value = tirx.Cast(wide.replace("int32", "float32"), tirx.Cast(wide, loaded))
+    return value - emit.constant(spec.zero_point, lanes) if spec.zero_point else value
 
 
 def _take(spec: PoolSpec, accumulators: Accumulators, pixel: int, vector: int, value: Any) -> Any:
@@ -81,6 +105,8 @@ def _sweep(spec: PoolSpec, tile: Tile, data: Any) -> Sweep:
         lambda kh, channel: (None, []),
         lambda accumulators, pixel, vector, value, tap, _: _take(spec, accumulators, pixel, vector, value),
         lambda accumulators, ow, oh: _divide(spec, accumulators, oh, ow),
+        arithmetic=_arithmetic(spec),
+        load=lambda source, index, lanes: _load(spec, source, index, lanes),
     )
 
 
@@ -113,7 +139,7 @@ class _RolledPool:
 
     def _pixel(self, writer: Writer, n: Any, oh: Any, ow: Any, channel: Any) -> Statements:
         spec, tile = self.spec, self.tile
-        accumulators = Accumulators(tile)
+        accumulators = Accumulators(tile, _arithmetic(spec))
         top, left = oh * spec.stride[0] - spec.pads[0], ow * spec.stride[1] - spec.pads[1]
         first_row, rows = rows_inside(spec, top)
         first_column, columns = columns_inside(spec, left)
@@ -126,7 +152,7 @@ class _RolledPool:
                     accumulators,
                     0,
                     v,
-                    emit.load(self.data, [n, row, column, channel + v * tile.lanes], tile.lanes),
+                    _load(spec, self.data, [n, row, column, channel + v * tile.lanes], tile.lanes),
                 )
                 for v in range(tile.vectors)
             ]
