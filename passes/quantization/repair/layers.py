@@ -169,15 +169,26 @@ def _linear(node: ir.Node) -> LinearLayer | str:
         return "the shape of its input or weight is not known"
     if node.op_type == "Conv":
         groups = node.attributes.get_int("group", 1)
-        return LinearLayer(node, source, weight, groups, int(np.prod(shape[1:])), shape[0], 0, 1, 2)
-    if len(shape) != 2:
+        axis, channels = 0, 1
+        features = int(np.prod(shape[1:]))
+    elif len(shape) != 2:
         return "its weight is not a matrix"
-    if node.op_type == "MatMul":
-        return LinearLayer(
-            node, source, weight, 1, shape[0], shape[1], 1, max(len(source.shape), 1) - 1, None
-        )
-    axis = 0 if node.attributes.get_int("transB", 0) else 1
-    return LinearLayer(node, source, weight, 1, shape[1 - axis], shape[axis], axis, 1, 2)
+    else:
+        groups, channels = 1, max(len(source.shape), 1) - 1
+        flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+        axis = 0 if flipped else 1
+        features = shape[1 - axis]
+    return LinearLayer(
+        node=node,
+        source=source,
+        weight=weight,
+        groups=groups,
+        features=features,
+        outputs=shape[axis],
+        output_axis=axis,
+        channel_axis=channels,
+        bias_operand=None if node.op_type == "MatMul" else 2,
+    )
 
 
 def _stored(restored: ir.Node, linear: LinearLayer) -> StoredWeight | str:

@@ -1,0 +1,147 @@
+"""GPTQ: weights are rounded one input feature at a time, and those to come make up for the error.
+
+With H = sum of x x^T over calibration inputs (damped), the rounding error of feature j is pushed onto the
+features behind it so that |W x - Q x|^2 grows the least (Frantar et al., "GPTQ: Accurate Post-Training
+Quantization for Generative Pre-trained Transformers", 2022):
+
+    e = (w_j - q_j) / U_jj,   W_k -= e U_jk for k > j,   U the upper Cholesky factor of H^-1
+
+The grids (scales, zero points, blocks) stay those that quantization chose, so that any form of integer
+weights keeps its form, and orders of features are free to choose.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from ..ir.errors import PassError
+from .base import Pass, PassContext
+from .quantization.repair.pairs import sampled_layers
+from .quantization.repair.rounding import (
+    Grids,
+    gram_of,
+    input_rows,
+    keep_better,
+    quadratic_error,
+    replace_codes,
+    report,
+)
+from .registry import register
+
+_ROWS = 4096
+_MAX_FEATURES = 12288
+_BLOCK = 128
+
+
+@register
+@dataclass(frozen=True)
+class Gptq(Pass):
+    """Round integer weights anew so that errors of a layer's features cancel (GPTQ; needs calibration data).
+
+    For behind `quantize-weights` or `insert-qdq` in the same pipeline, or with the float model's file. Takes
+    int8, int4 and int2 weights of Conv, Gemm and MatMul, with scales per tensor, channel or block. An output
+    whose error does not get smaller on the data keeps its weights. Lossy.
+    """
+
+    name: ClassVar[str] = "gptq"
+    lossless: ClassVar[bool] = False
+
+    damping: float = 0.01
+    """Added to the diagonal of H, as a share of its mean."""
+    act_order: bool = True
+    """Round the features with the largest inputs first."""
+    samples: int = 128
+    """Samples of the calibration data that are looked at."""
+    original: str | None = None
+    """File of the float model; by default the one that this pipeline quantized."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise PassError(f"{self.name}: option 'samples' must be at least 1, not {self.samples}")
+        if not 0.0 < self.damping <= 1.0:
+            raise PassError(
+                f"{self.name}: option 'damping' must be above 0 and at most 1, not {self.damping}"
+            )
+
+    def apply(self, model: ir.Model, context: PassContext) -> None:
+        """Round layer by layer, front to back.
+
+        Raises:
+            PassError: There is no data, it does not suit the model, or the float model is not known.
+        """
+        rewriter = context.rewriter(model)
+        generator = np.random.default_rng(context.seed)
+        for sample in sampled_layers(model, self, context, original=self.original, samples=self.samples):
+            layer = sample.layer
+            if layer.linear.features > _MAX_FEATURES:
+                context.leave(layer.node, f"its {layer.linear.features} inputs are too many for GPTQ")
+                continue
+            gram = gram_of(input_rows(sample, generator, _ROWS))
+            if not np.isfinite(gram).all():
+                context.leave(layer.node, "its inputs are not finite")
+                continue
+            grids = Grids.of(layer)
+            found = round_by_hessian(grids, gram, self.damping, self.act_order)
+            if found is None:
+                context.leave(layer.node, "its Hessian cannot be inverted; raise 'damping'")
+                continue
+            codes, before, after = keep_better(grids, found, functools.partial(_error, grids, gram))
+            moved = replace_codes(layer, codes, rewriter)
+            signal = float(quadratic_error(grids.weight, gram).sum())
+            report(context, layer, moved, before, after, signal)
+
+
+def _error(grids: Grids, gram: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Squared error of each output, `[groups, outputs]`."""
+    return quadratic_error(grids.decode(codes) - grids.weight, gram)
+
+
+def round_by_hessian(
+    grids: Grids, gram: np.ndarray, damping: float = 0.01, act_order: bool = True
+) -> np.ndarray | None:
+    """GPTQ's rounding.
+
+    Args:
+        grids: Weights `[groups, outputs, features]` and their grids.
+        gram: H up to a factor, float64 `[groups, features, features]`.
+        damping: Share of the mean diagonal that is added to it.
+        act_order: Features of large diagonal first.
+
+    Returns:
+        Codes, float64 like the weights; None where H cannot be inverted.
+    """
+    diagonal = np.diagonal(gram, axis1=1, axis2=2)
+    dead = diagonal <= 0.0
+    count = gram.shape[-1]
+    level = damping * diagonal.mean(axis=1)
+    level = np.where(level > 0.0, level, 1.0)
+    damped = gram + np.eye(count) * (level[:, None] + np.where(dead, 1.0, 0.0))[:, None, :]
+    order = np.argsort(-diagonal, axis=1, kind="stable") if act_order else np.arange(count)[None]
+    order = np.broadcast_to(order, diagonal.shape)
+    damped = np.take_along_axis(np.take_along_axis(damped, order[:, :, None], 1), order[:, None, :], 2)
+    try:
+        upper = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
+    except np.linalg.LinAlgError:
+        return None
+    weight = np.take_along_axis(grids.weight, order[:, None, :], 2)
+    scales = np.take_along_axis(grids.scales, order[:, None, :], 2)
+    zeros = np.take_along_axis(grids.zeros, order[:, None, :], 2)
+    codes = np.empty_like(weight)
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        errors = np.empty_like(weight[:, :, start:stop])
+        for j in range(start, stop):
+            column, scale, zero = weight[:, :, j], scales[:, :, j], zeros[:, :, j]
+            codes[:, :, j] = np.clip(np.rint(column / scale) + zero, grids.low, grids.high)
+            error = (column - scale * (codes[:, :, j] - zero)) / upper[:, j, j][:, None]
+            weight[:, :, j:stop] -= error[:, :, None] * upper[:, None, j, j:stop]
+            errors[:, :, j - start] = error
+        weight[:, :, stop:] -= np.matmul(errors, upper[:, start:stop, stop:])
+    back = np.argsort(order, axis=1)
+    return np.take_along_axis(codes, back[:, None, :], 2)

@@ -1,0 +1,133 @@
+"""HQQ: half-quadratic quantization, which needs no data.
+
+    min over s, z   |W - s (q - z)|_p^p,  p < 1        q = clip(round(W / s) + z)
+
+Norms below 1 let a few weights be far off for the sake of the many. With W_e = shrink_p(W - s (q - z)) the
+outliers of the moment, scale and zero point are fitted to W - W_e in closed form, and so on in turns (Badri
+and Shaji, "Half-Quadratic Quantization of Large Machine Learning Models", 2023). There the zero point is a
+real number; DequantizeLinear wants an integer, so scales are fitted beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from ..ir.constants import constant_array
+from ..ir.errors import PassError
+from ..ir.static import input_of, producer_of
+from .base import Pass, PassContext
+from .quantization.original import original_of
+from .quantization.repair.blocks import BlockedWeight, blocked
+from .quantization.repair.layers import QuantizedLayer, dequantizer_of, find_layers
+from .registry import register
+
+_FIRST_PENALTY = 10.0
+_PENALTY_GROWTH = 1.01
+
+
+@register
+@dataclass(frozen=True)
+class Hqq(Pass):
+    """Choose scales and zero points of integer weights anew, by a norm that forgives outliers (HQQ; no data).
+
+    For behind `quantize-weights{form=int4}` or int8, or with the float model's file. A block keeps what it
+    has where that errs less in the norm. Layers with an int32 bias are left: it is tied to their scales.
+    Lossy.
+    """
+
+    name: ClassVar[str] = "hqq"
+    lossless: ClassVar[bool] = False
+
+    p: float = 0.7
+    """The norm's exponent, above 0 and at most 1."""
+    iterations: int = 20
+    """Rounds of the alternation."""
+    original: str | None = None
+    """File of the float model; by default the one that this pipeline quantized."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.p <= 1.0:
+            raise PassError(f"{self.name}: option 'p' must be above 0 and at most 1, not {self.p}")
+        if self.iterations < 1:
+            raise PassError(f"{self.name}: option 'iterations' must be at least 1, not {self.iterations}")
+
+    def apply(self, model: ir.Model, context: PassContext) -> None:
+        """Fit every layer's blocks.
+
+        Raises:
+            PassError: The float model is not known.
+        """
+        before = original_of(model, self.original)
+        layers = find_layers(model, before, self.selects, context.leave)
+        if not layers:
+            context.note("no layer has integer weights; quantize first")
+        rewriter = context.rewriter(model)
+        rows = context.details.setdefault("layers", [])
+        for done, layer in enumerate(layers):
+            if context.progress is not None:
+                context.progress(done, len(layers), f"{self.name} {layer.node.name}")
+            parts = blocked(layer) if not _has_integer_bias(layer) else "its int32 bias is tied to its scales"
+            if isinstance(parts, str):
+                context.leave(layer.node, parts)
+                continue
+            fitted = fit_blocks(parts, self.p, self.iterations)
+            better = norms(fitted, self.p) < norms(parts, self.p)
+            chosen = fitted.where(better, parts)
+            rows.append(
+                {
+                    "node": layer.node.name,
+                    "blocks": int(better.size),
+                    "changed": int(better.sum()),
+                    "norm_before": float(norms(parts, self.p).sum()),
+                    "norm_after": float(norms(chosen, self.p).sum()),
+                }
+            )
+            if better.any():
+                restored = dequantizer_of(layer.node.inputs[1])
+                assert restored is not None
+                chosen.write(layer, restored, rewriter)
+                context.count("layers fitted")
+                context.count("blocks fitted", int(better.sum()))
+
+
+def norms(parts: BlockedWeight, p: float) -> np.ndarray:
+    """|W - s (q - z)|_p^p of every block, `[outputs, blocks]`."""
+    error = np.abs(parts.weight - parts.decode())
+    return np.where(parts.real, error**p, 0.0).sum(axis=-1)
+
+
+def fit_blocks(parts: BlockedWeight, p: float, iterations: int) -> BlockedWeight:
+    """The alternation, over all blocks at once; returns the best of its rounds for each block."""
+    # The papers' penalty is meant for weights of the size of those in language models.
+    size = np.sqrt(np.square(parts.weight).mean()) or 1.0
+    penalty = _FIRST_PENALTY / size ** (2.0 - p) * 0.02 ** (2.0 - p)
+    best, least = parts, norms(parts, p)
+    current = parts
+    for _ in range(iterations):
+        error = current.weight - current.decode()
+        magnitude = np.abs(error)
+        with np.errstate(divide="ignore"):
+            shrunk = np.maximum(magnitude - magnitude ** (p - 1.0) / penalty, 0.0)
+        wanted = np.where(parts.real, current.weight - np.sign(error) * shrunk, 0.0)
+        current = current.fitted(wanted)
+        found = norms(current, p)
+        better = found < least
+        best, least = current.where(better, best), np.minimum(found, least)
+        penalty *= _PENALTY_GROWTH
+    return best
+
+
+def _has_integer_bias(layer: QuantizedLayer) -> bool:
+    node = layer.node
+    bias = input_of(node, 2)
+    if node.op_type == "MatMul":
+        readers = [user for user, _ in node.outputs[0].uses() if user.op_type == "Add"]
+        others = [value for user in readers for value in user.inputs if value is not node.outputs[0]]
+        bias = others[0] if others else None
+    restored = producer_of(bias, "DequantizeLinear")
+    return restored is not None and constant_array(restored.inputs[0]) is not None

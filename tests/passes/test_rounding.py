@@ -1,0 +1,234 @@
+"""GPTQ, AdaRound and HQQ: against plain reference implementations, and never worse than rounding to nearest."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphwright.ir.compare import compare
+from graphwright.ir.constants import constant_array
+from graphwright.ir.errors import PassError
+from graphwright.ir.inputs import random_inputs
+from graphwright.ir.reference import Reference
+from graphwright.passes.ada_round import learn_rounding
+from graphwright.passes.gptq import round_by_hessian
+from graphwright.passes.optimize import optimize
+from graphwright.passes.quantization.original import original_of
+from graphwright.passes.quantization.repair.layers import find_layers
+from graphwright.passes.quantization.repair.rounding import Grids, quadratic_error
+
+
+def grids(outputs=5, features=12, groups=1, low=-7, high=7, seed=0):
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((groups, outputs, features))
+    scales = np.broadcast_to(np.abs(weight).max(axis=-1, keepdims=True) / high, weight.shape)
+    zeros = np.zeros(weight.shape, np.int32)
+    codes = np.clip(np.rint(weight / scales), low, high).astype(np.int32)
+    return Grids(weight, codes, scales, zeros, low, high)
+
+
+def correlated_rows(rows, features, seed=1):
+    rng = np.random.default_rng(seed)
+    mixed = rng.standard_normal((rows, 4)) @ rng.standard_normal((4, features))
+    return mixed + 0.3 * rng.standard_normal((rows, features))
+
+
+def optimal_brain_quantizer(weight, scale, hessian, order, low, high):
+    """Row by row: round one feature, move the others by the exact minimizer, drop it from the inverse."""
+    codes = np.zeros_like(weight)
+    for row in range(len(weight)):
+        w, inverse = weight[row].copy(), np.linalg.inv(hessian)
+        for j in order:
+            q = np.clip(np.rint(w[j] / scale[row, j]), low, high)
+            codes[row, j] = q
+            w = w - (w[j] - scale[row, j] * q) / inverse[j, j] * inverse[j]
+            inverse = inverse - np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    return codes
+
+
+@pytest.mark.parametrize("act_order", [True, False])
+def test_gptq_is_optimal_brain_quantization_in_a_fixed_order(act_order):
+    made = grids(outputs=6, features=150)
+    x = correlated_rows(400, 150)
+    gram = x.T @ x
+    damped = gram + 0.01 * np.diag(gram).mean() * np.eye(150)
+    order = np.argsort(-np.diag(gram), kind="stable") if act_order else range(150)
+    expected = optimal_brain_quantizer(made.weight[0], made.scales[0], damped, order, -7, 7)
+    found = round_by_hessian(made, gram[None], 0.01, act_order)[0]
+    assert (found != expected).mean() < 0.003  # ties of rounding
+    assert (found != made.codes[0]).mean() > 0.05
+
+
+def test_gptq_takes_groups_apart_and_survives_dead_features():
+    made = grids(groups=3)
+    x = np.stack([correlated_rows(60, 12, seed) for seed in range(3)])
+    x[1, :, 4] = 0.0
+    gram = x.transpose(0, 2, 1) @ x
+    found = round_by_hessian(made, gram)
+    for group in range(3):
+        alone = Grids(
+            *(each[group : group + 1] for each in (made.weight, made.codes, made.scales, made.zeros)), -7, 7
+        )
+        np.testing.assert_array_equal(found[group], round_by_hessian(alone, gram[group : group + 1])[0])
+    np.testing.assert_array_equal(found[1, :, 4], made.codes[1, :, 4])
+
+
+def test_learned_rounding_comes_close_to_the_best_there_is():
+    # Few enough features to try every combination of up and down.
+    made = grids(outputs=4, features=10)
+    x = correlated_rows(200, 10)
+    gram = (x.T @ x)[None]
+    found = learn_rounding(made, x[None].astype(np.float32), 500, 10.0, np.random.default_rng(0))
+    floor = np.floor(made.weight / made.scales)
+    assert np.isin(found - floor, (0, 1)).all()
+    choices = ((np.arange(1024)[:, None] >> np.arange(10)) & 1).astype(np.float64)
+    best = 0.0
+    for row in range(4):
+        tried = np.clip(floor[0, row] + choices, -7, 7)
+        best += quadratic_error(made.scales[0, row] * tried - made.weight[0, row], gram[0]).min()
+    learned, nearest = (
+        quadratic_error(made.decode(codes) - made.weight, gram).sum() for codes in (found, made.codes)
+    )
+    assert best <= learned <= best + 0.5 * (nearest - best)
+
+
+def test_learned_rounding_by_batches_of_rows():
+    made = grids(outputs=6, features=600)
+    x = correlated_rows(700, 600)
+    found = learn_rounding(made, x[None].astype(np.float32), 200, 10.0, np.random.default_rng(0))
+    gram = (x.T @ x)[None]
+    before = quadratic_error(made.decode(made.codes) - made.weight, gram)
+    after = quadratic_error(made.decode(found) - made.weight, gram)
+    assert after.sum() < 0.5 * before.sum()
+
+
+def cnn(network):
+    net = network(3)
+    y = net.op("Relu", net.conv(net.input("n", 3, 8, 8), 8))
+    y = net.op("Relu", net.conv(y, 8, group=8))
+    y = net.op("Relu", net.conv(net.conv(y, 12, group=2), 16, kernel=1))
+    y = net.op("ReduceMean", y, net.ints(2, 3), keepdims=0)
+    return net.model(net.matmul(net.op("Relu", net.linear(y, 24)), 10))
+
+
+def batches(model, count=6, first=0):
+    return [random_inputs(model, seed=first + seed, dims={"n": 4}) for seed in range(count)]
+
+
+def sqnr(model, quantized, feeds):
+    parts = [np.concatenate([Reference(m).run(each)["y0"] for each in feeds]) for m in (model, quantized)]
+    return compare(*parts).sqnr_db
+
+
+FORMS = [
+    "insert-qdq",
+    "insert-qdq{target=x86}",
+    "quantize-weights{form=int8 min_size=1}",
+    "quantize-weights{form=int4 min_size=1 block=16}",
+    "quantize-weights{form=int4 min_size=1 block=16 symmetric=false}",
+]
+
+
+@pytest.mark.parametrize(
+    ("form", "repair"),
+    [*((form, "gptq") for form in FORMS), *((form, "ada-round{iterations=100}") for form in FORMS[::3])],
+)
+def test_every_form_stays_itself_and_errs_less(network, form, repair):
+    model = cnn(network)
+    data = batches(model)
+    plain = optimize(model, form, calibration=data).model
+    result = optimize(model, f"{form},{repair}", calibration=data)
+    assert result.report.records[-1].statistics["weights moved"] > 0
+    for before, after in zip(plain.graph, result.model.graph, strict=True):
+        assert (before.op_type, before.attributes.keys()) == (after.op_type, after.attributes.keys())
+    for name, value in plain.graph.initializers.items():
+        now = result.model.graph.initializers[name].const_value
+        assert (now.dtype, now.shape) == (value.const_value.dtype, value.const_value.shape)
+        if "quantized" not in name:
+            np.testing.assert_array_equal(now.numpy(), value.const_value.numpy())
+        elif now.dtype == ir.DataType.INT8:
+            # 7 bits stay 7 bits.
+            assert (
+                np.abs(now.numpy().astype(int)).max() <= np.abs(value.const_value.numpy().astype(int)).max()
+            )
+    rows = result.report.records[-1].details["layers"]
+    assert len(rows) >= 3
+    assert all(row["sqnr_after_db"] >= row["sqnr_before_db"] for row in rows)
+    fresh = batches(model, 4, 100)
+    assert sqnr(model, result.model, fresh) > sqnr(model, plain, fresh)
+
+
+def test_hqq_lowers_its_norm_and_forgives_outliers(network):
+    net = network()
+    x = net.input("n", 32)
+    weight = net.rng.standard_t(2, (32, 24)).astype(np.float32)
+    model = net.model(net.op("MatMul", x, net.constant(weight, "w")))
+    for options in ("form=int4 block=16 scale=absmax", "form=int4 block=16 symmetric=false", "form=int8"):
+        text = f"quantize-weights{{{options} min_size=1}}"
+        plain = optimize(model, text).model
+        result = optimize(model, f"{text},hqq")
+        (row,) = result.report.records[-1].details["layers"]
+        assert row["norm_after"] < (0.97 if "absmax" in options else 1.0) * row["norm_before"]
+        norms = []
+        for each in (plain, result.model):
+            (layer,) = find_layers(each, original_of(each, None), lambda node: True, lambda node, why: None)
+            norms.append((np.abs(layer.stored.decode() - layer.weight) ** 0.7).sum())
+        np.testing.assert_allclose(norms, [row["norm_before"], row["norm_after"]], rtol=1e-5)
+        # What ONNX Runtime decodes is what was measured.
+        (feeds,) = batches(model, 1)
+        (layer,) = find_layers(result.model, model, lambda node: True, lambda node, why: None)
+        expected = feeds["x"] @ layer.stored.decode().T
+        np.testing.assert_allclose(Reference(result.model).run(feeds)["y0"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_hqq_leaves_layers_with_integer_biases(network):
+    model = cnn(network)
+    record = optimize(model, "insert-qdq,hqq", calibration=batches(model)).report.records[-1]
+    assert {each.reason for each in record.left_alone} == {"its int32 bias is tied to its scales"}
+
+
+def test_shared_packed_and_missing_layers_are_told(network):
+    net = network()
+    x = net.input("n", 16)
+    weight = net.weight(16, 16)
+    y = net.op("MatMul", net.op("Relu", net.op("MatMul", x, weight)), weight)
+    model = net.model(net.op("MatMul", y, net.weight(16, 4)))
+    data = batches(model)
+    record = optimize(model, "quantize-weights{min_size=1},gptq", calibration=data).report.records[-1]
+    assert sum("shares its weight" in each.reason for each in record.left_alone) == 2
+    record = optimize(model, "quantize-weights{form=nf4 min_size=1},gptq", calibration=data).report.records[
+        -1
+    ]
+    assert "no layer has integer weights" in record.notes[0]
+    quantized = optimize(model, "quantize-weights{min_size=1}").model
+    for node in quantized.graph:
+        if node.op_type == "MatMul":
+            node.name = f"other.{node.name}"
+    record = optimize(quantized, "gptq", calibration=data).report.records[-1]
+    assert {"the float model has no layer of its name"} == {each.reason for each in record.left_alone}
+
+
+def test_same_seed_same_weights(network):
+    model = cnn(network)
+    data = batches(model, 3)
+    text = "quantize-weights{form=int4 min_size=1},ada-round{iterations=20}"
+    made = [optimize(model, text, calibration=data, seed=4).model for _ in range(2)]
+    for first, second in zip(*(each.graph.initializers.values() for each in made), strict=True):
+        np.testing.assert_array_equal(constant_array(first), constant_array(second))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("gptq{damping=0}", "damping"),
+        ("gptq{samples=0}", "samples"),
+        ("ada-round{iterations=0}", "iterations"),
+        ("ada-round{regularization=0}", "regularization"),
+        ("hqq{p=2}", "option 'p'"),
+        ("hqq{iterations=0}", "iterations"),
+        ("gptq", "compares layers on data"),
+        ("ada-round", "compares layers on data"),
+        ("hqq", "the float model is not known"),
+    ],
+)
+def test_bad_input(network, text, match):
+    with pytest.raises(PassError, match=match):
+        optimize(cnn(network), text)
