@@ -18,9 +18,9 @@ import onnx_ir as ir
 from ..ir.errors import PassError
 from .base import Pass, PassContext
 from .functions import flatten_functions
-from .quantization.arithmetic import range_problem
+from .quantization.arithmetic import Grid, range_problem
 from .quantization.calibration import Calibration, as_calibration
-from .quantization.calibrators import CALIBRATORS, Calibrator, Percentile
+from .quantization.calibrators import Method
 from .quantization.emit import emit
 from .quantization.original import remember_original
 from .quantization.placement import Plan, plan_quantization
@@ -53,10 +53,17 @@ class InsertQdq(Pass):
     target: str | None = None
     """Quantization table: x86, x86-vnni, arm, arm-dotprod, cuda, generic, or a .json file; by default the one
     for the target being compiled for."""
-    calibration: Literal["minmax", "mean", "moving-average", "percentile"] = "minmax"
-    """How activation ranges are estimated from the batches."""
+    calibration: Literal[
+        "minmax", "mean", "moving-average", "percentile", "entropy", "mse", "clipped"
+    ] = "minmax"  # fmt: skip
+    """How activation ranges are estimated from the batches; percentile, entropy and mse go through the data
+    twice."""
     percentile: float = 99.99
     """With `calibration=percentile`: the share of numbers, in percent, that neither end of a range cuts."""
+    deviations: float = 6.0
+    """With `calibration=clipped`: standard deviations from the mean beyond which numbers are cut."""
+    calibration_cache: str | None = None
+    """File that measured ranges are saved to and reused from; without data, all there is."""
     reduce_range: bool | None = None
     """Use 7 bits for weights, against sums that saturate on x86 without VNNI; by default the table says."""
 
@@ -67,20 +74,22 @@ class InsertQdq(Pass):
                 f"{self.name}: option 'percentile' must be above 50 and at most 100, not {self.percentile}"
             )
 
+        if not self.deviations > 0.0:
+            raise PassError(f"{self.name}: option 'deviations' must be above 0, not {self.deviations}")
+
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Plan, measure, drop what cannot be quantized, and insert the pairs.
 
         Raises:
             PassError: There is no calibration data, it does not suit the model, or the table is unknown.
         """
-        if context.calibration is None:
-            raise PassError(_NO_DATA)
+        data = self._data(context)
         flatten_functions(model, context)
-        data = as_calibration(context.calibration)
         table = find_table(self.target, context.target)
         plan = plan_quantization(model.graph, table, self.selects, {})
         names = [str(value.name) for value in plan.values]
-        ranges, batches = measure_ranges(model, names, data, self._make_calibrator, context.progress)
+        method = self._method(table.activations.grid)
+        ranges, batches = measure_ranges(model, names, data, method, context.progress)
         problems = {value: range_problem(*ranges[str(value.name)]) for value in plan.values}
         forbidden = {value: problem for value, problem in problems.items() if problem is not None}
         if forbidden:
@@ -90,10 +99,18 @@ class InsertQdq(Pass):
         remember_original(model)
         emit(model, plan, scales, table, self.reduce_range, context)
 
-    def _make_calibrator(self) -> Calibrator:
-        if self.calibration == "percentile":
-            return Percentile(self.percentile)
-        return CALIBRATORS[self.calibration]()
+    def _data(self, context: PassContext) -> Calibration:
+        if context.calibration is not None:
+            data = as_calibration(context.calibration)
+            return data.with_cache(self.calibration_cache) if self.calibration_cache else data
+        if self.calibration_cache is not None:
+            return Calibration.saved(self.calibration_cache)
+        raise PassError(_NO_DATA)
+
+    def _method(self, grid: Grid) -> Method:
+        return Method(
+            self.calibration, self.percentile, self.deviations, grid.high - grid.low, grid.symmetric
+        )
 
 
 def _report(

@@ -116,11 +116,16 @@ def _fitting(array: np.ndarray, name: str, shape: Sequence[int | str], dtype: An
 
 
 def calibration_feeds(
-    model: ir.Model, path: Path | None, random_count: int = 0, seed: int = 0
+    model: ir.Model,
+    path: Path | None,
+    random_count: int = 0,
+    seed: int = 0,
+    cache: Path | None = None,
 ) -> Calibration | None:
     """Calibration data for passes that look at activations, or None where the user gave none.
 
-    The data is read batch by batch when a pass wants it; only the first batch is checked right away.
+    The data is read batch by batch when a pass wants it; only the first batch is checked right away. With a
+    cache, ranges are saved there and reused; alone, it is all there is.
 
     Raises:
         ToolError: a file or folder is missing, empty or does not fit the model's inputs.
@@ -130,12 +135,13 @@ def calibration_feeds(
     from ..passes.quantization.calibration import Calibration
 
     if random_count:
-        return Calibration.random_data(random_count, seed)
+        made = Calibration.random_data(random_count, seed)
+        return made if cache is None else made.with_cache(cache)
     if path is None:
-        return None
+        return None if cache is None else Calibration.saved(cache)
     try:
         calibration = Calibration.load(path)
         next(calibration.batches(model))
     except PassError as error:
         raise ToolError(str(error)) from None
-    return calibration
+    return calibration if cache is None else calibration.with_cache(cache)

@@ -70,7 +70,7 @@ class ProgressTeller(Observer):
 
     def __call__(self, done: int, total: int | None, text: str) -> None:
         """Show how far the pass is, as passes and checks call it."""
-        of = f" ({done + 1} of {total})" if total else ""
+        of = f" {_bar(done, total)} ({min(done + 1, total)} of {total})" if total else ""
         self._say(f"{self._pass}: {text}{of}" if self._pass else f"{text}{of}")
 
     def _say(self, line: str) -> None:
@@ -78,6 +78,11 @@ class ProgressTeller(Observer):
         if now - self._last >= self._every:
             self._last = now
             self._tell(line)
+
+
+def _bar(done: int, total: int, width: int = 16) -> str:
+    full = min(width, done * width // total)
+    return "━" * full + "╌" * (width - full)
 
 
 class Dumper(Observer):

@@ -74,6 +74,15 @@ CalibrationOption = Annotated[
         show_default=False,
     ),
 ]
+CalibrationCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration-cache",
+        metavar="FILE",
+        help="Save measured ranges there and reuse them; a killed calibration goes on where it was.",
+        show_default=False,
+    ),
+]
 RandomCalibrationOption = Annotated[
     int,
     typer.Option(

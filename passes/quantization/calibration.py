@@ -6,6 +6,9 @@ one line that names the input and the batch.
 
 from __future__ import annotations
 
+import copy
+import functools
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.errors import PassError
+from .calibration_files import read_npy, read_npz
 
 Feeds = dict[str, np.ndarray]
 
@@ -33,6 +37,9 @@ class Calibration:
         total: number of batches if it is known beforehand.
         repeatable: whether the data can be read more than once.
         random: whether the numbers are made up, so that ranges mean nothing.
+        identity: what tells this data from other data, where that is known: results can be reused then.
+        cache: file that measured ranges are saved to and reused from, or None.
+        has_data: False where there is nothing but the cache.
     """
 
     def __init__(
@@ -43,15 +50,49 @@ class Calibration:
         total: int | None = None,
         repeatable: bool = True,
         random: bool = False,
+        identity: Callable[[], str] | None = None,
+        count: Callable[[ir.Model], int] | None = None,
     ):
         self._open = open_batches
         self.source = source
         self.total = total
         self.repeatable = repeatable
         self.random = random
+        self.cache: Path | None = None
+        self.has_data = True
+        self._identify = identity
+        self._count = count
 
     def __repr__(self) -> str:
         return f"Calibration({self.source})"
+
+    @functools.cached_property
+    def identity(self) -> str | None:
+        """A digest of the data, or None where it is only known as it comes."""
+        return None if self._identify is None else self._identify()
+
+    def with_cache(self, path: str | Path) -> Calibration:
+        """The same data, with a file that measured ranges are saved to and reused from."""
+        other = copy.copy(self)
+        other.cache = Path(path)
+        return other
+
+    @classmethod
+    def saved(cls, path: str | Path) -> Calibration:
+        """No data, only ranges that were saved before; asking for others is refused."""
+
+        def open_batches(model: ir.Model) -> Iterator[Feeds]:
+            raise PassError(
+                f"there is no calibration data, and '{path}' holds no ranges for this model and method"
+            )
+
+        made = cls(open_batches, source=Path(path).name).with_cache(path)
+        made.has_data = False
+        return made
+
+    def count(self, model: ir.Model) -> int | None:
+        """The number of batches for a model where it is known beforehand."""
+        return self.total if self._count is None else self._count(model)
 
     def batches(self, model: ir.Model) -> Iterator[Feeds]:
         """Yields feeds for `model`, checked, one batch at a time.
@@ -79,7 +120,7 @@ class Calibration:
         Raises:
             PassError: the file cannot be read, or its arrays differ in their number of samples.
         """
-        arrays = _read_npz(Path(path))
+        arrays = read_npz(Path(path))
         return cls.from_arrays(arrays, batch=batch, source=Path(path).name)
 
     @classmethod
@@ -97,7 +138,10 @@ class Calibration:
         def open_batches(model: ir.Model) -> Iterator[Feeds]:
             yield from _slices(data, samples, _inputs_of(model), batch, source)
 
-        return cls(open_batches, source=source)
+        def count(model: ir.Model) -> int:
+            return -(-samples // _batch_size(data, samples, _inputs_of(model), batch))
+
+        return cls(open_batches, source=source, identity=lambda: _digest_of(data), count=count)
 
     @classmethod
     def from_folder(cls, path: str | Path, *, batch: int = DEFAULT_BATCH) -> Calibration:
@@ -116,20 +160,28 @@ class Calibration:
         def open_batches(model: ir.Model) -> Iterator[Feeds]:
             inputs = _inputs_of(model)
             for file in files:
-                arrays = _read_npz(file) if file.suffix == ".npz" else _read_npy(file, inputs)
+                arrays = read_npz(file) if file.suffix == ".npz" else read_npy(file, inputs)
                 yield from _slices(arrays, _sample_count(arrays, file.name), inputs, batch, file.name)
 
-        return cls(open_batches, source=folder.name)
+        def identify() -> str:
+            seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            return hashlib.blake2b(repr((batch, seen)).encode(), digest_size=16).hexdigest()
+
+        return cls(open_batches, source=folder.name, identity=identify)
 
     @classmethod
-    def from_iterable(cls, batches: Iterable[Any] | Callable[[], Iterable[Any]]) -> Calibration:
+    def from_iterable(
+        cls, batches: Iterable[Any] | Callable[[], Iterable[Any]], *, identity: str | None = None
+    ) -> Calibration:
         """Takes batches as the model wants them: feeds by name, a tuple in input order, or one array.
 
         Args:
             batches: an iterable, or a function that returns a fresh one each time.
+            identity: a name for exactly these batches in this order, with which saved ranges are reused.
         """
+        identify = None if identity is None else lambda: identity
         if callable(batches):
-            return cls(lambda model: batches(), source="function")
+            return cls(lambda model: batches(), source="function", identity=identify)
         total = len(batches) if isinstance(batches, Sequence) else None
         once = iter(batches) is batches
         return cls(
@@ -137,6 +189,7 @@ class Calibration:
             source="iterator" if once else "iterable",
             total=total,
             repeatable=not once,
+            identity=identify,
         )
 
     @classmethod
@@ -149,7 +202,13 @@ class Calibration:
             for index in range(batches):
                 yield random_inputs(model, seed=seed + index)
 
-        return cls(open_batches, source="random numbers", total=batches, random=True)
+        return cls(
+            open_batches,
+            source="random numbers",
+            total=batches,
+            random=True,
+            identity=lambda: f"random {batches} {seed}",
+        )
 
     @classmethod
     def load(cls, path: str | Path, *, batch: int = DEFAULT_BATCH) -> Calibration:
@@ -186,34 +245,6 @@ def _inputs_of(model: ir.Model) -> dict[str, ir.Value]:
     return {str(value.name): value for value in model.graph.inputs if value.name not in initializers}
 
 
-def _read_npz(path: Path) -> Feeds:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it is not a .npz archive")
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise PassError(f"cannot read calibration file '{path}': {_first_line(error)}") from None
-    except Exception as error:
-        # numpy lets the errors of zipfile and zlib through.
-        raise PassError(f"cannot read calibration file '{path}': {_first_line(error)}") from None
-
-
-def _read_npy(path: Path, inputs: Mapping[str, ir.Value]) -> Feeds:
-    if len(inputs) != 1:
-        raise PassError(
-            f"calibration file '{path.name}' names no input, but the model has {len(inputs)} inputs; use .npz"
-        )
-    try:
-        return {next(iter(inputs)): np.load(path, allow_pickle=False)}
-    except Exception as error:
-        raise PassError(f"cannot read calibration file '{path}': {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _sample_count(arrays: Mapping[str, np.ndarray], source: str) -> int:
     if not arrays:
         raise PassError(f"calibration data ({source}) holds no array")
@@ -242,10 +273,9 @@ def _slices(
     Inputs without a sample axis make it one sample at a time.
     """
     named = _by_name(arrays, inputs, f"calibration data ({source})")
-    ranks = {name: len(value.shape) for name, value in inputs.items() if value.shape is not None}
-    flat = {name for name, array in named.items() if ranks.get(name) == array.ndim - 1}
+    flat = _without_sample_axis(named, inputs)
     fixed = _fixed_batch(inputs.values())
-    size = 1 if flat else fixed or min(batch, samples)
+    size = _batch_size(arrays, samples, inputs, batch)
     if samples < size:
         raise PassError(
             f"calibration data ({source}) has {samples} samples, but the model takes batches of {size}"
@@ -255,6 +285,28 @@ def _slices(
         # The last batch of a fixed size is filled up with samples that came before it.
         first = stop - size if fixed else start
         yield {name: array[start] if name in flat else array[first:stop] for name, array in named.items()}
+
+
+def _batch_size(
+    arrays: Mapping[str, np.ndarray], samples: int, inputs: Mapping[str, ir.Value], batch: int
+) -> int:
+    """Samples per run."""
+    named = _by_name(arrays, inputs, "calibration data")
+    return 1 if _without_sample_axis(named, inputs) else _fixed_batch(inputs.values()) or min(batch, samples)
+
+
+def _without_sample_axis(named: Mapping[str, np.ndarray], inputs: Mapping[str, ir.Value]) -> set[str]:
+    """Inputs that take a single sample as it is."""
+    ranks = {name: len(value.shape) for name, value in inputs.items() if value.shape is not None}
+    return {name for name, array in named.items() if ranks.get(name) == array.ndim - 1}
+
+
+def _digest_of(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(arrays.items()):
+        digest.update(repr((name, str(array.dtype), array.shape)).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _fixed_batch(inputs: Iterable[ir.Value]) -> int | None:

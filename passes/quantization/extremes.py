@@ -1,14 +1,13 @@
-"""Calibrators: from what flows through a value to the range it is quantized in.
+"""Calibrators that go through the data once: what they are, and those that look at extremes and moments.
 
 A calibrator appends a few nodes to the graph that boil one value down to some numbers (`probe`), and takes
 those numbers batch by batch (`observe`). Everything large stays inside the reference session. One that needs
-to see the data twice says so (`rounds`). Another estimator is one more class here and one more name in
-`CALIBRATORS`.
+to see the data twice says so (`rounds`). What it has seen so far can be saved and taken up again (`state`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,8 +45,39 @@ class Calibrator(Protocol):
     def range(self) -> Range:
         """The range seen so far; not finite where the value was not."""
 
+    def state(self) -> dict[str, np.ndarray]:
+        """What was seen so far, as arrays by name."""
 
-class MinMax:
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Takes up what `state` gave."""
+
+
+class Remembering:
+    """Saves and restores the numbers and arrays that an object holds, those of its parts included."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Every attribute that is a number, an array or remembers itself, as arrays by name."""
+        found: dict[str, np.ndarray] = {}
+        for name, held in vars(self).items():
+            if isinstance(held, Remembering):
+                found.update({f"{name}.{inner}": array for inner, array in held.state().items()})
+            elif isinstance(held, (int, float, np.ndarray)):
+                found[name] = np.asarray(held)
+        return found
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Sets the attributes that `state` gave."""
+        for name, held in vars(self).items():
+            if isinstance(held, Remembering):
+                start = f"{name}."
+                held.restore({k[len(start) :]: v for k, v in state.items() if k.startswith(start)})
+            elif isinstance(held, np.ndarray):
+                setattr(self, name, np.array(state[name], held.dtype))
+            elif isinstance(held, (int, float)):
+                setattr(self, name, type(held)(state[name]))
+
+
+class MinMax(Remembering):
     """The smallest and the largest number ever seen."""
 
     rounds = 1
@@ -100,66 +130,32 @@ class MovingAverage(MinMax):
         self.high += self.weight * (high - self.high)
 
 
-class Percentile:
-    """Clips outliers: the range that leaves a given share of the numbers out at each end.
+class Clipped(MinMax):
+    """Outliers cut: the mean and so many standard deviations to both sides, never beyond the extremes."""
 
-    The first round finds the extremes, the second fills a histogram between them inside the reference
-    session.
-    """
-
-    rounds = 2
-    bins = 2048
-
-    def __init__(self, percentile: float = 99.99) -> None:
-        self._share = 1.0 - percentile / 100.0
-        self._extremes = MinMax()
-        self._counts = np.zeros(self.bins, np.int64)
+    def __init__(self, deviations: float = 6.0) -> None:
+        super().__init__()
+        self._deviations = deviations
+        self._count = 0
+        self._sum = self._squares = 0.0
 
     def probe(self, graph: ProbeGraph, value: ir.Value, round_index: int) -> list[ir.Value]:
-        """Extremes in the first round; in the second a histogram, counted by scattering ones."""
-        low, high = self._extremes.range()
-        if round_index == 0:
-            return self._extremes.probe(graph, value, 0)
-        if not (np.isfinite([low, high]).all() and low < high):
-            return []
-        per_bin = np.asarray((high - low) / self.bins, np.float32)
-        if not (np.isfinite(per_bin) and per_bin > 0):
-            return []
-        flat = graph.op("Reshape", [value, graph.constant(np.array([-1], np.int64))], {})
-        moved = graph.op("Sub", [flat, graph.constant(np.asarray(low, np.float32))], {})
-        scaled = graph.op("Div", [moved, graph.constant(per_bin)], {})
-        last = graph.constant(np.asarray(self.bins - 1, np.float32))
-        inside = graph.op("Clip", [scaled, graph.constant(np.asarray(0, np.float32)), last], {})
-        index = graph.op("Cast", [inside], {"to": int(ir.DataType.INT64)})
-        ones = graph.op("Sub", [index, index], {})
-        ones = graph.op("Add", [ones, graph.constant(np.asarray(1, np.int64))], {})
-        zeros = graph.constant(np.zeros(self.bins, np.int64))
-        return [graph.op("ScatterElements", [zeros, index, ones], {"axis": 0, "reduction": "add"})]
+        """Extremes, number, sum and sum of squares, the sums in double."""
+        double = graph.op("Cast", [value], {"to": int(ir.DataType.DOUBLE)})
+        sums = [graph.op(each, [double], {"keepdims": 0}) for each in ("ReduceSum", "ReduceSumSquare")]
+        return [*super().probe(graph, value, round_index), graph.op("Size", [value], {}), *sums]
 
     def observe(self, results: Sequence[np.ndarray], round_index: int) -> None:
-        """Widens the extremes, then adds to the histogram."""
-        if round_index == 0:
-            self._extremes.observe(results, 0)
-        elif results:
-            self._counts += results[0]
+        """Adds a batch to the moments."""
+        super().observe(results[:2], round_index)
+        self._count += int(results[2])
+        self._sum += float(results[3])
+        self._squares += float(results[4])
 
     def range(self) -> Range:
-        """The inner edges of the outermost bins that are needed to keep the share."""
-        low, high = self._extremes.range()
-        total = int(self._counts.sum())
-        if total == 0:
-            return low, high
-        allowed = self._share * total
-        edges = np.linspace(low, high, self.bins + 1)
-        below = int(np.searchsorted(np.cumsum(self._counts), allowed, side="right"))
-        above = int(np.searchsorted(np.cumsum(self._counts[::-1]), allowed, side="right"))
-        return float(edges[min(below, self.bins)]), float(edges[max(self.bins - above, 0)])
-
-
-CALIBRATORS: Mapping[str, Callable[[], Calibrator]] = {
-    "minmax": MinMax,
-    "mean": MeanMinMax,
-    "moving-average": MovingAverage,
-    "percentile": Percentile,
-}
-"""Calibrators by the name that `insert-qdq{calibration=...}` takes."""
+        """Mean and deviations, cut to what was seen."""
+        if not self._count or not np.isfinite(self._squares):
+            return self.low, self.high
+        mean = self._sum / self._count
+        spread = self._deviations * np.sqrt(max(self._squares / self._count - mean**2, 0.0))
+        return max(self.low, mean - spread), min(self.high, mean + spread)

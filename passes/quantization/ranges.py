@@ -12,9 +12,11 @@ from ...ir.clone import clone
 from ...ir.errors import PassError
 from ...ir.reference import Reference
 from .calibration import Calibration
-from .calibrators import Calibrator, Range
+from .extremes import Calibrator, Range
+from .range_cache import RangeCache
 
 Progress = Callable[[int, int | None, str], None]
+TEXT = "calibrating"
 
 
 def measure_ranges(
@@ -38,12 +40,38 @@ def measure_ranges(
     Returns:
         (range by name, number of batches). A value that was NaN or infinite once has a range of NaN.
 
+    Where the calibration names a cache, ranges found there are not measured again, and a measurement that
+    was interrupted goes on where it was.
+
     Raises:
-        PassError: the data does not suit the model, or cannot be read as often as the calibrator wants.
+        PassError: the data does not suit the model, or cannot be read as often as the calibrator wants; or
+            the cache cannot be read or written.
         ModelError: the reference cannot run the model.
     """
     if not names:
         return {}, 0
+    cache = None
+    if calibration.cache is not None:
+        method = getattr(make_calibrator, "key", None) or repr(make_calibrator)
+        cache = RangeCache(calibration.cache, model, method)
+    known, batches = (
+        ({}, 0) if cache is None else cache.find(calibration.identity, any_data=not calibration.has_data)
+    )
+    missing = [name for name in names if name not in known]
+    if missing:
+        found, batches = _measure(model, missing, calibration, make_calibrator, cache, progress)
+        known.update(found)
+    return {name: known[name] for name in names}, batches
+
+
+def _measure(
+    model: ir.Model,
+    names: Sequence[str],
+    calibration: Calibration,
+    make_calibrator: Callable[[], Calibrator],
+    cache: RangeCache | None,
+    progress: Progress | None,
+) -> tuple[dict[str, Range], int]:
     run = _Run({name: make_calibrator() for name in names})
     rounds = max(calibrator.rounds for calibrator in run.calibrators.values())
     if rounds > 1 and not calibration.repeatable:
@@ -51,16 +79,31 @@ def measure_ranges(
             f"this calibration goes through the data {rounds} times, but an {calibration.source} can be read "
             "once only; give a list, or a function that returns a new iterator"
         )
-    total = None if calibration.total is None else calibration.total * rounds
-    done = 0
-    for round_index in range(rounds):
+    identity = calibration.identity
+    first, skipped, done = 0, 0, 0
+    if cache is not None:
+        first, skipped, done = cache.load_partial(run.calibrators, run.poisoned, identity)
+    count = calibration.count(model)
+    total = None if count is None else count * rounds
+    batches = 0
+    for round_index in range(first, rounds):
         probe = _Probe(model, run.sound, round_index)
+        batches = 0
         for feeds in calibration.batches(model):
-            run.take(probe.run(feeds), round_index)
+            batches += 1
+            if batches <= skipped:
+                continue
             done += 1
+            run.take(probe.run(feeds), round_index)
+            if cache is not None:
+                cache.save_partial(run.calibrators, run.poisoned, (round_index, batches, done), identity)
             if progress is not None:
-                progress(done, total, "calibrating")
-    return run.ranges(), done // rounds
+                progress(done, total, TEXT)
+        skipped = 0
+    ranges = run.ranges()
+    if cache is not None:
+        cache.store(ranges, batches, identity)
+    return ranges, batches
 
 
 class _Run:
@@ -68,26 +111,26 @@ class _Run:
 
     def __init__(self, calibrators: dict[str, Calibrator]):
         self.calibrators = calibrators
-        self._poisoned: set[str] = set()
+        self.poisoned: set[str] = set()
 
     @property
     def sound(self) -> dict[str, Calibrator]:
         """Calibrators of values that were finite so far."""
-        return {name: each for name, each in self.calibrators.items() if name not in self._poisoned}
+        return {name: each for name, each in self.calibrators.items() if name not in self.poisoned}
 
     def take(self, results: Mapping[str, tuple[float, list[np.ndarray]]], round_index: int) -> None:
         for name, (alarm, probed) in results.items():
-            if name in self._poisoned:
+            if name in self.poisoned:
                 continue
             if not np.isfinite(alarm):
-                self._poisoned.add(name)
+                self.poisoned.add(name)
             else:
                 self.calibrators[name].observe(probed, round_index)
 
     def ranges(self) -> dict[str, Range]:
         missing = (float("nan"), float("nan"))
         return {
-            name: missing if name in self._poisoned else calibrator.range()
+            name: missing if name in self.poisoned else calibrator.range()
             for name, calibrator in self.calibrators.items()
         }
 

@@ -13,6 +13,7 @@ from ...ir.errors import ToolError
 from ..console import plain, print_json, print_line, progress, seconds_between_lines
 from ..feeds import calibration_feeds, input_signature, match_feeds, read_npz
 from ..options import (
+    CalibrationCacheOption,
     CalibrationOption,
     DimOption,
     JsonOption,
@@ -106,6 +107,7 @@ def opt(
     ] = None,
     dim: DimOption = None,
     calibration: CalibrationOption = None,
+    calibration_cache: CalibrationCacheOption = None,
     calibrate_random: RandomCalibrationOption = 0,
     target: PassTargetOption = None,
     seed: SeedOption = 0,
@@ -148,7 +150,7 @@ def opt(
         observers.append(ChangePrinter(graph))
     if dump_dir is not None:
         observers.append(Dumper(dump_dir))
-    data = calibration_feeds(graph, calibration, calibrate_random, seed)
+    data = calibration_feeds(graph, calibration, calibrate_random, seed, calibration_cache)
     own = [feeds] if feeds is not None else None
     advice = "" if keep_going else "; --keep-going leaves the pass out"
     with progress(f"running {text}", quiet=as_json) as tell:
