@@ -11,6 +11,7 @@ from ...ir.errors import ToolError
 from ..console import print_line, progress
 from ..feeds import calibration_feeds
 from ..options import (
+    CalibrationCacheOption,
     CalibrationOption,
     DimOption,
     JsonOption,
@@ -53,6 +54,7 @@ def compile_model(
     ] = True,
     dim: DimOption = None,
     calibration: CalibrationOption = None,
+    calibration_cache: CalibrationCacheOption = None,
     calibrate_random: RandomCalibrationOption = 0,
     backend: Annotated[
         str,
@@ -109,7 +111,9 @@ def compile_model(
                 resolved,
                 pipeline=text,
                 trials=trials,
-                calibration=calibration_feeds(loaded.model, calibration, calibrate_random, seed),
+                calibration=calibration_feeds(
+                    loaded.model, calibration, calibrate_random, seed, calibration_cache
+                ),
                 backend=backend,
                 threads=thread_count,
                 check="qemu" if check and emulate else check,
