@@ -25,8 +25,10 @@ from .quantization.repair.blocks import BlockedWeight, blocked
 from .quantization.repair.layers import QuantizedLayer, dequantizer_of, find_layers
 from .registry import register
 
-_FIRST_PENALTY = 10.0
-_PENALTY_GROWTH = 1.01
+# The alternation only finds the minimum next to it: it starts from several shares of the scale.
+_STARTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+_NOISE = 0.3
+_PENALTY_GROWTH = 1.1
 
 
 @register
@@ -102,23 +104,22 @@ def norms(parts: BlockedWeight, p: float) -> np.ndarray:
 
 
 def fit_blocks(parts: BlockedWeight, p: float, iterations: int) -> BlockedWeight:
-    """The alternation, over all blocks at once; returns the best of its rounds for each block."""
-    # The papers' penalty is meant for weights of the size of those in language models.
-    size = np.sqrt(np.square(parts.weight).mean()) or 1.0
-    penalty = _FIRST_PENALTY / size ** (2.0 - p) * 0.02 ** (2.0 - p)
+    """The alternation, over all blocks at once and from several scales; the best of all for each block."""
     best, least = parts, norms(parts, p)
-    current = parts
-    for _ in range(iterations):
-        error = current.weight - current.decode()
-        magnitude = np.abs(error)
-        with np.errstate(divide="ignore"):
-            shrunk = np.maximum(magnitude - magnitude ** (p - 1.0) / penalty, 0.0)
-        wanted = np.where(parts.real, current.weight - np.sign(error) * shrunk, 0.0)
-        current = current.fitted(wanted)
-        found = norms(current, p)
-        better = found < least
-        best, least = current.where(better, best), np.minimum(found, least)
-        penalty *= _PENALTY_GROWTH
+    for share in _STARTS:
+        current = parts.rescaled(share)
+        # Errors up to about this share of a step count as noise, larger ones as outliers.
+        penalty = ((_NOISE * current.scales) ** (p - 2.0))[..., None]
+        for _ in range(iterations):
+            error = current.weight - current.decode()
+            magnitude = np.abs(error)
+            with np.errstate(divide="ignore"):
+                shrunk = np.maximum(magnitude - magnitude ** (p - 1.0) / penalty, 0.0)
+            current = current.fitted(np.where(parts.real, current.weight - np.sign(error) * shrunk, 0.0))
+            found = norms(current, p)
+            better = found < least
+            best, least = current.where(better, best), np.minimum(found, least)
+            penalty = penalty * _PENALTY_GROWTH
     return best
 
 

@@ -10,8 +10,10 @@ from graphwright.ir.inputs import random_inputs
 from graphwright.ir.reference import Reference
 from graphwright.passes.ada_round import learn_rounding
 from graphwright.passes.gptq import round_by_hessian
+from graphwright.passes.hqq import fit_blocks, norms
 from graphwright.passes.optimize import optimize
 from graphwright.passes.quantization.original import original_of
+from graphwright.passes.quantization.repair.blocks import BlockedWeight
 from graphwright.passes.quantization.repair.layers import find_layers
 from graphwright.passes.quantization.repair.rounding import Grids, quadratic_error
 
@@ -166,7 +168,7 @@ def test_hqq_lowers_its_norm_and_forgives_outliers(network):
         plain = optimize(model, text).model
         result = optimize(model, f"{text},hqq")
         (row,) = result.report.records[-1].details["layers"]
-        assert row["norm_after"] < (0.97 if "absmax" in options else 1.0) * row["norm_before"]
+        assert row["norm_after"] < (0.98 if "absmax" in options else 1.0) * row["norm_before"]
         norms = []
         for each in (plain, result.model):
             (layer,) = find_layers(each, original_of(each, None), lambda node: True, lambda node, why: None)
@@ -177,6 +179,22 @@ def test_hqq_lowers_its_norm_and_forgives_outliers(network):
         (layer,) = find_layers(result.model, model, lambda node: True, lambda node, why: None)
         expected = feeds["x"] @ layer.stored.decode().T
         np.testing.assert_allclose(Reference(result.model).run(feeds)["y0"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_hqq_finds_what_a_search_over_scales_finds():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_t(4, (24, 4, 64))
+    scales = np.abs(weight).max(axis=-1) / 7
+    zeros = np.zeros(scales.shape)
+    codes = np.rint(weight / scales[..., None])
+    parts = BlockedWeight(weight, np.ones(weight.shape, bool), codes, scales, zeros, -7, 7, False, 256)
+    best = norms(parts, 0.7)
+    for share in np.linspace(0.4, 1.2, 81):
+        decoded = scales[..., None] * share * np.clip(np.rint(weight / scales[..., None] / share), -7, 7)
+        best = np.minimum(best, (np.abs(weight - decoded) ** 0.7).sum(axis=-1))
+    found = norms(fit_blocks(parts, 0.7, 20), 0.7)
+    assert (found <= norms(parts, 0.7)).all()
+    assert found.sum() < 1.02 * best.sum() < 0.85 * norms(parts, 0.7).sum()
 
 
 def test_hqq_leaves_layers_with_integer_biases(network):

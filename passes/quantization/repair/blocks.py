@@ -44,6 +44,16 @@ class BlockedWeight:
         """The numbers that the codes stand for."""
         return self.scales[..., None] * (self.codes - self.zeros[..., None])
 
+    def rescaled(self, share: float) -> BlockedWeight:
+        """The same weights rounded at smaller scales; where zero lies in a block stays."""
+        scales = (self.scales * share).astype(np.float32).astype(np.float64)
+        middle = 0.5 * (self.low + self.high)
+        zeros = self.zeros
+        if self.asymmetric:
+            zeros = np.clip(np.rint(middle + (self.zeros - middle) / share), self.low, self.high)
+        codes = np.clip(np.rint(self.weight / scales[..., None]) + zeros[..., None], self.low, self.high)
+        return dataclasses.replace(self, scales=scales, zeros=zeros, codes=codes)
+
     def fitted(self, wanted: np.ndarray) -> BlockedWeight:
         """Scales and zero points that fit `wanted` best at the codes there are; weights rounded to them."""
         zeros = self.zeros
