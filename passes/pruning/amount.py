@@ -15,7 +15,7 @@ from ..rewriter import Rewriter
 from .budget import Budget, Cost, Sizer, give_back, mildest_ratio, plan
 from .ranking import Candidate, Cut, Limits, Ranking, choose, without_empty_axes
 
-_MEASURED_STEPS = 6
+_MEASURED_STEPS = 7
 _ROOM = 0.95
 """A budget of which a larger share is used is met closely."""
 _NOISE = 1.02
@@ -56,7 +56,8 @@ class Amount:
         """
         chooser = _Chooser(found, candidates, self.ranking)
         if not self.budgets:
-            return self._rounded(chooser, model, context)
+            cuts = chooser.at(self.ratio, self.limits)
+            return self._faster(chooser, model, cuts, lambda limits: chooser.at(self.ratio, limits), context)
         assert sizer is not None
         calculated = [each for each in self.budgets if each[0].kind != "latency" or self.measure is None]
         measured = [each for each in self.budgets if each not in calculated]
@@ -67,11 +68,21 @@ class Amount:
             cost = sizer.cost(plan(found, cuts), kinds)
             return all(figure(cost, budget) <= self._limit(budget, first) for budget, first in calculated)
 
-        ratio = mildest_ratio(lambda ratio: meets(chooser.at(ratio, self.limits)))
-        if ratio is None:
+        def mildest(limits: Limits) -> tuple[float, list[Cut]] | None:
+            ratio = mildest_ratio(lambda ratio: meets(chooser.at(ratio, limits)))
+            if ratio is None:
+                return None
+            return ratio, give_back(candidates, chooser.at(ratio, limits), limits, meets)
+
+        found_here = mildest(self.limits)
+        if found_here is None:
             self._refuse(sizer.cost(plan(found, chooser.at(1.0 - 1e-6, self.limits))), calculated)
-        assert ratio is not None
-        cuts = give_back(candidates, chooser.at(ratio, self.limits), self.limits, meets)
+        assert found_here is not None
+        ratio, cuts = found_here
+        if not measured:
+            cuts = self._faster(
+                chooser, model, cuts, lambda limits: (mildest(limits) or (0.0, []))[1], context
+            )
         if cuts:
             self._note_room(sizer.cost(plan(found, cuts), kinds), calculated, context)
         for budget, first in measured:
@@ -100,9 +111,10 @@ class Amount:
             reached = figure(least, budget)
             if reached > self._limit(budget, first):
                 share = "" if first <= 0 else f" ({reached / first:.0%} of {first:.4g})"
+                unit = " ms" if budget.kind == "latency" else ""
                 raise PassError(
-                    f"the budget {budget} cannot be met: what may be pruned leaves {reached:.4g}{share}; "
-                    "see what was left alone, or relax min_channels, max_ratio or multiple"
+                    f"the budget {budget} cannot be met: what may go leaves {reached:.4g}{unit}{share};"
+                    " see what was left alone, or relax min_channels, max_ratio or multiple"
                 )
 
     def _timed(
@@ -120,7 +132,8 @@ class Amount:
         low, high = start, 1.0 - 1e-6
         tried: list[tuple[float, float]] = []
         for step in range(_MEASURED_STEPS):
-            ratio = start if step == 0 else (low + high) / 2.0
+            # First what the other budgets want, then all that may go: between them lies what is looked for.
+            ratio = (start, high)[step] if step < 2 else (low + high) / 2.0
             trial = cuts if step == 0 else chooser.at(ratio, self.limits)
             took = self._measured(chooser.found, model, trial)
             tried.append((ratio, took))
@@ -130,24 +143,32 @@ class Amount:
                 best, high = (took, trial), ratio
                 if step == 0:
                     break
+            elif step == 1:
+                break
             else:
                 low = ratio
         context.details["latency_tried"] = [{"ratio": ratio, "ms": took} for ratio, took in tried]
         if best is None:
             fastest = min(took for _, took in tried)
             raise PassError(
-                f"the latency budget of {limit:.4g} ms cannot be met: {fastest:.4g} ms was the fastest"
+                f"the latency budget of {limit:.4g} ms cannot be met: the fastest that was measured takes "
+                f"{fastest:.4g} ms; see what was left alone, or relax min_channels, max_ratio or multiple"
             )
         return best[1]
 
-    def _rounded(self, chooser: _Chooser, model: ir.Model, context: PassContext) -> list[Cut]:
-        """The cuts at the ratio, rounded unless the unrounded ones are measured to be faster."""
-        cuts = chooser.at(self.ratio, self.limits)
+    def _faster(
+        self,
+        chooser: _Chooser,
+        model: ir.Model,
+        cuts: list[Cut],
+        choose: Callable[[Limits], list[Cut]],
+        context: PassContext,
+    ) -> list[Cut]:
+        """The rounded `cuts`, unless those that `choose` makes without rounding are measured to be faster."""
         if self.limits.multiple == 1 or self.measure is None or not cuts:
             return cuts
-        exact = Limits(1, self.limits.min_channels, self.limits.max_ratio)
-        unrounded = chooser.at(self.ratio, exact)
-        if plan_text(unrounded) == plan_text(cuts):
+        unrounded = choose(Limits(1, self.limits.min_channels, self.limits.max_ratio))
+        if not unrounded or plan_text(unrounded) == plan_text(cuts):
             return cuts
         took, plain = (self._measured(chooser.found, model, each) for each in (cuts, unrounded))
         context.details["rounding_ms"] = {"rounded": took, "unrounded": plain}

@@ -125,6 +125,32 @@ def test_a_measured_latency_budget_is_met_and_asks_no_more_than_needed(model):
         optimize(model, "prune-channels{latency=0.5}", measure=lambda candidate: 1.0)
 
 
+def test_a_latency_budget_that_cannot_be_met_is_given_up_after_two_measurements(model):
+    measured = []
+    with pytest.raises(PassError, match="the fastest that was measured takes 1 ms"):
+        optimize(
+            model, "prune-channels{latency=0.5}", measure=lambda candidate: measured.append(candidate) or 1.0
+        )
+    # The original, then nothing pruned, then all that may go.
+    assert len(measured) == 3
+
+
+@pytest.mark.parametrize("amount", ["ratio=0.4", "macs=0.6"])
+@pytest.mark.parametrize("slower", [True, False])
+def test_rounded_counts_never_end_slower(model, amount, slower):
+    def clock(candidate):
+        widths = [v.shape[0] for v in candidate.graph.initializers.values() if len(v.shape) == 4]
+        rounded = sum(width % 4 == 0 for width in widths)
+        return 1.0 + 0.1 * rounded * (1 if slower else -1)
+
+    plain = optimize(model, f"prune-channels{{{amount} multiple=1}}", measure=clock).model
+    result = optimize(model, f"prune-channels{{{amount} multiple=4}}", measure=clock)
+    record = result.report.records[0]
+    assert clock(result.model) <= clock(plain)
+    assert record.details["rounding_ms"]["rounded"] != record.details["rounding_ms"]["unrounded"]
+    assert any("multiple=4 is not applied" in note for note in record.notes) == slower
+
+
 def test_a_latency_share_without_a_clock_is_estimated(model):
     result = optimize(model, "prune-channels{latency=0.6}")
     assert estimate(result.model.graph, Machine()) <= 0.6 * estimate(model.graph, Machine())

@@ -164,7 +164,7 @@ def test_svg_of_nothing_and_of_infinite_quality():
 def test_the_meter_measures_here_and_only_here(model):
     assert latency_meter(None) is None
     assert latency_meter(resolve_target("arm")) is None or resolve_target("arm").runs_here
-    assert wants_clock("prune-channels{latency=0.5}") and not wants_clock("prune-channels{macs=0.5}")
+    assert wants_clock("prune-channels{latency=0.5}") and not wants_clock("simplify,prune-blocks{macs=0.5}")
     measure = latency_meter(resolve_target("host"), seconds=0.05)
     assert measure is not None and 0 < measure(model) < 1e4
 
