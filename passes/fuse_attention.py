@@ -18,6 +18,8 @@ from .attention.masks import (
     bias_dims,
     constant_of,
     is_causal,
+    lowest_finite,
+    lowest_number,
     lowest_of,
     rows_can_be_empty,
     viewable,
@@ -177,7 +179,13 @@ class SpelledAttention(Rule):
         rotten = lowest == -np.inf and empty and not weights.guarded and not self.zero_rows
         if weights.guarded and lowest is None:
             return "it is not known whether its mask holds -infinity, whose rows become zero"
-        return lead, bias, False, lowest == -np.inf, rotten
+        raw = lowest == -np.inf
+        if rotten:
+            # Finite numbers that ONNX Runtime takes for -infinity must be raised; NaN is added in any case.
+            least = lowest_finite(bias)
+            dtype = scores.product.outputs[0].dtype
+            raw = least is not None and dtype is not None and least >= lowest_number(dtype)
+        return lead, bias, False, raw, rotten
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:
@@ -218,7 +226,9 @@ def _leaks(value: ir.Value, weights: Weights) -> str | None:
 def _shared_heads(q: Operand, k: Operand, v: Operand) -> tuple[Operand, Operand] | str:
     """Keys and values with as many heads as they really have."""
     (k_once, k_times), (v_once, v_times) = without_repeats(k), without_repeats(v)
-    if k_times == v_times and k_times > 1 and same_dim(k_once.dims[1], v_once.dims[1]):
+    alike = k_times == v_times and k_times > 1 and same_dim(k_once.dims[1], v_once.dims[1])
+    # One head for all queries may be repeated in one of the two and left to broadcasting in the other.
+    if alike or (k_once.dims[1] == v_once.dims[1] == 1 and max(k_times, v_times) > 1):
         k, v = k_once, v_once
     if not same_dim(k.dims[1], v.dims[1]):
         return "keys and values are not known to have the same number of heads"

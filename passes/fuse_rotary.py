@@ -9,7 +9,7 @@ from typing import ClassVar
 import onnx_ir as ir
 
 from ..ir.static import constant_ints, producer_of
-from .attention.dimensions import dims_of, same_dims
+from .attention.dimensions import dims_of, reshaped, same_dims
 from .attention.operands import scaled_by
 from .attention.pieces import Piece, piece_of, repeats_itself
 from .attention.turned import emit_rotary, placement
@@ -202,6 +202,10 @@ class TurnedPairs(Rule):
             return False
         first, second, cos, sin = found
         x = _of_pairs(first, second)
+        view = None if x is not None else _pairs(first, second)
+        if view is not None:
+            # Stands for the heads, which are no value of their own yet, while all else is checked.
+            x = ir.Value(name=view.name, shape=_joined(view), type=view.type)
         if x is None:
             return "its parts are not those of one tensor"
         tables = []
@@ -213,6 +217,8 @@ class TurnedPairs(Rule):
         places = placement(x, tables, rewriter)
         if isinstance(places, str):
             return places
+        if view is not None:
+            x = _merged(view, x, node, rewriter)
         emit_rotary(node, x, tables, places, True, 1, rewriter)
         return True
 
@@ -251,15 +257,42 @@ def _of_pairs(first: ir.Value, second: ir.Value) -> ir.Value | None:
     if a is not None and b is not None and a.base is b.base and a.step == 2:
         whole = _whole(a, b, True)
         return _value_of(whole[0], first) if whole is not None else None
-    # Cut from a view [..., n, 2].
-    parts = [_part_of_view(value) for value in (first, second)]
-    if None in parts or parts[0][0] is not parts[1][0] or (parts[0][1], parts[1][1]) != (0, 1):  # type: ignore[index]
-        return None
-    view = producer_of(parts[0][0], "Reshape")  # type: ignore[index]
+    pairs = _pairs(first, second)
+    view = producer_of(pairs, "Reshape")
     inner, outer = (dims_of(view.inputs[0]), dims_of(view.outputs[0])) if view is not None else (None, None)
     if view is None or inner is None or outer is None or not same_dims(inner[:-1], outer[:-2]):
         return None
     return view.inputs[0]
+
+
+def _pairs(first: ir.Value, second: ir.Value) -> ir.Value | None:
+    """The tensor [..., n, 2] from which `first` and `second` are cut."""
+    parts = [_part_of_view(value) for value in (first, second)]
+    if parts[0] is None or parts[1] is None or parts[0][0] is not parts[1][0]:
+        return None
+    return parts[0][0] if (parts[0][1], parts[1][1]) == (0, 1) and parts[0][0].shape is not None else None
+
+
+def _joined(pairs: ir.Value) -> ir.Shape:
+    """The shape of pairs [..., n, 2] seen as [..., 2n]."""
+    assert pairs.shape is not None
+    count = pairs.shape[-2]
+    return ir.Shape([*pairs.shape.dims[:-2], 2 * count if isinstance(count, int) else None])
+
+
+def _merged(pairs: ir.Value, like: ir.Value, node: ir.Node, rewriter: Rewriter) -> ir.Value:
+    """The tensor [..., n, 2] as [..., 2n], straight from what it is a view of."""
+    assert like.shape is not None
+    view = producer_of(pairs, "Reshape")
+    source = view.inputs[0] if view is not None and view.inputs[0] is not None else pairs
+    known = [dim if isinstance(dim, int) else None for dim in like.shape.dims]
+    entries: list[int | tuple[ir.Value, int]] = [
+        dim if dim is not None else (-1 if known.count(None) == 1 else (pairs, axis))
+        for axis, dim in enumerate(known)
+    ]
+    value = reshaped(rewriter, node, source, entries)
+    value.shape, value.type = like.shape, like.type
+    return value
 
 
 def _part_of_view(value: ir.Value) -> tuple[ir.Value, int] | None:

@@ -27,7 +27,8 @@ class FuseSoftmax(Pass):
     1. exp(x - m) / sum(exp(x - m)) = Softmax(x); the quotient may be a product with the reciprocal.
     2. (x - m) - log(sum(exp(x - m))) = x - (m + log(sum(exp(x - m)))) = x - logsumexp(x) = LogSoftmax(x).
     3. exp(LogSoftmax(x)) = Softmax(x).
-    4. With `overflow`: exp(x) / sum(exp(x)) = Softmax(x), and x - log(sum(exp(x))) = log(Softmax(x)) =
+    4. Softmax(x - m) = Softmax(x), and so for LogSoftmax.
+    5. With `overflow`: exp(x) / sum(exp(x)) = Softmax(x), and x - log(sum(exp(x))) = log(Softmax(x)) =
        LogSoftmax(x).
 
     A mask added to x is part of x. It does not fire over several axes at once, nor where something else reads
@@ -41,7 +42,7 @@ class FuseSoftmax(Pass):
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive the rules to a fixpoint."""
-        rules: list[Rule] = [SoftmaxOfParts(), LogSoftmaxOfParts(), ExpOfLogSoftmax()]
+        rules: list[Rule] = [SoftmaxOfParts(), LogSoftmaxOfParts(), ExpOfLogSoftmax(), SoftmaxOfShifted()]
         if self.overflow:
             rules += [SoftmaxWithoutMaximum(), LogSoftmaxWithoutMaximum(), LogOfSoftmax()]
         else:
@@ -142,6 +143,25 @@ class ExpOfLogSoftmax(PatternRule):
         """Emit the operator along the same axis."""
         axis = match.nodes["softmax"].attributes.get_int("axis", -1)
         return rewriter.insert_before(match.root, "Softmax", [match["x"]], {"axis": axis})[0]
+
+
+class SoftmaxOfShifted(PatternRule):
+    """Softmax(x - max(x)) = Softmax(x), which does that by itself."""
+
+    pattern = op(("Softmax", "LogSoftmax"), _shifted, name="softmax")
+
+    def check(self, match: Match) -> str | None:
+        """Demand the maximum along the axis of the softmax."""
+        rank, axis = rank_of(match["x"]), match.nodes["softmax"].attributes.get_int("axis", -1)
+        along = _axis(match, "max_axes")
+        if along is None or rank is None or along % rank != axis % rank:
+            return "the maximum is not taken along the axis of the softmax"
+        return None
+
+    def rewrite(self, match: Match, rewriter: Rewriter) -> ir.Value:
+        """Emit the operator on x."""
+        attributes = dict(match.root.attributes)
+        return rewriter.insert_before(match.root, match.root.op_type, [match["x"]], attributes)[0]
 
 
 class LogOfSoftmax(PatternRule):

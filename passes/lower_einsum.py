@@ -73,7 +73,7 @@ class EinsumToProduct(Rule):
         refusal = lowering.refusal(terms)
         if refusal is not None:
             return refusal
-        if len(terms) == 2 and lowering.steps(terms[::-1]) < lowering.steps(terms):
+        if len(terms) == 2 and lowering.cost(terms[::-1]) < lowering.cost(terms):
             terms.reverse()
         terms = [lowering.summed(each, terms) for each in terms]
         result = terms[0] if len(terms) == 1 else lowering.product(*terms)
@@ -129,16 +129,25 @@ class _Lowering:
             return "more than one group of dimensions to be joined has an unknown size"
         return None
 
-    def steps(self, terms: list[_Term]) -> int:
-        """How many transposes of what is computed it takes with the operands in this order."""
+    def cost(self, terms: list[_Term]) -> int:
+        """How many transposes and reshapes of what is computed it takes with the operands in this order."""
         batch, left, summed, right = self._kinds(terms)
         if not summed:
             return 0
+        if batch and len(left) > 1 and len(right) == 1:
+            lead = tuple(label for label in self._result if label in (*batch, *left[:-1]))
+            wanted = (*lead, left[-1], *summed), (*batch, *summed, *right), self._result
+            return self._moves(terms, wanted, (*lead, left[-1], *right))
         wanted = (*batch, *left, *summed), (*batch, *summed, *right), self._result
+        joined = (bool(batch) and len(left) > 1) or len(right) > 1
+        return self._moves(terms, wanted, (*batch, *left, *right)) + 2 * joined
+
+    @staticmethod
+    def _moves(terms: list[_Term], wanted: tuple[tuple[str, ...], ...], made: tuple[str, ...]) -> int:
         given = (
             tuple(label for label in terms[0].labels if label in wanted[0]),
             tuple(label for label in terms[1].labels if label in wanted[1]),
-            (*batch, *left, *right),
+            made,
         )
         fixed = (*(constant_array(term.value) is not None for term in terms), False)
         return sum(not free and a != b for a, b, free in zip(wanted, given, fixed, strict=True))
@@ -164,6 +173,8 @@ class _Lowering:
         batch, left, summed, right = self._kinds([a, b])
         if not summed:
             return self._outer(a, b)
+        if batch and len(left) > 1 and len(right) == 1:
+            return self._spread(a, b)
         a = self.ordered(a, (*batch, *left, *summed))
         b = self.ordered(b, (*batch, *summed, *right))
         # A matrix on the right takes whatever stands in front of it.
@@ -175,6 +186,19 @@ class _Lowering:
         if (len(left) == 1 or (not batch and left)) and len(right) == 1:
             return _Term(value, labels)
         return _Term(self._reshaped(value, labels), labels)
+
+    def _spread(self, a: _Term, b: _Term) -> _Term:
+        """The right operand without some of the batch of the left one: it has one entry for all of them."""
+        batch, left, summed, right = self._kinds([a, b])
+        lead = tuple(label for label in self._result if label in (*batch, *left[:-1]))
+        a = self.ordered(a, (*lead, left[-1], *summed))
+        b = self.ordered(b, (*batch, *summed, *right))
+        x = self._shaped(a, [*((label,) for label in (*lead, left[-1])), summed])
+        y = self._shaped(b, [*((label,) for label in batch), summed, right])
+        (value,) = self._rewriter.insert_before(
+            self._node, "MatMul", [x, self._unsqueezed(y, [i for i, each in enumerate(lead) if each in left])]
+        )
+        return _Term(value, (*lead, left[-1], *right))
 
     def ordered(self, term: _Term, labels: tuple[str, ...]) -> _Term:
         """The operand with its dimensions in another order."""
@@ -202,18 +226,19 @@ class _Lowering:
         for term in (a, b):
             term = self.ordered(term, tuple(label for label in self._result if label in term.labels))
             axes = [axis for axis, label in enumerate(self._result) if label not in term.labels]
-            value = term.value
-            # Missing dimensions in front need no mention.
-            if axes and axes != list(range(len(axes))):
-                stored = constant_array(value)
-                if stored is not None:
-                    value = self._stored(np.expand_dims(stored, tuple(axes)))
-                else:
-                    operand = self._rewriter.initializer(f"{self._node.name}/axes", np.array(axes, np.int64))
-                    (value,) = self._rewriter.insert_before(self._node, "Unsqueeze", [value, operand])
-            operands.append(value)
+            operands.append(self._unsqueezed(term.value, axes))
         (value,) = self._rewriter.insert_before(self._node, "Mul", operands)
         return _Term(value, self._result)
+
+    def _unsqueezed(self, value: ir.Value, axes: list[int]) -> ir.Value:
+        """A value with dimensions of one at `axes`; those in front of all others need no mention."""
+        if axes == list(range(len(axes))):
+            return value
+        stored = constant_array(value)
+        if stored is not None:
+            return self._stored(np.expand_dims(stored, tuple(axes)))
+        operand = self._rewriter.initializer(f"{self._node.name}/axes", np.array(axes, np.int64))
+        return self._rewriter.insert_before(self._node, "Unsqueeze", [value, operand])[0]
 
     def _shaped(self, term: _Term, groups: list[tuple[str, ...]]) -> ir.Value:
         """The operand with the labels of each group as one dimension."""

@@ -50,6 +50,12 @@ def emit_attention(node: ir.Node, parts: Parts, rewriter: Rewriter) -> None:
     for factor, multiplies in parts.scores.factors:
         (scaled,) = rewriter.insert_before(node, "Mul" if multiplies else "Div", [q, factor])
         q = _known(scaled, q.shape)
+    scale = parts.scores.scale
+    if q.dtype == ir.DataType.DOUBLE and scale != float(np.float32(scale)):
+        # The attribute holds a float only.
+        number = rewriter.initializer(f"{node.name}/scale", np.asarray(scale, np.float64))
+        (scaled,) = rewriter.insert_before(node, "Mul", [q, number])
+        q, scale = _known(scaled, q.shape, q), 1.0
     own = len(parts.q.dims) - 2
     back: list[int | tuple[ir.Value, int]] = [
         *((q, axis) for axis in range(own + 1)),
@@ -58,13 +64,13 @@ def emit_attention(node: ir.Node, parts: Parts, rewriter: Rewriter) -> None:
     q, k, v = (_four(value, parts.lead, own, rewriter, node) for value in (q, k, v))
     q, k, v = _one_batch([q, k, v], rewriter, node)
     inputs: list[ir.Value | None] = [q, k, v]
-    mask = None
+    whole = None
     if parts.bias is not None:
-        mask = _mask(parts, rewriter, node)
+        mask, whole = _mask(parts, rewriter, node)
         inputs.append(_spread(mask, parts.bias, q, k, rewriter, node))
-    (y,) = rewriter.insert_before(node, "Attention", inputs, _attributes(parts, q))
-    if mask is not None and parts.rotten:
-        (y,) = rewriter.insert_before(node, "Add", [y, _rot(mask, q, rewriter, node)])
+    (y,) = rewriter.insert_before(node, "Attention", inputs, _attributes(parts, scale, q))
+    if whole is not None and parts.rotten:
+        (y,) = rewriter.insert_before(node, "Add", [y, _rot(whole, q, rewriter, node)])
     if own != 2:
         y = reshaped(rewriter, node, y, back)
     if parts.weights.turned:
@@ -77,14 +83,15 @@ def emit_attention(node: ir.Node, parts: Parts, rewriter: Rewriter) -> None:
         rewriter.erase_unread(producer)
 
 
-def _attributes(parts: Parts, q: ir.Value) -> dict[str, float | int]:
-    attributes: dict[str, float | int] = {"scale": parts.scores.scale}
+def _attributes(parts: Parts, scale: float, q: ir.Value) -> dict[str, float | int]:
+    attributes: dict[str, float | int] = {"scale": scale}
     if parts.causal:
         attributes["is_causal"] = 1
     if parts.scores.softcap:
         attributes["softcap"] = parts.scores.softcap
     precision = parts.weights.softmax.outputs[0].dtype
-    if precision is not None and precision != q.dtype:
+    # Left out, it is float for double operands too.
+    if precision is not None and (precision != q.dtype or precision == ir.DataType.DOUBLE):
         attributes["softmax_precision"] = int(precision)
     return attributes
 
@@ -138,26 +145,27 @@ def _one_batch(values: list[ir.Value], rewriter: Rewriter, node: ir.Node) -> lis
     return done
 
 
-def _mask(parts: Parts, rewriter: Rewriter, node: ir.Node) -> ir.Value:
+def _mask(parts: Parts, rewriter: Rewriter, node: ir.Node) -> tuple[ir.Value, ir.Value]:
+    """The mask that the operator gets, and the one in which -infinity still stands."""
     bias, dtype = parts.bias, parts.q.value.dtype
     assert bias is not None and dtype is not None
     dims = bias_dims(bias)
     assert dims is not None
     if isinstance(bias, Filled) and bias.inside is None and parts.raw and not parts.rotten:
-        mask = bias.condition
+        whole = bias.condition
         if not bias.keeps:
-            (mask,) = rewriter.insert_before(node, "Not", [mask])
+            (whole,) = rewriter.insert_before(node, "Not", [whole])
     else:
-        mask = emit_bias(bias, dtype, rewriter, node)
-        floor = lowest_number(dtype)
-        lowest = lowest_of(bias, floor)
-        if not parts.raw and (lowest is None or lowest < floor):
-            number = rewriter.initializer(f"{node.name}/lowest", np.asarray(floor, dtype.numpy()))
-            (mask,) = rewriter.insert_before(node, "Max", [mask, number])
+        whole = emit_bias(bias, dtype, rewriter, node)
     if len(parts.q.dims) == 3 and len(dims) == 3 and len(parts.lead) == 1:
         axes = rewriter.initializer(f"{node.name}/axes", _AXES[1])
-        (mask,) = rewriter.insert_before(node, "Unsqueeze", [mask, axes])
-    return mask
+        (whole,) = rewriter.insert_before(node, "Unsqueeze", [whole, axes])
+    floor = lowest_number(dtype)
+    lowest = lowest_of(bias, floor)
+    if parts.raw or (lowest is not None and lowest >= floor):
+        return whole, whole
+    number = rewriter.initializer(f"{node.name}/lowest", np.asarray(floor, dtype.numpy()))
+    return rewriter.insert_before(node, "Max", [whole, number])[0], whole
 
 
 def _rot(mask: ir.Value, q: ir.Value, rewriter: Rewriter, node: ir.Node) -> ir.Value:

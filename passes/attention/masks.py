@@ -22,6 +22,8 @@ from .operands import scalar_of
 
 _LIMIT = 1 << 22
 _DEPTH = 16
+# Times so large a number, what is not known may be infinite.
+_OVERFLOWS = 1e30
 
 
 class Bias:
@@ -197,6 +199,10 @@ def _difference(parts: list[Bounds]) -> Bounds:
 
 def _product(parts: list[Bounds]) -> Bounds:
     ends = [end for pair in parts for end in pair]
+    huge = any(low is not None and low == high and abs(low) >= _OVERFLOWS for low, high in parts)
+    if huge and None in ends:
+        # (1 - mask) * lowest number: any mask but one of zeros and ones may overflow to -infinity.
+        return -np.inf, None
     if any(end is None or not np.isfinite(end) for end in ends):
         return None, None
     (a, b), (c, d) = parts
@@ -216,12 +222,11 @@ def _largest(parts: list[Bounds]) -> Bounds:
     return max(known, default=None), None if None in highs else max(highs)  # type: ignore[type-var]
 
 
+_VIEWS = ("Cast", "Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose")
+_VIEWS_OR_ZERO = ("Unsqueeze", "Flatten", "Trilu")
 _BOUNDS: dict[str, Callable[[list[Bounds]], Bounds]] = {
-    **dict.fromkeys(
-        ("Cast", "Expand", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose"),
-        lambda parts: parts[0],
-    ),
-    **dict.fromkeys(("Unsqueeze", "Flatten", "Trilu"), lambda parts: _union([parts[0], (0.0, 0.0)])),
+    **dict.fromkeys(_VIEWS, lambda parts: parts[0]),
+    **dict.fromkeys(_VIEWS_OR_ZERO, lambda parts: _union([parts[0], (0.0, 0.0)])),
     "Add": _sum,
     "Concat": _union,
     "Max": _largest,
@@ -230,6 +235,40 @@ _BOUNDS: dict[str, Callable[[list[Bounds]], Bounds]] = {
     "Sub": _difference,
     "Where": lambda parts: _union(parts[1:]),
 }
+
+
+def lowest_finite(bias: Bias) -> float | None:
+    """A number that no finite entry of the bias is below; None: not known."""
+    if isinstance(bias, Added):
+        return None if bias.negative else _finite_low(bias.value)
+    if isinstance(bias, Filled):
+        # Finite fills are raised where they are emitted.
+        return 0.0 if bias.inside is None else lowest_finite(bias.inside)
+    if isinstance(bias, Total):
+        first, second = lowest_finite(bias.first), lowest_finite(bias.second)
+        return None if first is None or second is None else min(first, 0.0) + min(second, 0.0)
+    if isinstance(bias, Times):
+        inside = lowest_finite(bias.inside)
+        return None if inside is None or bias.factor < 0 else inside * bias.factor
+    assert isinstance(bias, Viewed)
+    return lowest_finite(bias.inside)
+
+
+def _finite_low(value: ir.Value, depth: int = _DEPTH) -> float | None:
+    array = constant_array(value, _LIMIT)
+    if array is not None:
+        numbers = array.astype(np.float64)
+        return float(numbers[np.isfinite(numbers)].min(initial=0.0))
+    node = value.producer()
+    if node is None or depth == 0 or node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type in (*_VIEWS, *_VIEWS_OR_ZERO, "Where"):
+        operands = node.inputs[1:] if node.op_type == "Where" else node.inputs[:1]
+        found = [None if each is None else _finite_low(each, depth - 1) for each in operands]
+        lows = [each for each in found if each is not None]
+        return min([0.0, *lows]) if len(lows) == len(found) else None
+    low = bounds(value, depth)[0]
+    return low if low is not None and np.isfinite(low) else None
 
 
 def rows_can_be_empty(bias: Bias) -> bool:

@@ -194,7 +194,8 @@ def _through_views(operand: Operand) -> Operand | None:
 def without_repeats(operand: Operand) -> tuple[Operand, int]:
     """Keys or values [batch, heads, length, size] before each head was repeated, and how often it was.
 
-    Spelled Reshape(Expand(Unsqueeze(x, 2), ...)), or Gather with the indices 0 0 1 1 2 2 ... along the heads.
+    Spelled Reshape(Expand(Unsqueeze(x, 2), ...)), Expand of a single head, or Gather with the indices
+    0 0 1 1 2 2 ... along the heads.
     """
     if len(operand.dims) != 4:
         return operand, 1
@@ -203,6 +204,9 @@ def without_repeats(operand: Operand) -> tuple[Operand, int]:
         gathered = _gathered_heads(source)
         if gathered is not None:
             return replace(operand, value=gathered[0], dims=gathered[1]), gathered[2]
+        single = _single_head(source, operand.dims)
+        if single is not None:
+            return replace(operand, value=single, dims=dims_of(single) or ()), int(str(operand.dims[1]))
         view = producer_of(source, "Reshape")
         source = view.inputs[0] if view is not None else None  # type: ignore[assignment]
     elif len(operand.moves) > 1 or (operand.moves[0].shape is None and not _is_reshape(operand.moves[0])):
@@ -225,6 +229,15 @@ def without_repeats(operand: Operand) -> tuple[Operand, int]:
         return Operand(single.inputs[0], x, (), operand.factor), repeats
     assert wide.inputs[0] is not None
     return Operand(wide.inputs[0], x, (Move(axis=2),), operand.factor), repeats
+
+
+def _single_head(value: ir.Value, dims: tuple[Dim, ...]) -> ir.Value | None:
+    """What [batch, heads, length, size] was expanded from, where that has one head."""
+    wide = producer_of(value, "Expand")
+    one = dims_of(wide.inputs[0]) if wide is not None else None
+    if wide is None or one is None or len(one) != 4 or one[1] != 1 or not isinstance(dims[1], int):
+        return None
+    return wide.inputs[0] if same_dims((one[0], *one[2:]), (dims[0], *dims[2:])) else None
 
 
 def _is_reshape(move: Move) -> bool:

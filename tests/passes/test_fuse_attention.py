@@ -511,3 +511,48 @@ def test_old_fills_are_taken_on_demand():
 def test_a_wrong_option_is_named():
     with pytest.raises(Exception, match="'masked_rows' is 'keep' or 'zero'"):
         optimize(model_of(spelled("s = Identity (raw)")), "fuse-attention{masked_rows=nan}")
+
+
+@pytest.mark.parametrize("low", [float(np.finfo(np.float32).min), -1e9, float("-inf")])
+def test_a_float_mask_times_a_low_number_keeps_rows_without_keys(low):
+    # Feeds of ones, zeros, negative and tiny numbers are among those that prove it: whole rows of the lowest
+    # number, and of -infinity where the product overflows.
+    text = spelled(
+        "g = Sub (one, m)\n h = Mul (g, low)\n s = Add (raw, h)",
+        more="float[1,1,1,6] m, float one, float low",
+    )
+    fused, left = fuse(model_of(text, one=1.0, low=low))
+    if low == float("-inf"):
+        assert len(attentions(fused)) + len(left) == 1
+        return
+    assert len(attentions(fused)) == 1 and not left
+    edges = [np.zeros(6), np.ones(6), np.full(6, -2.0), np.full(6, 1e-30), np.array([0, 1, 1, 0, 1, 0])]
+    model = model_of(text, one=1.0, low=low)
+    for edge in edges:
+        feeds = feeds_of(model, m=edge.astype(np.float32).reshape(1, 1, 1, 6))
+        wanted, found = run_reference(model, feeds)["y"], run_reference(fused, feeds)["y"]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_one_head_expanded_in_keys_only():
+    text = """g (float[2,4,5,8] q, float[2,1,6,8] k, float[2,1,6,8] v, int64[4] wide) => (float y) {
+        many = Expand (k, wide)
+        kt = Transpose <perm = [0, 1, 3, 2]> (many)
+        s = MatMul (q, kt)
+        p = Softmax (s)
+        y = MatMul (p, v)
+    }"""
+    fused, _ = fuse(model_of(text, wide=[2, 4, 6, 8]))
+    assert types(fused) == ["Attention"]
+    assert [value.name for value in attentions(fused)[0].inputs] == ["q", "k", "v"]
+
+
+def test_attention_in_double():
+    fused, _ = fuse(model_of(spelled("s = Mul (raw, c)", more="double c", dtype="double"), c=np.float64(0.3)))
+    assert types(fused) == ["Mul", "Attention"]
+    rng = np.random.default_rng(0)
+    feeds = {value.name: rng.standard_normal(value.shape.numpy()) for value in fused.graph.inputs}
+    scores = np.einsum("bhqd,bhkd->bhqk", feeds["q"], feeds["k"]) * 0.3
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = weights / weights.sum(-1, keepdims=True) @ feeds["v"]
+    np.testing.assert_allclose(run_reference(fused, feeds)["y"], expected, rtol=1e-12)

@@ -222,3 +222,28 @@ def test_types_without_a_kernel_are_left(double):
     text = halves(f"2,3,{LENGTH},{SIZE}", f"{LENGTH},{SIZE}", dtype=double)
     fused, _ = fuse(model_of(text, **CUTS, **tables(TWICE, (LENGTH, SIZE))))
     assert ("RotaryEmbedding" in types(fused)) == (double == "float")
+
+
+def test_neighbours_of_heads_that_are_still_joined():
+    text = """g (float[2,6,32] x, float[1,6,1,4] cos, float[1,6,1,4] sin, int64[5] pairs, int64 zero,
+        int64 one, int64[1] last, int64[4] heads) => (float y) {
+        v = Reshape (x, pairs)
+        a = Gather <axis = 4> (v, zero)
+        b = Gather <axis = 4> (v, one)
+        ac = Mul (a, cos)
+        bs = Mul (b, sin)
+        re = Sub (ac, bs)
+        as = Mul (a, sin)
+        bc = Mul (b, cos)
+        im = Add (as, bc)
+        re1 = Unsqueeze (re, last)
+        im1 = Unsqueeze (im, last)
+        both = Concat <axis = -1> (re1, im1)
+        y = Reshape (both, heads)
+    }"""
+    angles = np.linspace(0, 5, 24).reshape(1, 6, 1, 4).astype(np.float32)
+    sizes = {"pairs": [-1, 6, 4, 4, 2], "zero": 0, "one": 1, "last": [-1], "heads": [-1, 6, 4, 8]}
+    fused, _ = fuse(model_of(text, **sizes, cos=np.cos(angles), sin=np.sin(angles)))
+    node = node_of(fused)
+    assert node.attributes.get_int("interleaved") == 1
+    assert "Gather" not in [each.op_type for each in fused.graph]

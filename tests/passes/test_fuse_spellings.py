@@ -255,6 +255,15 @@ def test_the_exponential_of_log_softmax(axis):
     assert run(lines, "fuse-softmax", readers=("l",))[0] == ["LogSoftmax", "Exp"]
 
 
+@pytest.mark.parametrize("becomes", ["Softmax", "LogSoftmax"])
+def test_a_maximum_taken_off_before_softmax(becomes):
+    lines = ["m = ReduceMax <keepdims = 1> (x, {axis})", "d = Sub(x, m)", f"y = {becomes} <axis = -1> (d)"]
+    assert run([line.format(axis="last") for line in lines], "fuse-softmax")[0] == [becomes]
+    ops, record, _ = run([line.format(axis="first") for line in lines], "fuse-softmax")
+    assert ops == ["ReduceMax", "Sub", becomes]
+    assert record.left_alone[0].reason == "the maximum is not taken along the axis of the softmax"
+
+
 def test_log_softmax_by_reductions():
     assert run(["l = ReduceLogSumExp <keepdims = 1> (x, last)", "y = Sub(x, l)"], "fuse-softmax")[0] == [
         "LogSoftmax"

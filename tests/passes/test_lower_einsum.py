@@ -88,6 +88,9 @@ def test_any_equation(drawn):
         ("bij->bji", ["B,3,4"], (), ["Transpose"]),
         ("bij->b", ["B,3,4"], (), ["ReduceSum"]),
         ("ij->ij", ["N,3"], (), ["Identity"]),
+        # One entry of the right operand for every head.
+        ("bhid,bjd->bhij", ["B,4,I,8", "B,J,8"], (), ["Transpose", "Unsqueeze", "MatMul"]),
+        ("bhij,bjd->bhid", ["B,4,I,J", "B,J,8"], (), ["Unsqueeze", "MatMul"]),
         # Keys in front: the operands are exchanged, which saves a transpose.
         ("bkd,bqd->bqk", ["B,K,8", "B,Q,8"], (), ["Transpose", "MatMul"]),
     ],
