@@ -110,16 +110,24 @@ def _rival_summary(outcomes: Sequence[Outcome]) -> list[str]:
     rivals = of_tool(outcomes, RIVAL)
     ours = of_tool(outcomes, OURS)
     ran = [key for key in rivals if key in ours]
-    fine = [key for key in ran if rivals[key].status() == PROVEN]
+    stopped = [key for key in ran if rivals[key].cause]
+    wrong = [key for key in ran if rivals[key].status() == WRONG]
+    equal = [key for key in ran if key not in wrong and rivals[key].difference is not None]
     proven = [key for key in ran if ours[key].status() == PROVEN]
     causes = Counter(_short(rivals[key].cause) for key in ran if rivals[key].cause)
     lines = _paragraph(
         f"Torch-Pruning 1.6.1 ran on {len(ran)} of these architectures (as it comes: by magnitude, "
-        f"the same ratio, layers that give outputs left alone): {len(fine)} still ran afterwards with "
-        "outputs of the same shape. "
-        "Whether their numbers are right is not asked, and its parameters and MACs are counted by its own "
-        f"rules. Of the same {len(ran)}, Graphwright proved {len(proven)}."
+        f"the same ratio, layers that give outputs left alone). It stopped at {len(stopped)}, or left a "
+        f"module that does not run; {len(ran) - len(stopped)} ran afterwards with outputs of the same shape. "
+        "Of these, "
+        f"{len(equal)} equal the original with zeros where it removed rows and columns, {len(wrong)} do not "
+        "(*wrong by*, as above), and the rest cannot be compared so, because statistics of a normalization "
+        "change. Its parameters and MACs are counted by its own rules, its seconds are without any proof. Of "
+        f"the same {len(ran)}, Graphwright proved {len(proven)}."
     )
+    if wrong:
+        lines += ["", "Where its numbers are wrong:", ""]
+        lines += [f"- {suite}/{name}: {rivals[suite, name].difference:.1e}" for suite, name in wrong]
     if causes:
         lines += ["", "Where Torch-Pruning stopped:", ""]
         lines += [f"- {count} x {text}" for text, count in causes.most_common()]
@@ -193,7 +201,11 @@ def _cells(each: Outcome) -> list[str]:
 def _rival_cells(each: Outcome | None) -> list[str]:
     if each is None:
         return ["-"] * len(RIVAL_HEAD)
-    status = "ran" if each.status() == PROVEN else _short(each.cause, 60)
+    status = "equal" if each.difference is not None else "ran"
+    if each.cause:
+        status = _short(each.cause, 60)
+    elif each.status() == WRONG:
+        status = f"wrong by {each.difference:.1e}"
     return [_pair(each.parameters, 1e6), _pair(each.macs, 1e6, 1), _number(each.prune_seconds, 1), status]
 
 

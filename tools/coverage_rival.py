@@ -1,8 +1,8 @@
-"""The same architecture, pruned in torch by Torch-Pruning: what is left, and whether it still runs.
+"""The same architecture, pruned in torch by Torch-Pruning: what is left, and what it computes.
 
 It is used as it comes: what its examples add for single architectures (numbers of heads, parameters of no
-layer, sizes written into a module afterwards) is not done. Whether its numbers are right is not asked:
-nothing tells which channels it took for the same.
+layer, sizes written into a module afterwards) is not done. Its numbers are compared with the original in
+which the rows and columns that it removed are zero (`coverage_rival_masks`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def cover(suite: str, name: str, options: dict[str, Any], say: Any) -> None:
-    """Prune all groups by magnitude at the ratio, and run the result.
+    """Prune all groups by magnitude at the ratio, run the result and compare it with the masked original.
 
     Raises:
         ToolError: outputs have other shapes afterwards.
@@ -25,6 +25,7 @@ def cover(suite: str, name: str, options: dict[str, Any], say: Any) -> None:
     import torch
     import torch_pruning
 
+    from .coverage_rival_masks import RivalMasks, normalizes_channels
     from .coverage_worker import build
 
     say(phase="build")
@@ -35,7 +36,8 @@ def cover(suite: str, name: str, options: dict[str, Any], say: Any) -> None:
     with torch.no_grad():
         before = _shapes(module(*inputs))
     macs_before, parameters_before = torch_pruning.utils.count_ops_and_params(module, inputs)
-    start = time.perf_counter()
+    masks = RivalMasks(module)
+    start, aside = time.perf_counter(), 0.0
     pruner = torch_pruning.pruner.MagnitudePruner(
         module,
         inputs,
@@ -44,13 +46,22 @@ def cover(suite: str, name: str, options: dict[str, Any], say: Any) -> None:
         ignored_layers=_last_layers(module, inputs),
         output_transform=_sum,
     )
-    pruner.step()
-    seconds = time.perf_counter() - start
+    for group in pruner.step(interactive=True):
+        begun = time.perf_counter()
+        for item in group:
+            makes = pruner.DG.is_out_channel_pruning_fn(item.dep.handler)
+            masks.note(item.dep.target.module, makes, [int(index) for index in item.idxs])
+        aside += time.perf_counter() - begun
+        group.prune()
+    seconds = time.perf_counter() - start - aside
     say(phase="check", prune_seconds=seconds)
     with torch.no_grad():
-        after = _shapes(module(*inputs))
-    if after != before:
-        raise ToolError(f"outputs changed their shapes: {before} became {after}")
+        outputs = module(*inputs)
+    if _shapes(outputs) != before:
+        raise ToolError(f"outputs changed their shapes: {before} became {_shapes(outputs)}")
+    if masks.comparable and not normalizes_channels(module):
+        with torch.no_grad():
+            say(difference=_difference(masks.masked(*inputs), outputs))
     macs_after, parameters_after = torch_pruning.utils.count_ops_and_params(module, inputs)
     say(
         phase="done",
@@ -105,6 +116,15 @@ def _tensors(outputs: Any) -> list[Any]:
 
 def _shapes(outputs: Any) -> list[tuple[int, ...]]:
     return [tuple(tensor.shape) for tensor in _tensors(outputs)]
+
+
+def _difference(expected: Any, found: Any) -> float:
+    """Largest difference relative to the largest value of an output, as of our own results."""
+    from ..ir.compare import compare
+
+    pairs = zip(_tensors(expected), _tensors(found), strict=True)
+    arrays = [(f"{index}", a.numpy(), b.numpy()) for index, (a, b) in enumerate(pairs)]
+    return compare({name: a for name, a, _ in arrays}, {name: b for name, _, b in arrays}).max_rel
 
 
 def _sum(outputs: Any) -> Any:

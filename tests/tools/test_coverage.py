@@ -235,6 +235,8 @@ class TestPage:
                 GOOD, name="big", phase="prune", cause="/a/b/run.py: out of memory", parameters=None
             ),
             dataclasses.replace(GOOD, tool=RIVAL, macs=(2_000_000_000, 600_000_000)),
+            dataclasses.replace(GOOD, tool=RIVAL, name="bad", difference=0.25),
+            dataclasses.replace(GOOD, tool=RIVAL, name="big", difference=None, cause="ZeroDivisionError: x"),
         ]
         assert summary(outcomes)["timm"] == {
             PROVEN: 1,
@@ -250,7 +252,11 @@ class TestPage:
         assert "timm/big: (prune) run.py: out of memory" in page
         assert "2 of 5 have not run yet" in page
         assert "| resnet18 | 3.0 | 60 | 0.5 | 11.000 -> 3.000 | 2000.0 -> 500.0 | 44.0 -> 12.0 |" in page
-        assert "ran on 1 of these" in page and "2000.0 -> 600.0" in page
+        assert "2000.0 -> 600.0 | 0.5 | equal |" in page and "| wrong by 2.5e-01 |" in page
+        told = " ".join(page.split())
+        assert "ran on 3 of these" in told and "It stopped at 1, " in told and "2 ran afterwards" in told
+        assert "1 equal the original" in told and "1 do not" in told
+        assert "- timm/bad: 2.5e-01" in page and "- 1 x ZeroDivisionError: x" in page
 
     def test_says_when_a_suite_ran_completely(self):
         assert "| timm | 1 | all | 1 |" in to_markdown([GOOD], {"timm": 1})
