@@ -17,6 +17,7 @@ ENTRY_POINT_GROUP = "graphwright.passes"
 
 # Modules are imported when one of their passes is first asked for, so that importing the package stays cheap.
 _BUILT_IN = {
+    "awq": ".awq",
     "bias-correction": ".bias_correction",
     "canonicalize": ".canonicalize",
     "convert-float": ".convert_float",
@@ -59,6 +60,7 @@ _BUILT_IN = {
     "prune-channels": ".prune_channels",
     "quantize-dynamic": ".quantize_dynamic",
     "quantize-weights": ".quantize_weights",
+    "smooth-quant": ".smooth_quant",
     "split-sequences": ".split_sequences",
     "stabilize": ".stabilize",
 }

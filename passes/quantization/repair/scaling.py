@@ -146,7 +146,15 @@ class Constants:
     def scale(self, site: Site, factors: np.ndarray) -> None:
         """Move factors `[channels]` from the root of a site to its readers."""
         for edit in (*site.divided, *site.multiplied):
-            self._arrays[edit.operand] = edit.scaled(self.get(edit.operand), factors)
+            self.multiply(edit, factors)
+
+    def set(self, operand: Operand, array: np.ndarray) -> None:
+        """Let a constant be something else."""
+        self._arrays[operand] = array
+
+    def multiply(self, edit: Edit, factors: np.ndarray) -> None:
+        """Apply factors `[channels]` to one constant."""
+        self._arrays[edit.operand] = edit.scaled(self.get(edit.operand), factors)
 
     def write(self, rewriter: Rewriter) -> int:
         """Let the operands read what they have become; returns how many changed."""
