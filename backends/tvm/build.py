@@ -46,7 +46,8 @@ def build(
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="objects-", dir=path.parent) as workspace:
         linked = {"fcompile": fcompile} if fcompile else {}
-        executable.export_library(str(path), workspace_dir=workspace, **linked)
+        # TVM describes every variable to debuggers; nobody ships that.
+        executable.export_library(str(path), workspace_dir=workspace, options=["-Wl,--strip-debug"], **linked)
     functions = len(lowered.ir_module.functions)
     return BuildInfo(path, time.perf_counter() - start, path.stat().st_size, functions)
 

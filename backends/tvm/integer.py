@@ -18,9 +18,9 @@ import onnx_ir as ir
 from ...ir.constants import constant_array, evaluate_values
 from ...ir.static import static_shape
 from ...passes.rewriter import Rewriter
-from .elementwise import FUSED
 from .integer_moves import move_integers, share_signs
 from .integer_ops import DOMAIN, MOST_TERMS
+from .integer_tails import shorten_tails
 from .op import attributes_of
 
 if TYPE_CHECKING:
@@ -63,33 +63,7 @@ def integerize(model: ir.Model, target: Target) -> None:
         make = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if make is not None:
             make(_Builder(model, rewriter, node))
-    for node in model.graph:
-        if node.op_type == "QuantizeLinear" and node.domain == "" and _follows_sums(node):
-            node.attributes[FUSED] = ir.AttrInt64(FUSED, 1)
-
-
-_FUSED_BEHIND = 6
-
-
-def _follows_sums(node: ir.Node) -> bool:
-    """Whether a quantization ends the tail of an integer operator."""
-    value = node.inputs[0]
-    for _ in range(_FUSED_BEHIND):
-        producer = value.producer() if value is not None else None
-        if producer is None:
-            return False
-        if producer.domain == DOMAIN:
-            return True
-        shapes = [static_shape(each) for each in producer.inputs]
-        value = next(
-            (
-                each
-                for each, shape in zip(producer.inputs, shapes, strict=True)
-                if shape == static_shape(producer.outputs[0]) and each is not None and each.producer()
-            ),
-            None,
-        )
-    return False
+    shorten_tails(model, rewriter)
 
 
 def quantized(model: ir.Model, value: ir.Value | None) -> Quantized | None:
