@@ -16,7 +16,7 @@ from ..ir.collector import collector_paused
 from ..ir.errors import PassError
 from ..ir.shapes import infer_shapes
 from .base import Pass, PassContext
-from .channels import Dependencies, analyse, apply_removal
+from .channels import Dependencies, Removal, analyse, apply_removal
 from .channels.proof import Proof
 from .fold_constants import FoldConstants
 from .functions import flatten_functions
@@ -101,6 +101,8 @@ class PruneChannels(Pass):
     """Whose rules count the operations that the report names beside ours."""
     outputs: str | None = None
     """Outputs of the model that may get smaller, as a regular expression; all others keep their shapes."""
+    inputs: str | None = None
+    """Inputs of the model that may get smaller, as a regular expression; all others keep their shapes."""
     proof: bool = True
     """Prove on the reference that the pruned model equals the masked original before applying anything."""
     tolerance: float = 1e-4
@@ -121,12 +123,18 @@ class PruneChannels(Pass):
         find_importance(self.importance)
         parse_ratios(self.ratios, self.name)
         self.budgets()
-        try:
-            re.compile(self.outputs or "")
-        except re.error as error:
+        for option in ("outputs", "inputs"):
+            try:
+                re.compile(getattr(self, option) or "")
+            except re.error as error:
+                raise PassError(
+                    f"{self.name}: option '{option}' is not a regular expression ({error}): "
+                    f"{getattr(self, option)!r}"
+                ) from None
+        if self.inputs is not None and self.steps > 1:
             raise PassError(
-                f"{self.name}: option 'outputs' is not a regular expression ({error}): {self.outputs!r}"
-            ) from None
+                f"{self.name}: option 'inputs' goes in one step only; leave out steps={self.steps}"
+            )
 
     def budgets(self) -> list[Budget]:
         """The budgets that are given."""
@@ -165,6 +173,10 @@ class PruneChannels(Pass):
             context.details["operations"] = [operations, self._operations(model)]
         if run.recovered:
             context.details["recovered"] = run.recovered
+        for kind, kept in run.resized.items():
+            if kept:
+                context.details[f"{kind}_kept"] = kept
+                context.note(f"{kind} got smaller: {', '.join(run.sizes[kind])}")
 
     def prepare(self, model: ir.Model, context: PassContext) -> None:
         """Rewrite, losslessly, what would hide which channels go together or tie more than must be."""
@@ -186,9 +198,22 @@ class PruneChannels(Pass):
 
     def analyse(self, model: ir.Model) -> Dependencies:
         """Dependency analysis as the options want it."""
-        names = [str(value.name) for value in model.graph.outputs]
-        resized = [name for name in names if self.outputs is not None and re.match(self.outputs, name)]
-        return analyse(model, allow_statistical=self.allow_statistical, outputs=resized)
+        return analyse(
+            model,
+            allow_statistical=self.allow_statistical,
+            outputs=self._resized(model, "outputs"),
+            inputs=self._resized(model, "inputs"),
+        )
+
+    def _resized(self, model: ir.Model, kind: Literal["inputs", "outputs"]) -> list[str]:
+        """Names of the inputs or outputs that may get smaller."""
+        pattern: str | None = getattr(self, kind)
+        values = model.graph.inputs if kind == "inputs" else model.graph.outputs
+        names = [str(value.name) for value in values]
+        matching = [name for name in names if pattern is not None and re.match(pattern, name)]
+        if pattern is not None and not matching:
+            raise PassError(f"option '{kind}' matches none of the model's {kind}: {', '.join(names)}")
+        return matching
 
     def scoring(self, context: PassContext) -> Scoring:
         """How groups are scored."""
@@ -215,6 +240,8 @@ class _Run:
         self.rows: list[dict[str, Any]] = []
         self.recovered: list[dict[str, Any]] = []
         self.proof: Proof | None = None
+        self.resized: dict[str, dict[str, dict[str, list[int]]]] = {"inputs": {}, "outputs": {}}
+        self.sizes: dict[str, list[str]] = {"inputs": [], "outputs": []}
         self._options = options
         self._scoring = scoring
         self._limits = limits
@@ -243,6 +270,7 @@ class _Run:
             if self.proof is not None and self.proof.vacuous:
                 context.note("the proof says nothing: all outputs are zero or not finite on random inputs")
         removal = plan(found, cuts)
+        self._remember(removal)
         rows = [group_row(found, cut.group, len(cut.removed)) for cut in cuts]
         if not removal:
             return
@@ -251,6 +279,16 @@ class _Run:
         if original is not None and self._calibration is not None:
             self.recovered += recover(original, model, removal, options.recover, self._calibration, context)
         self._count(cuts, rows, step)
+
+    def _remember(self, removal: Removal) -> None:
+        """Note which indices of the original's inputs and outputs are left."""
+        for kind, cuts in (("inputs", removal.inputs), ("outputs", removal.outputs)):
+            for name, axes in cuts.items():
+                kept = self.resized[kind].setdefault(name, {})
+                for axis, mask in axes.items():
+                    before = kept.get(str(axis), list(range(len(mask))))
+                    kept[str(axis)] = [index for index, stays in zip(before, mask, strict=True) if stays]
+                    self.sizes[kind].append(f"axis {axis} of '{name}' from {len(mask)} to {mask.sum()}")
 
     def _count(self, cuts: Sequence[Cut], rows: list[dict[str, Any]], step: int) -> None:
         for cut, row in zip(cuts, rows, strict=True):

@@ -1,7 +1,7 @@
 """Dependency analysis: one walk over the main graph and its bodies that labels every axis of every value.
 
-The graph's inputs and outputs keep their shapes. Operators without a handler are barriers: their axes, and
-those of values that bodies of such an operator capture, stay.
+The graph's inputs and outputs keep their shapes unless they are named. Operators without a handler are
+barriers: their axes, and those of values that bodies of such an operator capture, stay.
 """
 
 from __future__ import annotations
@@ -116,7 +116,11 @@ class Dependencies:
 
 @without_collector
 def analyse(
-    model: ir.Model, *, allow_statistical: bool = False, outputs: Collection[str] = ()
+    model: ir.Model,
+    *,
+    allow_statistical: bool = False,
+    outputs: Collection[str] = (),
+    inputs: Collection[str] = (),
 ) -> Dependencies:
     """Label every axis of every value of the main graph; the model is not changed.
 
@@ -129,17 +133,28 @@ def analyse(
         allow_statistical: Let axes go that normalizations take statistics over. Splits that allow exact
             removal are preferred all the same.
         outputs: Names of graph outputs that may get smaller.
+        inputs: Names of graph inputs that may get smaller, in what layers read as channels and in what goes
+            with channels that are made elsewhere.
     """
-    best = _best_walk(model, {}, outputs, allow_statistical=False)
+    interface = _Interface(frozenset(inputs), frozenset(outputs))
+    best = _best_walk(model, {}, interface, allow_statistical=False)
     if allow_statistical:
-        best = _best_walk(model, best.tracer.prefer, outputs, allow_statistical=True)
+        best = _best_walk(model, best.tracer.prefer, interface, allow_statistical=True)
     return best
 
 
+@dataclass(frozen=True)
+class _Interface:
+    """Names of graph inputs and outputs that may get smaller."""
+
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+
+
 def _best_walk(
-    model: ir.Model, prefer: dict[ir.Node, int], outputs: Collection[str], *, allow_statistical: bool
+    model: ir.Model, prefer: dict[ir.Node, int], interface: _Interface, *, allow_statistical: bool
 ) -> Dependencies:
-    best = _walk(model, prefer, outputs, allow_statistical)
+    best = _walk(model, prefer, interface, allow_statistical)
     tried = prefer
     for least, strategies in ((0.0, (_advance, _outer, _inner, _advance)), (_FEW, (_inner, _outer))):
         for strategy in strategies:
@@ -147,7 +162,7 @@ def _best_walk(
             if not stuck:
                 break
             tried = {**best.tracer.prefer, **{node: strategy(tried.get(node, 0)) for node in stuck}}
-            found = _walk(model, tried, outputs, allow_statistical)
+            found = _walk(model, tried, interface, allow_statistical)
             if freedom(found) > freedom(best):
                 best = found
     for strategy in (_inner, _outer):
@@ -159,7 +174,7 @@ def _best_walk(
         found = _walk(
             model,
             {**best.tracer.prefer, **{node: strategy(0) for node in together}},
-            outputs,
+            interface,
             allow_statistical,
         )
         if freedom(found) > freedom(best):
@@ -241,16 +256,36 @@ def freedom(found: Dependencies) -> int:
 
 
 def _walk(
-    model: ir.Model, prefer: dict[ir.Node, int], outputs: Collection[str], allow_statistical: bool
+    model: ir.Model, prefer: dict[ir.Node, int], interface: _Interface, allow_statistical: bool
 ) -> Dependencies:
     tracer = Tracer(_trace, prefer, allow_statistical=allow_statistical)
+    resized = [value for value in model.graph.inputs if value.name in interface.inputs]
+    for value in resized:
+        tracer.label(value)
     for node in model.graph:
         _trace(node, tracer)
     for value in model.graph.outputs:
-        if value.name in outputs:
+        if value.name in interface.outputs:
             continue
         tracer.keep_value(value, tracer.labels.new_pin(None, f"graph output '{value.name}' keeps its shape"))
-    return Dependencies(model, ordered_nodes(model), tracer, tracer.labels.resolve())
+    found = Dependencies(model, ordered_nodes(model), tracer, tracer.labels.resolve())
+    tracer.producers.extend(_given_channels(found, resized))
+    return found
+
+
+def _given_channels(found: Dependencies, inputs: Collection[ir.Value]) -> Iterator[Producer]:
+    """The axes of inputs that layers read as channels; the first node that reads them is the producer."""
+    tracer, read = found.tracer, [np.zeros(0, np.int64)]
+    for contraction in tracer.contractions if inputs else ():
+        operand = contraction.node.inputs[contraction.operand]
+        if operand is not None and tracer.is_weight(operand):
+            read.append(found.classes_of(operand, contraction.axis))
+    for value in inputs:
+        readers = value.consumers()
+        for axis in range(len(tracer.known_dims(value) or ())):
+            classes = found.classes_of(value, axis)
+            if readers and np.isin(classes[classes >= 0], np.concatenate(read)).any():
+                yield Producer(readers[0], value, axis)
 
 
 def _trace(node: ir.Node, tracer: Tracer) -> None:

@@ -18,7 +18,7 @@ def ordered_nodes(model: ir.Model) -> list[ir.Node]:
 
 
 def addresses(model: ir.Model) -> dict[str, ir.Value]:
-    """All values that are made or stored, by name.
+    """All values that are given, made or stored, by name.
 
     Names may occur again in another body; later ones, in the order of `ordered_nodes`, are numbered.
     """
@@ -26,7 +26,7 @@ def addresses(model: ir.Model) -> dict[str, ir.Value]:
     bodies = [body for node in nodes for body in bodies_of(node)]
     found: dict[str, ir.Value] = {}
     values = [value for node in nodes for value in node.outputs]
-    values += model.graph.initializers.values()
+    values += [*model.graph.initializers.values(), *model.graph.inputs]
     for body in bodies:
         values += [*body.inputs, *body.initializers.values()]
     for value in dict.fromkeys(values):

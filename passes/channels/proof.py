@@ -13,7 +13,7 @@ from ...ir.compare import compare
 from ...ir.inputs import random_inputs
 from ...ir.reference import Reference
 from ..rewriter import Rewriter
-from .removal import Removal, apply_removal, masked_model
+from .removal import Removal, apply_removal, cut_values, masked_model
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,14 @@ def prove(original: ir.Model, removal: Removal, seed: int = 0, *, measure_effect
     pruned = clone(original)
     apply_removal(pruned, removal, Rewriter(pruned))
     feeds = random_inputs(original, seed=seed)
-    expected = _cut(Reference(masked_model(original, removal), consume=True).run(feeds), removal)
-    actual = Reference(pruned, consume=True).run(feeds)
+    masked = Reference(masked_model(original, removal), consume=True)
+    expected = cut_values(masked.run(feeds), removal.outputs)
+    actual = Reference(pruned, consume=True).run(removal.feeds(feeds))
     worst = compare(expected, actual)
     telling = any(
         np.any(np.isfinite(array) & (array != 0)) for array in expected.values() if array.dtype.kind in "fiu"
     )
     effect = None
     if measure_effect:
-        effect = compare(_cut(Reference(original).run(feeds), removal), expected).max_rel
+        effect = compare(cut_values(Reference(original).run(feeds), removal.outputs), expected).max_rel
     return Proof(worst.max_rel, worst.worst, not telling, effect)
-
-
-def _cut(outputs: dict[str, np.ndarray], removal: Removal) -> dict[str, np.ndarray]:
-    """The part of each output that stays where outputs get smaller."""
-    cut = dict(outputs)
-    for name, axes in removal.outputs.items():
-        for axis, mask in axes.items():
-            cut[name] = np.compress(mask, cut[name], axis=axis)
-    return cut

@@ -46,6 +46,7 @@ class Removal:
             that vanish.
         statistics: By position of a normalization, which indices of its normalized axes stay.
         outputs: By name and axis, which indices stay of the graph outputs that get smaller.
+        inputs: The same of graph inputs.
         computed: The same of all computed values, by name.
     """
 
@@ -59,10 +60,26 @@ class Removal:
     masks: tuple[tuple[int, int, int, np.ndarray, float], ...]
     statistics: dict[int, dict[int, np.ndarray]]
     outputs: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    inputs: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     computed: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+
+    def feeds(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the pruned model is fed, given what the original is fed."""
+        return cut_values(feeds, self.inputs)
 
     def __bool__(self) -> bool:
         return bool(self.slices)
+
+
+def cut_values(
+    values: Mapping[str, np.ndarray], cuts: Mapping[str, Mapping[int, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The values with only those indices that stay, by name and axis."""
+    result = dict(values)
+    for name, axes in cuts.items():
+        for axis, mask in axes.items() if name in result else ():
+            result[name] = np.compress(mask, result[name], axis=axis)
+    return result
 
 
 class _Keep:
@@ -114,7 +131,9 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
     slices: dict[str, dict[int, np.ndarray]] = {}
     shapes: dict[str, tuple[int | str | None, ...]] = {}
     outputs: dict[str, dict[int, np.ndarray]] = {}
+    inputs: dict[str, dict[int, np.ndarray]] = {}
     computed: dict[str, dict[int, np.ndarray]] = {}
+    given = set(found.model.graph.inputs)
     for value, axes in found.tracer.axes.items():
         dims = list(found.tracer.known_dims(value) or ())
         cut: dict[int, np.ndarray] = {}
@@ -133,6 +152,8 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
             computed[found.names[value]] = cut
             if value.is_graph_output() and value in found.model.graph.outputs:
                 outputs[str(value.name)] = cut
+            if value in given:
+                inputs[str(value.name)] = cut
     edits = [edit for resizer in found.tracer.resizers for edit in resizer(keep)] if slices else []
     return Removal(
         slices=slices,
@@ -161,6 +182,7 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
         masks=tuple(_masks(found, keep, position)),
         statistics=_statistics(found, keep, position),
         outputs=outputs,
+        inputs=inputs,
         computed=computed,
     )
 

@@ -213,6 +213,14 @@ class Tracer:
         """Labels of all axes."""
         return [self.axis(value, index) for index in range(len(self.dims(value)))]
 
+    def label(self, value: ir.Value) -> None:
+        """Give every static axis of a graph input labels of its own: it may get smaller."""
+        pin = self.labels.new_pin(None, f"an open size of graph input '{value.name}' stays")
+        self.axes[value] = [
+            pin if not isinstance(dim, int) else self.unit if dim == 1 else self.labels.fresh(dim)
+            for dim in self.known_dims(value) or ()
+        ]
+
     def is_labelled(self, value: ir.Value, index: int) -> bool:
         """Whether an axis holds labels rather than one pin (asking gives a constant no labels)."""
         return isinstance(self._axes_of(value)[index], np.ndarray)

@@ -72,10 +72,12 @@ def find_candidates(
     for index, group in enumerate(groups):
         if not _may_prune(found, group, selector, context):
             continue
+        # What is given, not made, shows in the weights that read it.
+        given = all(made.value.is_graph_input() for made in group.producers)
         scores = score_group(
             found,
             group,
-            members.of(index, criterion.role),
+            members.of(index, "consumer" if given else criterion.role),
             criterion,
             reduction=scoring.reduction,
             normalize=scoring.normalize,
@@ -116,7 +118,7 @@ def _may_prune(found: Dependencies, group: Group, selector: Pass, context: PassC
             context.leave(excluded[0], "the selectors exclude it, which keeps the layers tied to it")
         return False
     if len(group.classes) == 1:
-        names = ", ".join(dict.fromkeys(str(made.node.name) for made in group.producers[:3]))
+        names = ", ".join(dict.fromkeys(name_of_layer(made) for made in group.producers[:3]))
         first = group.producers[0]
         joint = found.joined_by(first.value, first.axis)
         reason = f"all channels of {names} can only go together"
@@ -142,12 +144,19 @@ def _report_blind(groups: list[Group], role: str, name: str, others: bool, conte
         context.leave(group.producers[0].node, reason)
 
 
+def name_of_layer(made: Producer) -> str:
+    """What makes the channels, for people."""
+    if made.value.is_graph_input():
+        return f"input {made.value.name}"
+    return str(made.node.name or made.node.op_type)
+
+
 def group_row(found: Dependencies, group: Group, removed: int) -> dict[str, Any]:
     """What is pruned of a group, for the report."""
 
     def layer(made: Producer, per_class: int) -> dict[str, Any]:
         size = found.tracer.dims(made.value)[made.axis]
-        return {"node": made.node.name, "channels": size, "removed": per_class * removed}
+        return {"node": name_of_layer(made), "channels": size, "removed": per_class * removed}
 
     changed = getattr(found, "statistical", np.zeros(0, np.int64))
     return {
@@ -175,7 +184,7 @@ def report_kept(found: Dependencies, context: PassContext, selector: Pass) -> No
         stay = int(np.count_nonzero(found.classes_of(made.value, made.axis) < 0))
         share = "" if stay == size else f" ({stay} of {size})"
         names = stopped.setdefault((pin.node or made.node, pin.reason), [])
-        names.append(f"{made.node.name or made.node.op_type}{share}")
+        names.append(f"{name_of_layer(made)}{share}")
     for (node, reason), names in stopped.items():
         shown = ", ".join(dict.fromkeys(names[:3]))
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -30,6 +30,7 @@ from ...ir.static import only_reader
 from ..base import PassContext
 from ..channels import Removal
 from ..channels.places import ordered_nodes
+from ..channels.removal import cut_values
 from ..quantization.calibration import Calibration
 from ..rewriter import Rewriter
 from .layers import LinearLayer, linear_layer
@@ -160,10 +161,8 @@ def _recover_layer(
     held = [_Equations.empty(width, layer.outputs // layer.groups) for _ in range(layer.groups)]
     generator = np.random.default_rng(context.seed)
     seen = 0
-    for wanted, inputs, results in _runs(original, pruned, layer, calibration):
-        target = wanted
-        for axis, mask in kept.items():
-            target = np.compress(mask, target, axis=axis)
+    for wanted, inputs, results in _runs(original, pruned, layer, calibration, removal):
+        target = cut_values({"": wanted}, {"": kept})[""]
         for group, (features, residual) in enumerate(
             layer.rows(inputs, target.astype(np.float64) - results, generator, _ROWS)
         ):
@@ -206,7 +205,7 @@ def _best_ridge(
 
 
 def _runs(
-    original: ir.Model, pruned: ir.Model, layer: LinearLayer, calibration: Calibration
+    original: ir.Model, pruned: ir.Model, layer: LinearLayer, calibration: Calibration, removal: Removal
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """For every batch what the layer should return, what it reads and what it returns."""
     result, source = str(layer.node.outputs[0].name), str(layer.source.name)
@@ -214,7 +213,7 @@ def _runs(
     actual = Reference(_up_to(pruned, [source, result]))
     for feeds in calibration.batches(original):
         (wanted,) = expected.run(feeds).values()
-        found = actual.run_values(feeds, [source, result])
+        found = actual.run_values(removal.feeds(feeds), [source, result])
         yield wanted, found[source], found[result]
 
 

@@ -128,7 +128,7 @@ def scan(
     options = options or PruneChannels()
     context = context or PassContext()
     base = clone(model)
-    options = replace(options, outputs=None)
+    options = replace(options, outputs=None, inputs=None)
     options.prepare(base, context)
     found = options.analyse(base)
     candidates = find_candidates(base, found, options.scoring(context), options, calibration, context)
