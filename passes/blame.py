@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ..ir.errors import GraphwrightError, PassCrash, PassError, ShapeError, VerifyError
 from .base import Firing
+from .watchdog import RuleStuck, innermost, place_of, rule_at_work
 
 _REWRITER = {"rewriter.py", "watched.py"}
 
@@ -72,8 +73,27 @@ def named_failures(name: str) -> Iterator[None]:
     except GraphwrightError as error:
         kind = PassCrash if _raised_by_rewriter(error) else PassError
         raise kind(_begun(name, error)) from error
-    except Exception as error:
+    except RuleStuck as error:
+        raise PassCrash(f"{name}: a rule of it {error}{place_of(error)} (option rule_timeout)") from error
+    except (Exception, SystemExit) as error:
         raise PassCrash(f"{name} failed: {type(error).__name__}: {error}") from error
+
+
+def name_interruption(error: KeyboardInterrupt, name: str, index: int, ours: bool) -> None:
+    """Note on an interruption what was at work: a rule at a node, or code of a pass that is not ours.
+
+    Args:
+        error: The interruption; gets a note, and the position of the pass as `pass_index`.
+        name: The pass.
+        index: Its position in the pipeline.
+        ours: Whether it belongs to this package; of those a long time is no news, unless a rule takes it.
+    """
+    found = rule_at_work(innermost(error.__traceback__))
+    if found is None and ours:
+        return
+    where = "" if found is None else f", rule '{found[0]}' at node '{found[1]}' ({found[2]})"
+    error.add_note(f"interrupted in pass '{name}'{where}{place_of(error)}")
+    error.pass_index = index  # type: ignore[attr-defined]
 
 
 def _begun(name: str, error: Exception) -> str:

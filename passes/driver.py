@@ -16,6 +16,7 @@ from ..ir.errors import GraphwrightError, PassCrash, ShapeError
 from .base import Firing, PassContext
 from .functions.definitions import DOMAIN
 from .rules import NoMatch, Rule
+from .watchdog import RuleStuck, place_of
 
 if TYPE_CHECKING:
     from .rewriter import Rewriter
@@ -113,7 +114,7 @@ def _exhaust(
             except PassCrash:
                 rewriter.rule = ""
                 raise
-            except Exception as error:
+            except (Exception, SystemExit, RuleStuck) as error:
                 rewriter.rule = ""
                 raise _crash(error, rule, name, op_type) from error
             if told:
@@ -214,10 +215,12 @@ def _said(outcome: bool | str) -> str:
     return "fired" if outcome else "not meant for this node"
 
 
-def _crash(error: Exception, rule: Rule, name: str, op_type: str) -> PassCrash:
+def _crash(error: BaseException, rule: Rule, name: str, op_type: str) -> PassCrash:
     what = f"rule '{rule.label}' at node '{name}' ({op_type})"
     if isinstance(error, GraphwrightError):
         return PassCrash(f"{what}: {error}")
+    if isinstance(error, RuleStuck):
+        return PassCrash(f"{what} {error}{place_of(error)} (option rule_timeout)")
     return PassCrash(f"{what} raised {type(error).__name__}: {error}")
 
 

@@ -22,13 +22,14 @@ from ..ir.shapes import infer_shapes
 from ..ir.verify import verify
 from .analyses import Analyses
 from .base import Firing, Pass, PassContext
-from .blame import blamed, crash_of, named_failures
+from .blame import blamed, crash_of, name_interruption, named_failures
 from .equivalence import Expectation, check_equivalent
 from .fingerprint import Fingerprint, interface_of
 from .pipeline import Pipeline, as_pipeline, pass_text
 from .records import PassRecord
 from .shape_loss import Known, known_values
 from .timings import Stopwatch, Timing
+from .watchdog import watching
 
 __all__ = ["Observer", "PassManager", "PassRecord", "count_nodes"]
 
@@ -80,6 +81,7 @@ class PassManager:
         keep_going: Leave out a pass that fails and go on with the model from before it.
         investigate: When a pass fails, search the rule and node at fault and recover the model before it.
         measure: Milliseconds that a model takes on the target, for passes with a latency budget.
+        rule_timeout: Seconds that one rule may take at one node; 0 for no limit, None for the default.
 
     Attributes:
         firings: Every rewrite of the last run, also of one that failed.
@@ -105,6 +107,7 @@ class PassManager:
         keep_going: bool = False,
         investigate: bool = True,
         measure: Callable[[ir.Model], float] | None = None,
+        rule_timeout: float | None = None,
     ):
         self.pipeline = as_pipeline(pipeline)
         self.verify_each = verify_each
@@ -117,6 +120,7 @@ class PassManager:
         self._statistics = statistics
         self._keep_going = keep_going
         self._investigate = investigate
+        self._rule_timeout = rule_timeout
         self._context = PassContext(
             target,
             calibration,
@@ -143,6 +147,12 @@ class PassManager:
             PassCrash: A pass raised, left an invalid graph, lost a shape, or changed the outputs though it is
                 lossless; `.before` is the model from before it.
         """
+        with watching(self._rule_timeout):
+            return self._run(model, reload)
+
+    def _run(
+        self, model: ir.Model, reload: Callable[[], ir.Model] | None
+    ) -> tuple[ir.Model, list[PassRecord]]:
         self.firings = []
         run = self._prepare(model, reload)
         for index, instance in enumerate(self.pipeline):
@@ -154,6 +164,9 @@ class PassManager:
                     record = self._run_one(instance, run)
             except PassCrash as crash:
                 record = self._failed(crash, instance, index, run, time.perf_counter() - start)
+            except KeyboardInterrupt as interruption:
+                name_interruption(interruption, instance.name, index, _is_ours(instance))
+                raise
             if not instance.lossless and index + 1 < len(self.pipeline):
                 # What depends on data may not come out the same when it is run again.
                 run.saved = (index + 1, functools.partial(_itself, clone(run.model)))

@@ -79,6 +79,7 @@ def optimize(
     keep_going: bool = False,
     reproducer: str | Path | None = "",
     reload: Callable[[], ir.Model] | None = None,
+    rule_timeout: float | None = None,
 ) -> Result:
     """Apply a pipeline to a copy of `model`; `model` itself is not changed.
 
@@ -103,6 +104,8 @@ def optimize(
         reload: Gives the model again as it was given, such as `lambda: gw.load(path)`. With it `model` itself
             is changed, which must come straight from `gw.load`: that saves a copy and a check. The model from
             before is still there for whoever needs it, as `reload()`.
+        rule_timeout: Seconds that one rule may take at one node before it is stopped and reported; 60 by
+            default, 0 for no limit.
 
     Raises:
         PipelineError: The pipeline text is wrong.
@@ -110,6 +113,8 @@ def optimize(
         PassCrash: A pass is wrong: the line names pass, rule, node and reproducer; `.before` is the model
             from before it.
         VerifyError: The model is invalid to begin with.
+        KeyboardInterrupt: As it came; where a rule, or a pass of yours, was at work, with a note that names
+            it and a reproducer.
     """
     manager = PassManager(
         pipeline,
@@ -126,6 +131,7 @@ def optimize(
         timing=timing,
         statistics=statistics,
         keep_going=keep_going,
+        rule_timeout=rule_timeout,
     )
     try:
         optimized, records = manager.run(model, reload=reload)
@@ -137,6 +143,9 @@ def optimize(
             raise
         path = _reproduce(model, manager, crash, Path(reproducer or tempfile.gettempdir()))
         raise _located(crash, path) from crash.__cause__
+    except KeyboardInterrupt as interruption:
+        _write_interrupted(interruption, model, manager, reproducer, reload)
+        raise
     return Result(optimized, OptimizeReport(str(manager.pipeline), tuple(records), manager.timing))
 
 
@@ -150,6 +159,31 @@ def _reproduce(model: ir.Model, manager: PassManager, crash: PassCrash, folder: 
         return save_crash(model, manager.pipeline, crash, name, **manager.data)
     except (GraphwrightError, OSError):
         return None
+
+
+def _write_interrupted(
+    interruption: KeyboardInterrupt,
+    model: ir.Model,
+    manager: PassManager,
+    reproducer: str | Path | None,
+    reload: Callable[[], ir.Model] | None,
+) -> None:
+    """Write down what was interrupted where a pass may hang, and note the file on the interruption."""
+    from .reproducer import save_interrupted
+
+    if reproducer is None or not hasattr(interruption, "pass_index"):
+        return
+    try:
+        model = model if reload is None else reload()
+        if not reproducer and _constant_bytes(model) > _UNASKED_BYTES:
+            return
+        folder = Path(reproducer or tempfile.gettempdir())
+        descriptor, name = tempfile.mkstemp(".onnx", "graphwright-reproducer-", folder)
+        os.close(descriptor)
+        path = save_interrupted(model, manager.pipeline, interruption, name, **manager.data)
+    except (GraphwrightError, OSError):
+        return
+    interruption.add_note(f"reproducer: {path}")
 
 
 def _constant_bytes(model: ir.Model) -> int:

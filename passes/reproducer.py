@@ -158,6 +158,37 @@ def save_crash(
     return Path(path)
 
 
+def save_interrupted(
+    model: ir.Model,
+    pipeline: str | Pass | Pipeline | list[Pass],
+    interruption: KeyboardInterrupt,
+    path: str | Path,
+    seed: int = 0,
+    *,
+    calibration: Any = None,
+    **data: Any,
+) -> Path:
+    """Write the model and the pipeline up to the pass that was interrupted; nothing is run again for it.
+
+    Args:
+        model: The model that went into the whole pipeline.
+        pipeline: The whole pipeline.
+        interruption: What `PassManager.run` raised, with the position of the pass.
+        path: Where to write.
+        seed: The seed of the run.
+        calibration: The calibration data of the run.
+        **data: What else is known of the run and not needed.
+
+    Returns:
+        The path written.
+    """
+    passes = list(as_pipeline(pipeline))[: interruption.pass_index + 1]  # type: ignore[attr-defined]
+    found = Failure("interrupted", "; ".join(getattr(interruption, "__notes__", [])))
+    stored = feeds_of(calibration, model)
+    Reproducer(model, str(Pipeline(tuple(passes))), Bound(), seed, found, None, stored).save(path)
+    return Path(path)
+
+
 def replay(path: str | Path, *, calibration: Any = None, target: Any = None) -> Failure | None:
     """Load a reproducer and show its failure again; None where it is gone.
 

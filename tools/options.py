@@ -198,6 +198,16 @@ def pipeline_text(pipeline: str | None, preset: str | None) -> str | None:
     return text
 
 
+RuleTimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--rule-timeout",
+        metavar="SECONDS",
+        help="Stop a rule that takes longer at one node, and report it; 60 by default, 0 for no limit.",
+        show_default=False,
+        min=0,
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 PassTargetOption = Annotated[
     str | None, typer.Option("--target", help="Device that passes may look at.", show_default=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ def reproducer_on_crash(
     plugins: Sequence[Path] | None = None,
     **data: Any,
 ) -> Iterator[None]:
-    """Write `graphwright-reproducer.onnx` into the current folder if a pass crashes inside.
+    """Write `graphwright-reproducer.onnx` into the current folder if a pass crashes or is interrupted inside.
 
     The file holds the model as it was before the pass, and the pass. `graphwright reduce FILE --replay` runs
     it and `graphwright reduce FILE --pipeline ... -o SMALLER` shrinks it.
@@ -55,6 +56,28 @@ def reproducer_on_crash(
         if path is None:
             raise PassCrash(f"{line} (no reproducer could be written: {trouble})") from crash
         raise PassCrash(f"{line}; to see it again: {replay_command(path, plugins)}{advice}") from crash
+    except KeyboardInterrupt as interruption:
+        if hasattr(interruption, "pass_index"):
+            _write_interrupted(interruption, model, pipeline, seed, plugins, **data)
+        raise
+
+
+def _write_interrupted(
+    interruption: KeyboardInterrupt,
+    model: ir.Model,
+    pipeline: str,
+    seed: int,
+    plugins: Sequence[Path] | None,
+    **data: Any,
+) -> None:
+    from ..passes.reproducer import save_interrupted
+
+    line = "; ".join(interruption.__notes__)
+    with contextlib.suppress(GraphwrightError, OSError):
+        path = save_interrupted(model, pipeline, interruption, _free_name(), seed, **data)
+        line = f"{line}; to see it again: {replay_command(path, plugins)}"
+    # Now: what handles interruptions further out does not look at notes.
+    print(f"graphwright: {line}", file=sys.stderr)
 
 
 def replay_command(path: Path | str, plugins: Sequence[Path] | None) -> str:

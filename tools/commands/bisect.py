@@ -19,6 +19,7 @@ from ..options import (
     PluginOption,
     RandomCalibrationOption,
     RequiredPipelineOption,
+    RuleTimeoutOption,
     SeedOption,
     load_model,
     load_plugins,
@@ -39,6 +40,7 @@ def bisect(
     calibrate_random: RandomCalibrationOption = 0,
     target: PassTargetOption = None,
     seed: SeedOption = 0,
+    rule_timeout: RuleTimeoutOption = None,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,6 +54,7 @@ def bisect(
     from ...backends.target import resolve_target
     from ...passes import bisect as search
     from ...passes.bounds import parse_bound
+    from ...passes.watchdog import rule_limit
 
     limit = parse_bound(bound)
     resolved = resolve_target(target) if target is not None else None
@@ -60,7 +63,7 @@ def bisect(
     feeds = None
     if inputs is not None:
         feeds = [match_feeds(read_npz(inputs), input_signature(graph), f"'{inputs}'")]
-    with progress(f"bisecting {text}", quiet=as_json) as update:
+    with progress(f"bisecting {text}", quiet=as_json) as update, rule_limit(rule_timeout):
         culprit = search.bisect(
             graph,
             text,

@@ -22,6 +22,7 @@ from ..options import (
     PipelineOption,
     PluginOption,
     RandomCalibrationOption,
+    RuleTimeoutOption,
     SeedOption,
     load_model,
     load_plugins,
@@ -111,6 +112,7 @@ def opt(
     calibrate_random: RandomCalibrationOption = 0,
     target: PassTargetOption = None,
     seed: SeedOption = 0,
+    rule_timeout: RuleTimeoutOption = None,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -183,6 +185,7 @@ def opt(
                 statistics=stats,
                 keep_going=keep_going,
                 reproducer=None,
+                rule_timeout=rule_timeout,
             )
         story = story_of(graph, result.model, result.report.records, explain) if explain else []
         if output is not None:

@@ -19,6 +19,7 @@ from ..options import (
     PipelineOption,
     PluginOption,
     RandomCalibrationOption,
+    RuleTimeoutOption,
     SeedOption,
     load_model,
     load_plugins,
@@ -49,6 +50,7 @@ def reduce(
     calibration: CalibrationOption = None,
     calibrate_random: RandomCalibrationOption = 0,
     seed: SeedOption = 0,
+    rule_timeout: RuleTimeoutOption = None,
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,6 +62,7 @@ def reduce(
     load_plugins(plugin)
     from ...passes import reduce as reducer
     from ...passes.bounds import parse_bound
+    from ...passes.watchdog import rule_limit
     from ..reproducer import replay_command
 
     if replay:
@@ -68,7 +71,8 @@ def reduce(
             from ...ir.load import load
 
             data = calibration_feeds(load(model), calibration, calibrate_random, seed)
-        failure = reducer.replay(model, calibration=data)
+        with rule_limit(rule_timeout):
+            failure = reducer.replay(model, calibration=data)
         if as_json:
             print_json({"failure": None if failure is None else failure.message})
         else:
@@ -84,7 +88,7 @@ def reduce(
     feeds = None
     if inputs is not None:
         feeds = [match_feeds(read_npz(inputs), input_signature(graph), f"'{inputs}'")]
-    with progress(f"reducing {text}", quiet=as_json) as update:
+    with progress(f"reducing {text}", quiet=as_json) as update, rule_limit(rule_timeout):
         found = reducer.reduce(
             graph,
             text,
