@@ -33,6 +33,8 @@ HEAD = (
     "largest difference",
     "status",
 )
+MUCH_LEFT = 0.4
+"""Share of the parameters above which the page says what was kept."""
 _PATH = re.compile(r"(?<![\w.])(?:/[\w.+@-]+)+/([\w.+@-]+)")
 RIVAL_HEAD = ("Torch-Pruning: parameters M", "MACs M", "s", "status")
 
@@ -70,7 +72,7 @@ def to_markdown(outcomes: Sequence[Outcome], asked: dict[str, int]) -> str:
         lines += ["", f"{rest}; the command goes on where it was stopped."]
     if rivals:
         lines += ["", *_rival_summary(outcomes)]
-    lines += ["", *_troubles(outcomes)]
+    lines += ["", *_troubles(outcomes), *_large(outcomes)]
     for suite in asked:
         ours = [each for each in outcomes if each.suite == suite and each.tool == OURS]
         if not ours:
@@ -153,6 +155,25 @@ def _troubles(outcomes: Sequence[Outcome]) -> list[str]:
         lines += [f"- {each.suite}/{each.name}: {_reason(each)}" for each in found]
         lines.append("")
     return lines[:-1] if lines else ["Nothing failed."]
+
+
+def _large(outcomes: Sequence[Outcome]) -> list[str]:
+    """Architectures of which unusually many parameters are left, and what stopped the pass there."""
+    lines = []
+    for each in outcomes:
+        if each.tool != OURS or each.parameters is None or not each.parameters[0]:
+            continue
+        left = each.parameters[1] / each.parameters[0]
+        if left > MUCH_LEFT and each.status() == PROVEN:
+            lines.append(f"- {each.suite}/{each.name}: {left:.2f}; {'; '.join(each.barriers)}")
+    if not lines:
+        return []
+    said = _paragraph(
+        f"At this ratio about a quarter of a layer's weights is left, and a half of one that has a model's "
+        f"output or image on one side. More than {MUCH_LEFT:g} of all parameters are left of these (small "
+        "networks with a large classifier, mostly), and this kept channels:"
+    )
+    return ["", *said, "", *lines]
 
 
 def _reason(each: Outcome) -> str:

@@ -258,6 +258,12 @@ class TestPage:
         assert "1 equal the original" in told and "1 do not" in told
         assert "- timm/bad: 2.5e-01" in page and "- 1 x ZeroDivisionError: x" in page
 
+    def test_says_what_was_kept_where_much_is_left(self):
+        large = dataclasses.replace(GOOD, name="large", parameters=(100, 60), barriers=("Conv: x", "Gemm: y"))
+        page = to_markdown([GOOD, large], {"timm": 2})
+        assert "- timm/large: 0.60; Conv: x; Gemm: y" in page
+        assert "timm/resnet18: " not in page
+
     def test_says_when_a_suite_ran_completely(self):
         assert "| timm | 1 | all | 1 |" in to_markdown([GOOD], {"timm": 1})
 
