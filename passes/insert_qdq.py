@@ -10,6 +10,7 @@ reads the pairs around an operator as its operand types. What the target can do 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -18,14 +19,17 @@ import onnx_ir as ir
 from ..ir.errors import PassError
 from .base import Pass, PassContext
 from .functions import flatten_functions
-from .quantization.arithmetic import Grid, range_problem
+from .quantization.arithmetic import range_problem
 from .quantization.calibration import Calibration, as_calibration
 from .quantization.calibrators import Method
 from .quantization.emit import emit
+from .quantization.extremes import Range
+from .quantization.mixing import grids_by_steps, mix
 from .quantization.original import remember_original
-from .quantization.placement import Plan, plan_quantization
+from .quantization.placement import Plan, first_and_last_layers, plan_quantization
+from .quantization.precisions import Formats, check_precisions, precision_selector
 from .quantization.ranges import measure_ranges
-from .quantization.scales import Scale, assign_scales
+from .quantization.scales import Scales, assign_scales
 from .quantization.tables import Table, find_table
 from .registry import register
 
@@ -38,13 +42,14 @@ _NO_DATA = (
 @register
 @dataclass(frozen=True)
 class InsertQdq(Pass):
-    """Quantize to int8 with Q/DQ pairs where the target has integer kernels (static, calibrated).
+    """Quantize with Q/DQ pairs where the target has integer kernels (static, calibrated).
 
     Weights become int8, symmetric, one scale per output channel; activations 8 bits, one scale per tensor,
-    ranges measured on the calibration data and always containing zero; biases int32. Graph inputs and outputs
-    keep their types. Nodes stay in float, and are reported, where weights or bias are not constant, a range
-    is not finite, the table has no integer kernel, or the node is already quantized; subgraphs are not
-    entered. Running the pass twice changes nothing the second time. Lossy.
+    ranges measured on the calibration data and always containing zero; biases int32. Other precisions, for
+    all layers or some: 16-bit activations, 4-bit weights, 8-bit floats. Graph inputs and outputs keep their
+    types. Nodes stay in float, and are reported, where weights or bias are not constant, a range is not
+    finite, the table has no integer kernel or too few channels, or the node is already quantized; subgraphs
+    are not entered. Running the pass twice changes nothing the second time. Lossy.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -53,6 +58,17 @@ class InsertQdq(Pass):
     target: str | None = None
     """Quantization table: x86, x86-vnni, arm, arm-dotprod, cuda, generic, or a .json file; by default the one
     for the target being compiled for."""
+    precision: Literal["int8", "a16w8", "a16w16", "a8w4", "fp8-e4m3", "fp8-e5m2"] = "int8"
+    """Bits of activations (a) and weights (w), or 8-bit floats; int8 is what the table says."""
+    layers: str | None = None
+    """Other precisions for some nodes: REGEX=PRECISION;..., the first that matches a node's name, module path
+    or op type; `float` is a precision too."""
+    symmetric_activations: bool | None = None
+    """Whether activations have their zero point in the middle; by default the table says."""
+    symmetric_weights: bool | None = None
+    """Whether weights have zero point 0; by default the table says (they have)."""
+    ends: Literal["table", "quantize", "float"] = "table"
+    """Whether the first and the last layers are quantized or stay in float; `table` asks the table."""
     calibration: Literal[
         "minmax", "mean", "moving-average", "percentile", "entropy", "mse", "clipped"
     ] = "minmax"  # fmt: skip
@@ -73,9 +89,9 @@ class InsertQdq(Pass):
             raise PassError(
                 f"{self.name}: option 'percentile' must be above 50 and at most 100, not {self.percentile}"
             )
-
         if not self.deviations > 0.0:
             raise PassError(f"{self.name}: option 'deviations' must be above 0, not {self.deviations}")
+        precision_selector(self.precision, self.layers, self.name)
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Plan, measure, drop what cannot be quantized, and insert the pairs.
@@ -85,19 +101,62 @@ class InsertQdq(Pass):
         """
         data = self._data(context)
         flatten_functions(model, context)
-        table = find_table(self.target, context.target)
-        plan = plan_quantization(model.graph, table, self.selects, {})
-        names = [str(value.name) for value in plan.values]
-        method = self._method(table.activations.grid)
-        ranges, batches = measure_ranges(model, names, data, method, context.progress)
+        formats = self._formats(model, context)
+        kept = self._kept_layers(model.graph, formats.table)
+
+        def planned(forbidden: Mapping[ir.Value, str]) -> Plan:
+            return plan_quantization(model.graph, formats.table, self.selects, forbidden, formats, kept)
+
+        plan = planned({})
+        ranges, batches = self._measure(model, plan, formats, data, context)
         problems = {value: range_problem(*ranges[str(value.name)]) for value in plan.values}
         forbidden = {value: problem for value, problem in problems.items() if problem is not None}
         if forbidden:
-            plan = plan_quantization(model.graph, table, self.selects, forbidden)
-        scales = assign_scales(plan, ranges, table.activations.grid)
-        _report(plan, scales, table, data, batches, context)
+            plan = planned(forbidden)
+        mixture = mix(plan, formats)
+        scales = assign_scales(plan, ranges, mixture)
+        _report(plan, scales, formats.table, data, batches, context)
         remember_original(model)
-        emit(model, plan, scales, table, self.reduce_range, context)
+        emit(model, plan, scales, mixture, formats, context)
+
+    def _formats(self, model: ir.Model, context: PassContext) -> Formats:
+        table = find_table(self.target, context.target)
+        precision_of = precision_selector(self.precision, self.layers, self.name)
+        wanted = {precision_of(node) for node in model.graph if node.op_type in table.weighted}
+        check_precisions(table, wanted | {self.precision})
+        return Formats(
+            table, precision_of, self.reduce_range, self.symmetric_activations, self.symmetric_weights
+        )
+
+    def _kept_layers(self, graph: ir.Graph, table: Table) -> dict[ir.Node, str]:
+        """First and last layers that stay in float."""
+        first, last = first_and_last_layers(graph, table)
+        policies = (table.first_layer, table.last_layer) if self.ends == "table" else (self.ends, self.ends)
+        kept: dict[ir.Node, str] = {}
+        for layers, policy, which in ((first, policies[0], "first"), (last, policies[1], "last")):
+            if policy == "float":
+                kept.update((node, f"it is a {which} layer") for node in layers if self.selects(node))
+        return kept
+
+    def _measure(
+        self,
+        model: ir.Model,
+        plan: Plan,
+        formats: Formats,
+        data: Calibration,
+        context: PassContext,
+    ) -> tuple[dict[str, Range], int]:
+        """Ranges of all values; calibrators that ask how fine a grid is run once for each kind of grid."""
+        kinds: Mapping[tuple[int, bool], list[str]] = grids_by_steps(mix(plan, formats))
+        if self.calibration not in ("entropy", "mse") and kinds:
+            kinds = {next(iter(kinds)): [str(value.name) for value in plan.values]}
+        ranges: dict[str, Range] = {}
+        batches = 0
+        for (steps, symmetric), names in kinds.items():
+            method = Method(self.calibration, self.percentile, self.deviations, steps, symmetric)
+            found, batches = measure_ranges(model, names, data, method, context.progress)
+            ranges.update(found)
+        return ranges, batches
 
     def _data(self, context: PassContext) -> Calibration:
         if context.calibration is not None:
@@ -107,15 +166,10 @@ class InsertQdq(Pass):
             return Calibration.saved(self.calibration_cache)
         raise PassError(_NO_DATA)
 
-    def _method(self, grid: Grid) -> Method:
-        return Method(
-            self.calibration, self.percentile, self.deviations, grid.high - grid.low, grid.symmetric
-        )
-
 
 def _report(
     plan: Plan,
-    scales: dict[ir.Value, Scale],
+    scales: Scales,
     table: Table,
     data: Calibration,
     batches: int,
@@ -134,8 +188,9 @@ def _report(
                 "high": scale.high,
                 "scale": float(scale.scale),
                 "zero_point": scale.zero_point,
+                "type": scale.grid.dtype,
             }
-            for value, scale in scales.items()
+            for value, scale in scales.of.items()
         },
     }
     context.details.update(details)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 # Largest magnitude a quantized bias may take: half of int32, the other half is left to the sum of products.
@@ -26,14 +27,27 @@ _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 _LARGEST_SCALE = float(np.finfo(np.float32).max)
 
 
+_FLOATS = ("float8_e4m3fn", "float8_e5m2")
+_BELOW_A_BYTE = ("int4", "uint4")
+
+
+def dtype_named(name: str) -> np.dtype:
+    """A numpy type by name, those of ml_dtypes included.
+
+    Raises:
+        TypeError: there is no such type.
+    """
+    return np.dtype(getattr(ml_dtypes, name) if name in (*_FLOATS, *_BELOW_A_BYTE) else name)
+
+
 @dataclass(frozen=True)
 class Grid:
-    """An integer grid.
+    """The numbers that a type can store: integers, or the floating-point numbers of 8 bits.
 
     Attributes:
-        dtype: numpy name of the integer type that is stored.
-        low: smallest integer used.
-        high: largest integer used.
+        dtype: numpy or ml_dtypes name of the type that is stored.
+        low: smallest number used.
+        high: largest number used.
         symmetric: whether the zero point is fixed in the middle (0 for signed types).
     """
 
@@ -43,11 +57,13 @@ class Grid:
     symmetric: bool
 
     def __post_init__(self) -> None:
-        info = np.iinfo(self.dtype)
-        if not info.min <= self.low < self.high <= info.max:
+        lowest, highest = _limits(self.dtype)
+        if not lowest <= self.low < self.high <= highest:
             raise ValueError(f"[{self.low}, {self.high}] is no range of {self.dtype}")
-        if self.symmetric and info.min < 0 and self.low != -self.high:
+        if self.symmetric and lowest < 0 and self.low != -self.high:
             raise ValueError(f"the symmetric grid [{self.low}, {self.high}] is not symmetric around 0")
+        if self.is_float and not self.symmetric:
+            raise ValueError(f"{self.dtype} is symmetric, it has no zero point")
 
     @classmethod
     def make(cls, dtype: str, *, symmetric: bool, bits: int | None = None) -> Grid:
@@ -57,21 +73,51 @@ class Grid:
         the type has, it spans [-2^(bits-1), 2^(bits-1)]: [-64, 64] for 7 bits in int8, the largest magnitude
         at which two products with uint8 still fit the 16-bit sums of x86 without VNNI (2 * 255 * 64 < 2^15).
         """
-        info = np.iinfo(dtype)
-        used = info.bits if bits is None else bits
-        if not 2 <= used <= info.bits:
+        lowest, highest = _limits(dtype)
+        if dtype in _FLOATS:
+            if bits is not None:
+                raise ValueError(f"{dtype} has no use for a number of bits")
+            return cls(dtype, lowest, highest, symmetric)
+        has = (highest - lowest).bit_length()
+        used = has if bits is None else bits
+        if not 2 <= used <= has:
             raise ValueError(f"{dtype} cannot hold {used} bits")
-        if info.min == 0:
+        if lowest == 0:
             return cls(dtype, 0, 2**used - 1, symmetric)
         if not symmetric:
             return cls(dtype, -(2 ** (used - 1)), 2 ** (used - 1) - 1, False)
-        high = info.max if used == info.bits else 2 ** (used - 1)
+        high = highest if used == has else 2 ** (used - 1)
         return cls(dtype, -high, high, True)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the numbers are floating-point ones of 8 bits."""
+        return self.dtype in _FLOATS
+
+    @property
+    def steps(self) -> int:
+        """How many steps there are from the smallest number to the largest; 8-bit floats count as 255."""
+        return 255 if self.is_float else self.high - self.low
+
+    @property
+    def width(self) -> tuple[int, float]:
+        """What orders grids by how much they keep: bits, then the range of floats against even spacing."""
+        if self.is_float:
+            return 8, -float(self.high)
+        return (self.high - self.low).bit_length(), 0.0
 
     @property
     def middle(self) -> int:
         """Zero point of a symmetric grid: 0, or half of an unsigned range (128 for uint8)."""
         return 0 if self.low < 0 else (self.high + 1) // 2
+
+
+def _limits(dtype: str) -> tuple[int, int]:
+    if dtype in _FLOATS:
+        highest = int(ml_dtypes.finfo(dtype_named(dtype)).max)
+        return -highest, highest
+    info = ml_dtypes.iinfo(dtype_named(dtype))
+    return int(info.min), int(info.max)
 
 
 def widen_to_zero(low: float, high: float) -> tuple[float, float]:
@@ -154,6 +200,36 @@ def weight_scales(weights: np.ndarray, axis: int | None, grid: Grid) -> np.ndarr
     return np.where(scales > 0.0, scales, positive.min() if positive.size else 0.0)
 
 
+def weight_ends(weights: np.ndarray, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest weight of each channel, zero included, float64 `[channels]` or 0-d."""
+    others = None if axis is None else tuple(i for i in range(weights.ndim) if i != axis % weights.ndim)
+    low = np.minimum(weights.min(axis=others, initial=0.0), 0.0).astype(np.float64)
+    return low, np.maximum(weights.max(axis=others, initial=0.0), 0.0).astype(np.float64)
+
+
+def best_weight_scales(weights: np.ndarray, axis: int | None, grid: Grid) -> np.ndarray:
+    """Symmetric scales like `weight_scales`, clipping as much as makes the squared error least.
+
+    With few bits the steps are so wide that the largest weights are better cut.
+    """
+    widest = weight_scales(weights, axis, grid)
+    others = None if axis is None else tuple(i for i in range(weights.ndim) if i != axis % weights.ndim)
+    best, least = widest, np.full(widest.shape, np.inf)
+    for factor in np.linspace(1.0, 0.5, 14):
+        scales = np.where(widest > 0.0, widest * factor, 1.0)
+        along = _along(scales, weights.ndim, axis).astype(np.float32)
+        restored = np.clip(np.rint(weights / along), grid.low, grid.high) * along
+        error = np.square(restored - weights, dtype=np.float64).sum(axis=others)
+        best = np.where(error < least, widest * factor, best)
+        least = np.minimum(error, least)
+    return best
+
+
+def zero_points(low: np.ndarray, scales: np.ndarray, grid: Grid) -> np.ndarray:
+    """Integers that stand for zero, so that `low` comes to lie at the lower end of the grid."""
+    return np.clip(np.rint(grid.low - low / scales.astype(np.float64)), grid.low, grid.high)
+
+
 def fit_scales(scales: np.ndarray, input_scale: float, bias: np.ndarray | None) -> np.ndarray:
     """Raises weight scales until the products with `input_scale` are good scales for the bias.
 
@@ -186,15 +262,19 @@ def fit_scales(scales: np.ndarray, input_scale: float, bias: np.ndarray | None) 
 
 
 def quantize(
-    array: np.ndarray, scale: np.ndarray | float, zero_point: int, grid: Grid, axis: int | None = None
+    array: np.ndarray,
+    scale: np.ndarray | float,
+    zero_point: np.ndarray | int,
+    grid: Grid,
+    axis: int | None = None,
 ) -> np.ndarray:
     """Rounds an array onto the grid.
 
     Args:
         array: finite float array.
         scale: one scale, or `[channels]` along `axis`.
-        zero_point: the integer that stands for zero.
-        grid: the integers to map to.
+        zero_point: the integer that stands for zero, one or `[channels]`.
+        grid: the numbers to map to.
         axis: channel axis of the scales.
 
     Returns:
@@ -202,16 +282,21 @@ def quantize(
     """
     # In the precision of the array, as the operator does it; weights may be too large for a float64 copy.
     steps = np.asarray(array / _along(scale, array.ndim, axis).astype(array.dtype))
+    dtype = dtype_named(grid.dtype)
+    if grid.is_float:
+        return np.clip(steps, grid.low, grid.high, out=steps).astype(dtype)
     np.rint(steps, out=steps)
-    steps += zero_point
-    return np.clip(steps, grid.low, grid.high, out=steps).astype(grid.dtype)
+    steps += _along(zero_point, array.ndim, axis).astype(array.dtype)
+    np.clip(steps, grid.low, grid.high, out=steps)
+    # Types below a byte are cast from one: ml_dtypes takes no floats.
+    return steps.astype(np.int8).astype(dtype) if grid.dtype in _BELOW_A_BYTE else steps.astype(dtype)
 
 
 def dequantize(
-    array: np.ndarray, scale: np.ndarray | float, zero_point: int, axis: int | None = None
+    array: np.ndarray, scale: np.ndarray | float, zero_point: np.ndarray | int, axis: int | None = None
 ) -> np.ndarray:
     """The float32 numbers that the integers stand for; arguments as for `quantize`."""
-    steps = array.astype(np.float64) - zero_point
+    steps = array.astype(np.float64) - _along(zero_point, array.ndim, axis)
     return (steps * _along(scale, array.ndim, axis)).astype(np.float32)
 
 
@@ -233,7 +318,7 @@ def _magnitude(weights: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
     return np.maximum(high, -weights.min(axis=axes, initial=0.0).astype(np.float64))
 
 
-def _along(scale: np.ndarray | float, ndim: int, axis: int | None) -> np.ndarray:
+def _along(scale: np.ndarray | float | int, ndim: int, axis: int | None) -> np.ndarray:
     scales = np.asarray(scale, dtype=np.float64)
     if scales.ndim == 0 or axis is None:
         return scales

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,21 +11,33 @@ import onnx_ir as ir
 from ...ir.constants import constant_array
 from ...ir.provenance import NAME_SCOPES_KEY
 from ..base import PassContext
+from ..fold_constants import STORAGE_KEY
 from ..leftovers import drop_unread
 from ..rewriter import FROM_KEY, PASS_KEY, Rewriter
-from .arithmetic import Grid, fit_scales, quantize, quantize_bias, weight_scales
+from .arithmetic import (
+    Grid,
+    best_weight_scales,
+    dtype_named,
+    fit_scales,
+    quantize,
+    quantize_bias,
+    weight_ends,
+    weight_scales,
+    zero_points,
+)
+from .mixing import Mixture
 from .operators import WeightedNode
 from .placement import Plan
-from .scales import Scale
-from .tables import Table
+from .precisions import Formats
+from .scales import Scale, Scales
 
 
 def emit(
     model: ir.Model,
     plan: Plan,
-    scales: dict[ir.Value, Scale],
-    table: Table,
-    reduce_range: bool | None,
+    scales: Scales,
+    mixture: Mixture,
+    formats: Formats,
     context: PassContext,
 ) -> None:
     """Inserts the pairs, stores weights and biases as integers, and drops the float originals nobody reads.
@@ -33,16 +46,17 @@ def emit(
         model: the model, changed through the context's rewriter.
         plan: what to quantize.
         scales: scale of every value in the plan.
-        table: the target's number formats.
-        reduce_range: see `Table.weight_grid`.
+        mixture: grid of every value in the plan.
+        formats: number formats of the layers' weights.
         context: rewriter and statistics.
     """
     rewriter = context.rewriter(model)
-    weights = _WeightStore(rewriter, table.weight_grid(reduce_range))
-    weights.settle(plan, scales)
-    activations = _ActivationStore(rewriter, table.activations.grid.dtype)
+    weights = _WeightStore(rewriter, formats)
+    inputs = {part.node: scales.read_by(part.node, part.data, mixture) for part in plan.weighted}
+    weights.settle(plan, inputs)
+    activations = _ActivationStore(rewriter, formats.table.restore_floats)
     for matched in plan.weighted:
-        weights.attach(matched, scales[matched.data])
+        weights.attach(matched, inputs[matched.node])
         context.count(f"quantized {matched.node.op_type}")
     for follower in plan.followers:
         context.count(f"quantized {follower.node.op_type}")
@@ -55,21 +69,25 @@ def emit(
         for value in follower.inputs:
             readers[value].append(follower.node)
     for value in plan.values:
-        activations.attach(value, scales[value], readers[value], everywhere=value in written)
+        restored = activations.attach(value, scales.of[value], readers[value], everywhere=value in written)
         context.count("quantized activations")
+        for (extra, grid), nodes in mixture.extras.items():
+            if extra is value:
+                activations.attach(restored, scales.extra[value, grid], nodes, everywhere=False)
+                context.count("requantized activations")
     drop_unread(rewriter, [value for part in plan.weighted for value in (part.weight, part.bias)])
 
 
 class _ActivationStore:
     """Puts pairs behind values; values of one scale share the constants."""
 
-    def __init__(self, rewriter: Rewriter, dtype: str):
+    def __init__(self, rewriter: Rewriter, restore_floats: str):
         self._rewriter = rewriter
-        self._dtype = dtype
+        self._restore_floats = restore_floats
         self._constants: dict[int, tuple[ir.Value, ir.Value]] = {}
 
-    def attach(self, value: ir.Value, scale: Scale, readers: list[ir.Node], *, everywhere: bool) -> None:
-        """Quantizes a value.
+    def attach(self, value: ir.Value, scale: Scale, readers: list[ir.Node], *, everywhere: bool) -> ir.Value:
+        """Quantizes a value and returns what is restored from it.
 
         Args:
             value: what an integer node reads or writes.
@@ -80,40 +98,72 @@ class _ActivationStore:
         """
         rewriter = self._rewriter
         operands = self._operands(value, scale)
-        producer = value.producer()
-        name = f"{value.name}_quantized"
-        if producer is not None:
-            (quantized,) = rewriter.insert_after(producer, "QuantizeLinear", [value, *operands], name=name)
+        if scale.grid.is_float and self._restore_floats == "cast":
+            first, restored = self._narrowed_and_restored(value, scale, operands[0])
         else:
-            assert isinstance(value.graph, ir.Graph)
-            (quantized,) = rewriter.insert_before(
-                value.graph[0], "QuantizeLinear", [value, *operands], name=name
-            )
-        node = quantized.producer()
-        assert node is not None
-        keep_only_the_module(node)
-        quantized.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(self._dtype)))
-        quantized.shape = value.shape
-        (restored,) = rewriter.insert_after(
-            node, "DequantizeLinear", [quantized, *operands], name=f"{value.name}_dequantized"
-        )
+            first, restored = self._pair(value, scale, operands)
         restored.type, restored.shape = value.type, value.shape
-        keep_only_the_module(restored.producer())
         if everywhere:
             rewriter.replace_uses(value, restored)
-            rewriter.set_input(node, 0, value)
-            return
+            rewriter.set_input(first, 0, value)
+            return restored
         for reader in dict.fromkeys(readers):
             for index, operand in enumerate(reader.inputs):
                 if operand is value:
                     rewriter.set_input(reader, index, restored)
+        return restored
+
+    def _pair(
+        self, value: ir.Value, scale: Scale, operands: tuple[ir.Value, ir.Value]
+    ) -> tuple[ir.Node, ir.Value]:
+        """QuantizeLinear and DequantizeLinear; the first node and what comes out behind."""
+        quantized = self._insert(value, "QuantizeLinear", [value, *operands], f"{value.name}_quantized")
+        first = quantized.producer()
+        assert first is not None
+        quantized.type = ir.TensorType(ir.DataType.from_numpy(dtype_named(scale.grid.dtype)))
+        (restored,) = self._rewriter.insert_after(
+            first, "DequantizeLinear", [quantized, *operands], name=f"{value.name}_dequantized"
+        )
+        keep_only_the_module(restored.producer())
+        return first, restored
+
+    def _narrowed_and_restored(
+        self, value: ir.Value, scale: Scale, factor: ir.Value
+    ) -> tuple[ir.Node, ir.Value]:
+        """The same for 8-bit floats by Div, Cast, Cast and Mul; see `Table.restore_floats`."""
+        scaled = self._insert(value, "Div", [value, factor], f"{value.name}_scaled")
+        first = scaled.producer()
+        assert first is not None
+        first.metadata_props[STORAGE_KEY] = "stores"
+        scaled.type = value.type
+        to = ir.DataType.from_numpy(dtype_named(scale.grid.dtype))
+        (narrow,) = self._rewriter.insert_after(
+            first, "Cast", [scaled], {"to": int(to), "saturate": 1}, name=f"{value.name}_quantized"
+        )
+        narrow.type, narrow.shape = ir.TensorType(to), value.shape
+        cast = narrow.producer()
+        assert cast is not None
+        keep_only_the_module(cast)
+        return first, restore_by_cast(self._rewriter, cast, narrow, factor, str(value.name), after=True)
+
+    def _insert(self, value: ir.Value, op_type: str, inputs: list[ir.Value], name: str) -> ir.Value:
+        """A node right behind the value."""
+        producer = value.producer()
+        if producer is not None:
+            (result,) = self._rewriter.insert_after(producer, op_type, inputs, name=name)
+        else:
+            assert isinstance(value.graph, ir.Graph)
+            (result,) = self._rewriter.insert_before(value.graph[0], op_type, inputs, name=name)
+        keep_only_the_module(result.producer())
+        result.shape = value.shape
+        return result
 
     def _operands(self, value: ir.Value, scale: Scale) -> tuple[ir.Value, ir.Value]:
         if id(scale) not in self._constants:
             self._constants[id(scale)] = (
                 self._rewriter.initializer(f"{value.name}_scale", np.asarray(scale.scale, np.float32)),
                 self._rewriter.initializer(
-                    f"{value.name}_zero_point", np.asarray(scale.zero_point, self._dtype)
+                    f"{value.name}_zero_point", np.asarray(scale.zero_point, dtype_named(scale.grid.dtype))
                 ),
             )
         return self._constants[id(scale)]
@@ -126,30 +176,36 @@ class _Key:
     weight: ir.Value
     axis: int | None
     factor: float
+    grid: Grid
 
 
 class _WeightStore:
     """Quantizes weights once per tensor and biases once per node."""
 
-    def __init__(self, rewriter: Rewriter, grid: Grid):
+    def __init__(self, rewriter: Rewriter, formats: Formats):
         self._rewriter = rewriter
-        self._grid = grid
+        self._formats = formats
         self._scales: dict[_Key, np.ndarray] = {}
         self._made: dict[_Key, ir.Value] = {}
 
-    def settle(self, plan: Plan, scales: dict[ir.Value, Scale]) -> None:
+    def settle(self, plan: Plan, inputs: Mapping[ir.Node, Scale]) -> None:
         """Fixes the scales of all weights, so that the biases of all their users fit."""
         for matched in plan.weighted:
-            key = _key(matched)
+            key = self._key(matched)
             if key not in self._scales:
-                self._scales[key] = weight_scales(_weights(key), key.axis, self._grid)
+                self._scales[key] = _first_scales(key)
             bias = matched.bias_array() if matched.kind.bias == "int32" else None
             needed = None if bias is None else matched.per_weight_channel(bias)
-            self._scales[key] = fit_scales(self._scales[key], float(scales[matched.data].scale), needed)
+            self._scales[key] = fit_scales(self._scales[key], float(inputs[matched.node].scale), needed)
+
+    def _key(self, matched: WeightedNode) -> _Key:
+        axis = matched.axis if matched.kind.per_channel else None
+        grid = self._formats.weights(matched.node, matched.kind)
+        return _Key(matched.weight, axis, matched.weight_factor, grid)
 
     def attach(self, matched: WeightedNode, input_scale: Scale) -> None:
         """Lets a node read int8 weights and an int32 bias."""
-        key = _key(matched)
+        key = self._key(matched)
         if key not in self._made:
             self._made[key] = self._dequantized_weights(key, matched.node)
         scales = self._scales[key]
@@ -166,8 +222,25 @@ class _WeightStore:
 
     def _dequantized_weights(self, key: _Key, before: ir.Node) -> ir.Value:
         scales, hint = self._scales[key], key.weight.name
-        stored = quantize(_weights(key), scales, 0, self._grid, key.axis)
-        return self._dequantize(before, stored, scales, str(hint), key.axis)
+        array = _weights(key)
+        zeros: np.ndarray | int = key.grid.middle
+        if not key.grid.symmetric:
+            zeros = zero_points(weight_ends(array, key.axis)[0], scales, key.grid)
+        stored = quantize(array, scales, zeros, key.grid, key.axis)
+        if key.grid.is_float and self._formats.table.restore_floats == "cast":
+            return self._cast(before, stored, scales, str(hint), key.axis)
+        return self._dequantize(before, stored, scales, str(hint), key.axis, zeros)
+
+    def _cast(
+        self, before: ir.Node, stored: np.ndarray, scales: np.ndarray, hint: str, axis: int | None
+    ) -> ir.Value:
+        """Weights in 8-bit floats by Cast and Mul; see `Table.restore_floats`."""
+        rewriter = self._rewriter
+        if axis is not None:
+            scales = np.expand_dims(scales, [i for i in range(stored.ndim) if i != axis % stored.ndim])
+        held = rewriter.initializer(f"{hint}_quantized", stored)
+        factor = rewriter.initializer(f"{hint}_scale", scales)
+        return restore_by_cast(rewriter, before, held, factor, hint, after=False)
 
     def _dequantized_bias(self, matched: WeightedNode, input_scale: Scale, scales: np.ndarray) -> ir.Value:
         bias = matched.bias_array()
@@ -177,13 +250,21 @@ class _WeightStore:
         return self._dequantize(matched.node, stored, products, str(matched.bias.name), 0)
 
     def _dequantize(
-        self, before: ir.Node, stored: np.ndarray, scales: np.ndarray, hint: str, axis: int | None
+        self,
+        before: ir.Node,
+        stored: np.ndarray,
+        scales: np.ndarray,
+        hint: str,
+        axis: int | None,
+        zeros: np.ndarray | int = 0,
     ) -> ir.Value:
         rewriter = self._rewriter
+        # By way of bytes where the type is smaller than one.
+        whole = np.broadcast_to(np.asarray(zeros, np.float32), scales.shape).astype(np.int32)
         operands = [
             rewriter.initializer(f"{hint}_quantized", stored),
             rewriter.initializer(f"{hint}_scale", scales),
-            rewriter.initializer(f"{hint}_zero_point", np.zeros(scales.shape, stored.dtype)),
+            rewriter.initializer(f"{hint}_zero_point", whole.astype(stored.dtype)),
         ]
         attributes = {} if axis is None else {"axis": axis}
         (restored,) = rewriter.insert_before(
@@ -192,6 +273,24 @@ class _WeightStore:
         restored.type, restored.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(list(stored.shape))
         keep_only_the_module(restored.producer())
         return restored
+
+
+def restore_by_cast(
+    rewriter: Rewriter, anchor: ir.Node, stored: ir.Value, scale: ir.Value, hint: str, *, after: bool
+) -> ir.Value:
+    """Restores 8-bit floats by Cast and Mul, behind a node or in front of it."""
+    insert = rewriter.insert_after if after else rewriter.insert_before
+    (wide,) = insert(anchor, "Cast", [stored], {"to": int(ir.DataType.FLOAT)}, name=f"{hint}_cast")
+    cast = wide.producer()
+    assert cast is not None
+    (restored,) = rewriter.insert_after(cast, "Mul", [wide, scale], name=f"{hint}_dequantized")
+    for value in (wide, restored):
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), stored.shape
+        node = value.producer()
+        assert node is not None
+        keep_only_the_module(node)
+        node.metadata_props[STORAGE_KEY] = "restores"
+    return restored
 
 
 def keep_only_the_module(node: ir.Node | None) -> None:
@@ -205,8 +304,16 @@ def keep_only_the_module(node: ir.Node | None) -> None:
         del node.metadata_props[key]
 
 
-def _key(matched: WeightedNode) -> _Key:
-    return _Key(matched.weight, matched.axis if matched.kind.per_channel else None, matched.weight_factor)
+def _first_scales(key: _Key) -> np.ndarray:
+    """Scales of the weights alone, float64 `[channels]` or 0-d; 0 where all are zero."""
+    array = _weights(key)
+    if not key.grid.symmetric:
+        low, high = weight_ends(array, key.axis)
+        scales = (high - low) / (key.grid.high - key.grid.low)
+        positive = scales[scales > 0.0]
+        return np.where(scales > 0.0, scales, positive.min() if positive.size else 0.0)
+    few_bits = not key.grid.is_float and key.grid.steps < 100
+    return (best_weight_scales if few_bits else weight_scales)(array, key.axis, key.grid)
 
 
 def _weights(key: _Key) -> np.ndarray:

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.constants import constant_array, constant_tensor
+from ...ir.static import static_shape
+from ..fold_constants import STORAGE_KEY
 from .arithmetic import array_problem
 from .tables import Table, Weighted
 
@@ -60,6 +62,17 @@ class WeightedNode:
         groups = self.node.attributes.get_int("group", 1) if self.node.op_type == "ConvTranspose" else 1
         return self.weight_channels * groups
 
+    @property
+    def input_channels(self) -> int:
+        """Number of input channels, over all groups."""
+        shape = static_shape(self.weight)
+        assert shape is not None
+        if self.node.op_type == "Conv":
+            return shape[1] * self.node.attributes.get_int("group", 1)
+        if self.node.op_type == "ConvTranspose":
+            return shape[0]
+        return shape[1 - self.axis]
+
     def per_channel(self, scales: np.ndarray) -> np.ndarray:
         """Spreads scales of the weights' axis over all output channels, `[channels]`."""
         if scales.ndim == 0:
@@ -83,10 +96,17 @@ def is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
-def produced_by(value: ir.Value | None, op_type: str) -> bool:
-    """Whether a node of the given type makes the value."""
+def is_restored(value: ir.Value | None) -> bool:
+    """Whether a value is made of stored integers or narrow floats."""
     producer = None if value is None else value.producer()
-    return producer is not None and producer.op_type == op_type
+    if producer is None:
+        return False
+    return producer.op_type == "DequantizeLinear" or STORAGE_KEY in producer.metadata_props
+
+
+def _stores(node: ir.Node) -> bool:
+    """Whether a node is the first of a pair."""
+    return node.op_type == "QuantizeLinear" or node.metadata_props.get(STORAGE_KEY) == "stores"
 
 
 def has_bodies(node: ir.Node) -> bool:
@@ -95,9 +115,15 @@ def has_bodies(node: ir.Node) -> bool:
     return any(attribute.type in bodies for attribute in node.attributes.values())
 
 
-def match_weighted(node: ir.Node, table: Table) -> WeightedNode | str:
-    """Prepares a node of an operator in `table.weighted`, or says why it must stay in float."""
-    kind = table.weighted[node.op_type]
+def match_weighted(node: ir.Node, table: Table, kind: Weighted | None = None) -> WeightedNode | str:
+    """Prepares a node of an operator in `table.weighted`, or says why it must stay in float.
+
+    Args:
+        node: the operator.
+        table: what the target quantizes.
+        kind: what is to hold for this node instead of the table's entry.
+    """
+    kind = kind or table.weighted[node.op_type]
     problem = _operand_problem(node)
     if problem is not None:
         return problem
@@ -128,9 +154,9 @@ def match_weighted(node: ir.Node, table: Table) -> WeightedNode | str:
 
 
 def _operand_problem(node: ir.Node) -> str | None:
-    if any(produced_by(value, "DequantizeLinear") for value in node.inputs):
+    if any(is_restored(value) for value in node.inputs):
         return "it is already quantized"
-    if any(user.op_type == "QuantizeLinear" for output in node.outputs for user in output.consumers()):
+    if any(_stores(user) for output in node.outputs for user in output.consumers()):
         return "it is already quantized"
     data, weight = (*node.inputs, None, None)[:2]
     if constant_tensor(weight) is None:
@@ -182,7 +208,7 @@ def _match_bias(node: ir.Node) -> tuple[ir.Node | None, int]:
 
 def _bias_problem(matched: WeightedNode) -> str | None:
     bias = matched.bias
-    if produced_by(bias, "DequantizeLinear"):
+    if is_restored(bias):
         return "it is already quantized"
     array = constant_array(bias)
     if array is None:
@@ -265,7 +291,7 @@ def data_inputs(node: ir.Node) -> list[ir.Value]:
 def follower_problem(node: ir.Node) -> str | None:
     """Why a `computed` or `shared` node cannot run on integers, or None."""
     inputs = data_inputs(node)
-    if any(produced_by(value, "DequantizeLinear") for value in inputs):
+    if any(is_restored(value) for value in inputs):
         return "it is already quantized"
     if not all(is_float(value) for value in inputs):
         return "it does not compute in float32"

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from ...ir.constants import constant_tensor
 from .operators import (
     DEFAULT_DOMAINS,
     WeightedNode,
@@ -30,6 +31,7 @@ from .operators import (
     is_float,
     match_weighted,
 )
+from .precisions import FLOAT, Formats
 from .tables import Table
 
 
@@ -76,6 +78,8 @@ def plan_quantization(
     table: Table,
     selects: Callable[[ir.Node], bool],
     forbidden: Mapping[ir.Value, str],
+    formats: Formats | None = None,
+    kept: Mapping[ir.Node, str] | None = None,
 ) -> Plan:
     """Places quantization in a graph.
 
@@ -84,13 +88,17 @@ def plan_quantization(
         table: what the target quantizes.
         selects: whether the user lets a node be quantized.
         forbidden: values that cannot be quantized, with the reason.
+        formats: precisions of single nodes; by default the table's own.
+        kept: weighted nodes that are to stay in float, with the reason.
     """
+    formats = formats or Formats(table, lambda node: "int8")
+    kept = kept or {}
     plan = Plan()
     weighted: dict[ir.Node, WeightedNode] = {}
     followers: dict[ir.Node, Follower] = {}
     integer: set[ir.Value] = set()
     for node in graph:
-        matched = _match(node, table, selects, forbidden, integer)
+        matched = kept.get(node) or _match(node, formats, selects, forbidden, integer)
         if isinstance(matched, str):
             plan.left.append((node, matched))
         elif isinstance(matched, WeightedNode):
@@ -116,29 +124,34 @@ def plan_quantization(
 
 def _match(
     node: ir.Node,
-    table: Table,
+    formats: Formats,
     selects: Callable[[ir.Node], bool],
     forbidden: Mapping[ir.Value, str],
     integer: set[ir.Value],
 ) -> WeightedNode | Follower | str | None:
     """A part of an integer kernel, the reason why it is none, or None for what no table speaks of."""
+    table = formats.table
     if has_bodies(node):
         return "its subgraphs stay in float"
-    if node.domain not in DEFAULT_DOMAINS or not selects(node):
+    if node.domain not in DEFAULT_DOMAINS or not selects(node) or formats.precision_of(node) == FLOAT:
         return None
     if node.op_type in table.keeps_float:
         return table.keeps_float[node.op_type]
     if node.op_type in table.weighted:
-        return _match_weighted(node, table, forbidden)
-    if node.op_type in table.computed or node.op_type in table.shared:
+        return _match_weighted(node, formats, forbidden)
+    if (node.op_type in table.computed or node.op_type in table.shared) and formats.has_followers(node):
         return _match_follower(node, table, forbidden, integer)
     return None
 
 
-def _match_weighted(node: ir.Node, table: Table, forbidden: Mapping[ir.Value, str]) -> WeightedNode | str:
-    matched = match_weighted(node, table)
+def _match_weighted(node: ir.Node, formats: Formats, forbidden: Mapping[ir.Value, str]) -> WeightedNode | str:
+    kind = formats.kind(node)
+    matched = match_weighted(node, formats.table, kind)
     if isinstance(matched, str):
         return matched
+    fewest = min(matched.channels, matched.input_channels)
+    if fewest < kind.min_channels:
+        return f"it has {fewest} channels, fewer than the {kind.min_channels} from which integers pay"
     if matched.data in forbidden:
         return f"its input '{matched.data.name}' cannot be quantized: {forbidden[matched.data]}"
     if matched.kind.result == "integer" and matched.result in forbidden:
@@ -182,3 +195,31 @@ def _wanted(
         elif node in followers and not wanted.isdisjoint(followers[node].results):
             wanted.update(followers[node].inputs)
     return wanted
+
+
+def first_and_last_layers(graph: ir.Graph, table: Table) -> tuple[set[ir.Node], set[ir.Node]]:
+    """Weighted operators with no other before them, and those with no other behind them."""
+    behind: set[ir.Value] = set()
+    first: set[ir.Node] = set()
+    for node in graph:
+        is_layer = _is_layer(node, table)
+        reached = any(value in behind for value in node.inputs if value is not None)
+        if is_layer and not reached:
+            first.add(node)
+        if is_layer or reached:
+            behind.update(node.outputs)
+    before: set[ir.Value] = set()
+    last: set[ir.Node] = set()
+    for node in reversed(graph):
+        is_layer = _is_layer(node, table)
+        leads_on = any(value in before for value in node.outputs)
+        if is_layer and not leads_on:
+            last.add(node)
+        if is_layer or leads_on:
+            before.update(value for value in node.inputs if value is not None)
+    return first, last
+
+
+def _is_layer(node: ir.Node, table: Table) -> bool:
+    known = node.op_type in table.weighted and node.domain in DEFAULT_DOMAINS
+    return known and any(constant_tensor(value) is not None for value in node.inputs[:2])

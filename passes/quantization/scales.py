@@ -15,6 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from .arithmetic import Grid, activation_parameters, widen_to_zero
+from .groups import Groups
+from .mixing import Mixture
 from .placement import Plan
 
 Range = tuple[float, float]
@@ -22,22 +24,41 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Scale:
-    """Scale, zero point and range of a group of values; equal groups are one object."""
+    """Grid, scale, zero point and range of a group of values; equal groups are one object."""
 
+    grid: Grid
     scale: np.float32
     zero_point: int
     low: float
     high: float
 
 
-def assign_scales(plan: Plan, ranges: Mapping[str, Range], grid: Grid) -> dict[ir.Value, Scale]:
+@dataclass(frozen=True)
+class Scales:
+    """The scales of a plan.
+
+    Attributes:
+        of: scale of every value.
+        extra: scales of values that some nodes read on another grid.
+    """
+
+    of: Mapping[ir.Value, Scale]
+    extra: Mapping[tuple[ir.Value, Grid], Scale]
+
+    def read_by(self, node: ir.Node, value: ir.Value, mixture: Mixture) -> Scale:
+        """The scale with which a node reads a value."""
+        return self.extra.get((value, mixture.read_by(node, value)), self.of[value])
+
+
+def assign_scales(plan: Plan, ranges: Mapping[str, Range], mixture: Mixture) -> Scales:
     """Computes the scale of every value in the plan.
 
     Args:
         plan: what is quantized.
         ranges: measured range by value name, all quantizable.
-        grid: the integers of activations.
+        mixture: the grids of values.
     """
+    grids = mixture.grids
     hard: list[tuple[ir.Value, ir.Value]] = []
     soft: list[tuple[ir.Value, ir.Value]] = []
     for follower in plan.followers:
@@ -45,10 +66,10 @@ def assign_scales(plan: Plan, ranges: Mapping[str, Range], grid: Grid) -> dict[i
             continue
         links = [(value, result) for value in follower.inputs for result in follower.results]
         (soft if follower.node.op_type == "Concat" else hard).extend(links)
-    bounds = {} if grid.symmetric else plan.bounds()
+    bounds = {value: limit for value, limit in plan.bounds().items() if not _is_symmetric(grids.get(value))}
     while True:
-        groups = _Groups(plan.values, [*hard, *soft])
-        spans = groups.spans(ranges)
+        groups = Groups(plan.values, [*hard, *soft])
+        spans = _spans(groups, plan, ranges)
         torn = {
             groups.of(v)
             for v, limit in bounds.items()
@@ -56,7 +77,7 @@ def assign_scales(plan: Plan, ranges: Mapping[str, Range], grid: Grid) -> dict[i
         }
         if not torn or not soft:
             break
-        tight = _Groups(plan.values, hard)
+        tight = Groups(plan.values, hard)
         bad = {
             tight.of(v)
             for v, limit in bounds.items()
@@ -71,8 +92,13 @@ def assign_scales(plan: Plan, ranges: Mapping[str, Range], grid: Grid) -> dict[i
         if value in plan.values and not _exceeds(spans[groups.of(value)], (low, high)):
             old_low, old_high = limits.get(groups.of(value), (-np.inf, np.inf))
             limits[groups.of(value)] = (max(low, old_low), min(high, old_high))
-    made = {root: _scale(span, limits.get(root), grid) for root, span in spans.items()}
-    return {value: made[groups.of(value)] for value in plan.values}
+    made = {root: _scale(span, limits.get(root), grids[root]) for root, span in spans.items()}
+    extra = {(value, grid): _scale(spans[groups.of(value)], None, grid) for value, grid in mixture.extras}
+    return Scales({value: made[groups.of(value)] for value in plan.values}, extra)
+
+
+def _is_symmetric(grid: Grid | None) -> bool:
+    return grid is not None and grid.symmetric
 
 
 def _scale(span: Range, limit: Range | None, grid: Grid) -> Scale:
@@ -88,35 +114,18 @@ def _scale(span: Range, limit: Range | None, grid: Grid) -> Scale:
         while float(scale) > most:
             shrunk = np.float32(most)
             scale = shrunk if shrunk < scale else np.nextafter(scale, np.float32(0.0))
-    return Scale(scale, zero_point, *span)
+    return Scale(grid, scale, zero_point, *span)
 
 
 def _exceeds(span: Range, limit: Range) -> bool:
     return span[0] < limit[0] or span[1] > limit[1]
 
 
-class _Groups:
-    """Union-find over values."""
-
-    def __init__(self, values: Mapping[ir.Value, None], links: list[tuple[ir.Value, ir.Value]]):
-        self._parent = {value: value for value in values}
-        for a, b in links:
-            self._parent[self.of(a)] = self.of(b)
-
-    def of(self, value: ir.Value) -> ir.Value:
-        """The representative of a value's group."""
-        root = value
-        while self._parent[root] is not root:
-            root = self._parent[root]
-        while self._parent[value] is not root:
-            self._parent[value], value = root, self._parent[value]
-        return root
-
-    def spans(self, ranges: Mapping[str, Range]) -> dict[ir.Value, Range]:
-        """The joint range of each group, zero included, by representative."""
-        spans: dict[ir.Value, Range] = {}
-        for value in self._parent:
-            low, high = widen_to_zero(*ranges[str(value.name)])
-            old_low, old_high = spans.get(self.of(value), (0.0, 0.0))
-            spans[self.of(value)] = (min(low, old_low), max(high, old_high))
-        return spans
+def _spans(groups: Groups, plan: Plan, ranges: Mapping[str, Range]) -> dict[ir.Value, Range]:
+    """The joint range of each group, zero included, by representative."""
+    spans: dict[ir.Value, Range] = {}
+    for value in plan.values:
+        low, high = widen_to_zero(*ranges[str(value.name)])
+        old_low, old_high = spans.get(groups.of(value), (0.0, 0.0))
+        spans[groups.of(value)] = (min(low, old_low), max(high, old_high))
+    return spans

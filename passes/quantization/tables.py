@@ -30,6 +30,8 @@ _MOVES = (
     *("DepthToSpace", "SpaceToDepth", "Resize", "Concat"),
 )
 _TAILS = ("Relu", "Clip")
+_ACTIVATIONS = ("uint8", "int8", "uint16", "int16", "float8_e4m3fn", "float8_e5m2")
+_WEIGHTS = ("int8", "uint8", "int16", "int4", "uint4", "float8_e4m3fn", "float8_e5m2")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Weighted:
     """An operator with constant weights and an integer kernel.
 
     Attributes:
+        weights: integers of its weights; None takes those of the table.
+        min_channels: with fewer channels in or out than this, integers win nothing and it stays in float.
         result: "integer" where the kernel writes integers only, so that a quantization follows directly;
             "any" where it can also leave float.
         per_channel: one weight scale per output channel instead of one per tensor.
@@ -60,6 +64,8 @@ class Weighted:
     result: Literal["integer", "any"] = "integer"
     per_channel: bool = True
     bias: Literal["int32", "float"] = "int32"
+    weights: Numbers | None = None
+    min_channels: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,12 @@ class Table:
         shared: operators that move values only: inputs and results have one common scale.
         tails: activations fused behind a kernel: the quantization comes after them.
         keeps_float: operators that stay in float for a reason worth telling.
+        first_layer: what becomes of weighted operators that read the model's inputs: "quantize" or "float".
+        last_layer: and of those behind which there is no other.
+        restore_floats: how 8-bit floats are restored: "dequantize" by DequantizeLinear, as TensorRT wants it;
+            "cast" by Cast and Mul, because ONNX Runtime makes an integer operator of any Conv between pairs,
+            whatever their type, which then does not load.
+        precisions: names of the precisions (`precisions.py`) that the target has kernels for.
     """
 
     name: str
@@ -89,24 +101,49 @@ class Table:
     shared: tuple[str, ...] = ()
     tails: tuple[str, ...] = ("Relu", "Clip")
     keeps_float: Mapping[str, str] = field(default_factory=dict)
+    first_layer: Literal["quantize", "float"] = "quantize"
+    last_layer: Literal["quantize", "float"] = "quantize"
+    restore_floats: Literal["cast", "dequantize"] = "cast"
+    precisions: tuple[str, ...] = ("int8",)
 
     def __post_init__(self) -> None:
+        where = f"quantization table '{self.name}'"
         try:
             self.weight_grid(None)
-            activations = self.activations.grid
-        except (ValueError, TypeError) as error:
-            raise PassError(f"quantization table '{self.name}' contradicts itself: {error}") from None
-        if not self.weights.symmetric or self.weights.dtype != "int8":
-            raise PassError(
-                f"quantization table '{self.name}': weights must be symmetric int8 for now, "
-                f"not {self.weights.dtype}"
-            )
-        if activations.dtype not in ("int8", "uint8"):
-            raise PassError(
-                f"quantization table '{self.name}': activations must be int8 or uint8 for now, "
-                f"not {activations.dtype}"
-            )
+            grids = [
+                self.activations.grid,
+                *(each.weights.grid for each in self.weighted.values() if each.weights),
+            ]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise PassError(f"{where} contradicts itself: {error}") from None
+        for what, dtype, known in (
+            ("activations", grids[0].dtype, _ACTIVATIONS),
+            ("weights", self.weights.dtype, _WEIGHTS),
+            *(("weights", grid.dtype, _WEIGHTS) for grid in grids[1:]),
+        ):
+            if dtype not in known:
+                raise PassError(f"{where}: {what} must be {', '.join(known)}, not {dtype}")
+        if self.reduced_weight_bits is not None and self.weights.dtype not in ("int8", "uint8"):
+            raise PassError(f"{where}: reduced_weight_bits is for 8-bit weights, not {self.weights.dtype}")
+        self._check_policy(where)
         self._check_operators()
+
+    def _check_policy(self, where: str) -> None:
+        for name in ("first_layer", "last_layer"):
+            if getattr(self, name) not in ("quantize", "float"):
+                raise PassError(f"{where}: {name} is '{getattr(self, name)}', not 'quantize' or 'float'")
+        if self.restore_floats not in ("cast", "dequantize"):
+            raise PassError(f"{where}: restore_floats is '{self.restore_floats}', not 'cast' or 'dequantize'")
+        for op_type, kind in self.weighted.items():
+            if not isinstance(kind.min_channels, int) or kind.min_channels < 1:
+                raise PassError(
+                    f"{where}: min_channels of '{op_type}' is {kind.min_channels!r}, not 1 or more"
+                )
+        from .precisions import PRECISIONS
+
+        unknown = [name for name in self.precisions if name not in PRECISIONS]
+        if unknown:
+            raise PassError(f"{where}: there is no precision '{unknown[0]}', only {', '.join(PRECISIONS)}")
 
     def _check_operators(self) -> None:
         where = f"quantization table '{self.name}'"
@@ -163,6 +200,7 @@ _CPU_WEIGHTED = {
     "MatMul": Weighted(result="any"),
 }
 _CPU_COMPUTED = ("Add", "Mul", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
+_CPU_PRECISIONS = ("int8", "a16w8", "a16w16", "a8w4")
 _CPU_NO_KERNEL = {"ConvTranspose": "there is no integer kernel for it on this target"}
 
 _TABLES = (
@@ -174,6 +212,7 @@ _TABLES = (
         computed=_CPU_COMPUTED,
         shared=_MOVES,
         keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
+        precisions=_CPU_PRECISIONS,
     ),
     Table(
         name="x86-vnni",
@@ -182,6 +221,7 @@ _TABLES = (
         computed=_CPU_COMPUTED,
         shared=_MOVES,
         keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
+        precisions=_CPU_PRECISIONS,
     ),
     Table(
         name="arm",
@@ -191,6 +231,7 @@ _TABLES = (
         computed=_CPU_COMPUTED,
         shared=_MOVES,
         keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
+        precisions=_CPU_PRECISIONS,
     ),
     Table(
         name="arm-dotprod",
@@ -200,6 +241,7 @@ _TABLES = (
         computed=_CPU_COMPUTED,
         shared=_MOVES,
         keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
+        precisions=_CPU_PRECISIONS,
     ),
     Table(
         name="cuda",
@@ -209,6 +251,8 @@ _TABLES = (
         computed=("Add", "AveragePool", "GlobalAveragePool"),
         shared=_MOVES,
         keeps_float=_KEEPS_FLOAT,
+        restore_floats="dequantize",
+        precisions=("int8", "a8w4", "fp8-e4m3", "fp8-e5m2"),
     ),
     Table(
         name="generic",
@@ -217,6 +261,7 @@ _TABLES = (
         computed=_CPU_COMPUTED,
         shared=_MOVES,
         keeps_float=_KEEPS_FLOAT,
+        precisions=(*_CPU_PRECISIONS, "fp8-e4m3", "fp8-e5m2"),
     ),
 )
 TABLES: Mapping[str, Table] = {table.name: table for table in _TABLES}
@@ -253,13 +298,18 @@ def table_from_json(data: Mapping[str, Any]) -> Table:
         for key in ("activations", "weights"):
             if key in entries:
                 entries[key] = Numbers(**entries[key])
-        entries["weighted"] = {op: Weighted(**each) for op, each in entries.get("weighted", {}).items()}
-        for key in ("computed", "shared", "tails"):
+        entries["weighted"] = {op: _weighted(each) for op, each in entries.get("weighted", {}).items()}
+        for key in ("computed", "shared", "tails", "precisions"):
             if key in entries:
                 entries[key] = tuple(entries[key])
         return Table(**entries)
     except (TypeError, AttributeError) as error:
         raise PassError(f"quantization table '{entries.get('name', '?')}': {error}") from None
+
+
+def _weighted(entry: Mapping[str, Any]) -> Weighted:
+    weights = entry.get("weights")
+    return Weighted(**{**entry, "weights": None if weights is None else Numbers(**weights)})
 
 
 def _read(path: Path) -> Table:

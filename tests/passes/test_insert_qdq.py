@@ -439,7 +439,13 @@ def test_dead_activations_stay_zero():
       { a = Gemm(x, w1, b1) r = Relu(a) y = Gemm(r, w2, b2) }"""
     model = model_of(text, b1=np.full(4, -1e4))
     quantized, record = quantize(model)
-    assert record.details["values"]["r"] == {"low": 0.0, "high": 0.0, "scale": 1.0, "zero_point": 0}
+    assert record.details["values"]["r"] == {
+        "low": 0.0,
+        "high": 0.0,
+        "scale": 1.0,
+        "zero_point": 0,
+        "type": "uint8",
+    }
     feeds = samples_for(model, seed=2)
     assert compare(run_reference(model, feeds), run_reference(quantized, feeds)).max_rel < 5e-3
 
