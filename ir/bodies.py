@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-"""Types of the attributes that hold bodies."""
+from .sweep import GRAPH_TYPES, nodes_with_bodies
+
+__all__ = ["GRAPH_TYPES", "all_graphs", "bodies_of", "graphs_in", "graphs_of", "nodes_at", "nodes_of"]
 
 
 def bodies_of(node: ir.Node) -> list[ir.Graph]:
@@ -32,11 +33,8 @@ def graphs_in(root: ir.Graph) -> list[ir.Graph]:
     """Return a graph and all bodies in it, outer ones first."""
     graphs = [root]
     for graph in graphs:
-        for node in graph:
-            for attribute in node.attributes.data.values():
-                if attribute.type in GRAPH_TYPES:
-                    graphs.extend(bodies_of(node))
-                    break
+        for node in nodes_with_bodies(graph):
+            graphs.extend(bodies_of(node))
     return graphs
 
 
@@ -66,11 +64,8 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
 
 
 def _bodies_in(graph: ir.Graph) -> Iterator[ir.Graph]:
-    for node in graph:
-        for attribute in node.attributes.data.values():
-            if attribute.type in GRAPH_TYPES:
-                bodies = bodies_of(node)
-                yield from bodies
-                for body in bodies:
-                    yield from _bodies_in(body)
-                break
+    for node in nodes_with_bodies(graph):
+        bodies = bodies_of(node)
+        yield from bodies
+        for body in bodies:
+            yield from _bodies_in(body)

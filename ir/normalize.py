@@ -12,6 +12,7 @@ from .bodies import all_graphs
 from .errors import ModelError
 from .ort import MAX_IR_VERSION
 from .schemas import STANDARD_DOMAINS
+from .sweep import nodes_in
 
 # The file version that came with the canonical opset.
 _MIN_IR_VERSION = 11
@@ -35,8 +36,8 @@ def _name_nodes(graphs: Iterable[ir.Graph]) -> None:
     taken: set[str] = set()
     unnamed: list[ir.Node] = []
     for graph in graphs:
-        for node in graph:
-            name = node.name
+        for node in nodes_in(graph):
+            name = node._name
             if not name or name in taken:
                 unnamed.append(node)
             else:
@@ -75,12 +76,12 @@ def _sort_nodes(graphs: Iterable[ir.Graph]) -> None:
 
 
 def _is_sorted(graph: ir.Graph) -> bool:
-    made: set[ir.Value | None] = {None}
-    for node in graph:
-        for value in node.inputs:
-            if value not in made and value.graph is graph and value.producer() is not None:  # type: ignore[union-attr]
+    seen: set[ir.Node | None] = {None}
+    for node in nodes_in(graph):
+        for value in node._inputs:
+            if value is not None and value._producer not in seen and value.graph is graph:
                 return False
-        made.update(node.outputs)
+        seen.add(node)
     return True
 
 
@@ -93,8 +94,8 @@ def check_operators(model: ir.Model) -> None:
         ModelError: an operator is neither in ONNX Runtime nor in the model; the line names the node.
     """
     for graph in all_graphs(model):
-        for node in graph:
-            if node.domain in STANDARD_DOMAINS or node.domain == "ai.onnx":
+        for node in nodes_in(graph):
+            if node._domain in STANDARD_DOMAINS or node.domain == "ai.onnx":
                 continue
             if node.op_identifier() in model.functions or (node.domain, node.op_type) in _runtime_operators():
                 continue

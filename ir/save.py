@@ -31,6 +31,8 @@ _HARD_LIMIT = 2**31 - 1
 # Smaller tensors stay in the message, where shape inference of other tools can see them.
 _EXTERNAL_ABOVE = 1024
 _ALIGNMENT = 64
+# Pages of large tensors are copied and mapped whole where they start with one.
+_PAGE, _PAGED_ABOVE = 1 << 12, 1 << 20
 # Pieces up to this many bytes are gathered before they are written.
 _BUFFERED = 1 << 18
 
@@ -119,7 +121,8 @@ def _places(model: ir.Model, location: str) -> dict[str, ExternalPlace]:
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes <= _EXTERNAL_ABOVE:
             continue
-        offset = -(-end // _ALIGNMENT) * _ALIGNMENT
+        unit = _PAGE if tensor.nbytes >= _PAGED_ABOVE else _ALIGNMENT
+        offset = -(-end // unit) * unit
         places[name] = ExternalPlace(location, offset, tensor.nbytes)
         end = offset + tensor.nbytes
     return places

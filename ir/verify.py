@@ -19,9 +19,8 @@ import onnx_ir as ir
 from .bodies import nodes_of
 from .errors import VerifyError
 from .shape_checks import contradiction
+from .sweep import GRAPH_TYPES, nodes_in
 from .verify_nodes import NodeChecker, describe
-
-_GRAPH_ATTRIBUTES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def verify(
@@ -148,22 +147,22 @@ class _ScopeChecker:
         visible, found, where, changed = self._visible, self._found, frame.where, self._changed
         check_node = self._nodes.check
         names: dict[str, ir.Node] = {}
-        for node in frame.graph:
+        for node in nodes_in(frame.graph):
             frame.current = node
-            name = node.name
+            name = node._name
             if name and names.setdefault(name, node) is not node:
                 other = names[name].op_type
                 found.append(f"{describe(node)}: duplicate node name, also of a {other}{where}")
-            for value in node.inputs:
-                if value is not None and visible.get(value.name) is not value:
+            for value in node._inputs:
+                if value is not None and visible.get(value._name) is not value:
                     self._unresolved(node, value)
             if changed is None or node in changed:
                 check_node(node, where)
-            for attribute in node.attributes.data.values():
-                if attribute.type in _GRAPH_ATTRIBUTES and not attribute.is_ref():
+            for attribute in node._attributes.data.values():
+                if attribute._type in GRAPH_TYPES and not attribute.is_ref():
                     self._subgraphs(node, attribute, where)
-            for value in node.outputs:
-                value_name = value.name
+            for value in node._outputs:
+                value_name = value._name
                 if not value_name:
                     continue
                 if value_name in visible:
@@ -312,7 +311,7 @@ def _producers(node: ir.Node, graph: ir.Graph) -> list[ir.Node]:
     """Nodes of `graph` whose results `node`, or a subgraph inside it, reads."""
     readers = [node]
     for attribute in node.attributes.values():
-        if attribute.type in _GRAPH_ATTRIBUTES and not attribute.is_ref():
+        if attribute.type in GRAPH_TYPES and not attribute.is_ref():
             graphs = (attribute.value,) if attribute.type == ir.AttributeType.GRAPH else attribute.value
             readers += [inner for subgraph in graphs for inner in subgraph.all_nodes()]
     found: dict[ir.Node, None] = {}

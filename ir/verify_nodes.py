@@ -124,21 +124,22 @@ class NodeChecker:
 
 def _kind(node: ir.Node) -> tuple[object, ...] | None:
     """All that decides whether a plain node is sound; None where there is more to it."""
-    parts: list[object] = [node.op_type, node.domain, len(node.inputs), len(node.outputs)]
-    for values in (node.inputs, node.outputs):
+    inputs, outputs = node._inputs, node._outputs
+    parts: list[object] = [node._op_type, node._domain, len(inputs), len(outputs)]
+    for values in (inputs, outputs):
         for value in values:
-            kind = None if value is None else value.type
+            kind = None if value is None else value._type
             if type(kind) is ir.TensorType:
-                parts.append(kind.dtype)
+                parts.append(kind._dtype)
             else:
                 # Of other types nothing is checked; but an input that is left out is not one without a type.
                 # Neither equals a number, as element types do.
                 parts.append(None if value is None else "")
-    for name, attribute in node.attributes.data.items():
-        if attribute.ref_attr_name is not None:
+    for name, attribute in node._attributes.data.items():
+        if attribute._ref_attr_name is not None:
             return None
         parts.append(name)
-        parts.append(attribute.type)
+        parts.append(attribute._type)
     return tuple(parts)
 
 

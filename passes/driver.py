@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from ..ir.bodies import graphs_in
 from ..ir.errors import GraphwrightError, PassCrash, ShapeError
+from ..ir.sweep import nodes_in
 from .base import Firing, PassContext
 from .functions.definitions import DOMAIN
 from .rules import NoMatch, Rule
@@ -169,7 +170,7 @@ def _starts(model: ir.Model, rewriter: Rewriter, index: _Index) -> list[ir.Node]
     for function in model.functions.values():
         if function.domain != DOMAIN:
             graphs += graphs_in(function.graph)
-    return [node for graph in graphs for node in graph if index.starts_at(node)]
+    return [node for graph in graphs for node in nodes_in(graph) if index.starts_at(node)]
 
 
 def _size(model: ir.Model) -> int:
@@ -205,8 +206,8 @@ def _endless(rule: Rule, firings: list[Firing], fired: int, size: int) -> str:
 
 def _key(node: ir.Node) -> str:
     """How `Rule.op_types` names the operator of a node."""
-    domain = node.domain
-    return node.op_type if domain == "" or domain == "ai.onnx" else f"{domain}::{node.op_type}"
+    domain = node._domain
+    return node._op_type if domain == "" or domain == "ai.onnx" else f"{domain}::{node._op_type}"
 
 
 def _said(outcome: bool | str) -> str:
@@ -249,9 +250,9 @@ class _Index:
         if key not in self._choosy:
             return self._by_op.get(key) or self._everywhere
         made = [key]
-        for value in node.inputs:
+        for value in node._inputs:
             if value is not None:
-                maker = value.producer()
+                maker = value._producer
                 if maker is not None:
                     made.append(_key(maker))
                 elif value.is_initializer():

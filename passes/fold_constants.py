@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ..ir.bodies import GRAPH_TYPES, graphs_in
 from ..ir.constants import constant_array, constant_tensor, evaluate_values, is_deterministic
 from ..ir.errors import ModelError
+from ..ir.sweep import nodes_in
 from ..ir.tensors import tensor_of
 from .base import Pass, PassContext
 from .constant_budget import Budget, bytes_of
@@ -125,7 +126,7 @@ class FoldConstants(Pass):
         """Nodes that depend on constants only, producers first."""
         found: dict[ir.Node, None] = {}
         for graph in _foldable_graphs(model, rewriter):
-            for node in graph:
+            for node in nodes_in(graph):
                 # The cheapest question that most nodes fail comes first.
                 if not _reads_constants(node, found) or node.op_type in _KEPT or node.op_type == "Constant":
                     continue
@@ -189,8 +190,7 @@ class LiftConstant(Rule):
             return False
         if node.outputs[0].is_graph_output():
             return "it gives a graph output its name"
-        value = rewriter.initializer(node.outputs[0].name or "constant", tensor)
-        rewriter.replace(node, [value])
+        rewriter.lift(node, tensor)
         return True
 
 
@@ -257,7 +257,7 @@ class FoldShapeGather(Rule):
 
 
 def _is_constant(value: ir.Value) -> bool:
-    producer = value.producer()
+    producer = value._producer
     if producer is None:
         return value.is_initializer() and value.const_value is not None and not value.is_graph_input()
     return producer.op_type == "Constant" and _is_stored(producer)
@@ -286,8 +286,8 @@ def _foldable_graphs(model: ir.Model, rewriter: Rewriter) -> list[ir.Graph]:
 
 
 def _reads_constants(node: ir.Node, found: dict[ir.Node, None]) -> bool:
-    for value in node.inputs:
-        if value is not None and value.producer() not in found and not _is_constant(value):
+    for value in node._inputs:
+        if value is not None and value._producer not in found and not _is_constant(value):
             return False
     return True
 

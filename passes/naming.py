@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..ir.bodies import all_graphs
+from ..ir.sweep import nodes_in
 
 
 class Names:
@@ -33,10 +34,9 @@ def _names_in(model: ir.Model) -> set[str]:
     for graph in all_graphs(model):
         names.update([value.name for value in graph.inputs])
         names.update(graph.initializers)
-        for node in graph:
-            names.add(node.name)
-            for value in node.outputs:
-                names.add(value.name)
+        nodes = nodes_in(graph)
+        names.update([node._name for node in nodes])
+        names.update([value._name for node in nodes for value in node._outputs])
     names.discard(None)
     names.discard("")
     return names  # type: ignore[return-value]

@@ -325,6 +325,32 @@ class Rewriter(Journal):
         (graph if graph is not None else self.model.graph).register_initializer(value)
         return value
 
+    def lift(self, node: ir.Node, tensor: ir.TensorProtocol) -> None:
+        """Let what a Constant node makes be an initializer of the main graph that holds `tensor`.
+
+        Args:
+            node: A node outside of functions; its only output is no graph output.
+            tensor: What it makes.
+        """
+        self._changed()
+        (value,) = node.outputs
+        graph, inner = self.model.graph, node.graph
+        assert inner is not None
+        self._forget(node)
+        inner.remove(node)
+        # The value stays the one that its readers read.
+        value._producer = value._index = None
+        node._outputs = ()
+        if inner is not graph or not value.name:
+            # Sibling bodies may use one name twice.
+            value.name = self.unique_name(value.name or "constant")
+        value.const_value = _as_tensor(tensor, str(value.name))
+        value.shape, value.type = as_shape(tensor.shape), ir.TensorType(tensor.dtype)
+        graph.register_initializer(value)
+        self._altered[value] = None
+        for user, _ in value._uses:
+            self._touch(user)
+
     def constant_before(self, anchor: ir.Node, hint: str, array: np.ndarray) -> ir.Value:
         """A constant that `anchor` can read: an initializer, or in functions, which have none, a Constant."""
         if not self.in_function(anchor):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from ..ir.bodies import all_graphs
+from ..ir.sweep import nodes_in
 
 Signature = tuple[ir.TypeProtocol | None, ir.Shape | None]
 
@@ -33,11 +34,16 @@ def known_values(model: ir.Model, before: Known | None = None) -> Known:
     found = Known()
     values, old = found.values, before.values if before is not None else {}
     for graph in all_graphs(model):
-        for node in graph:
-            for value in node.outputs:
-                now = values[value] = (value.type, value.shape)
+        for node in nodes_in(graph):
+            for value in node._outputs:
+                kind, shape = value._type, value._shape
                 was = old.get(value)
-                if was is not None and (was[1] is not now[1] or was[0] is not now[0]):
+                if was is None:
+                    values[value] = (kind, shape)
+                elif was[1] is shape and was[0] is kind:
+                    values[value] = was
+                else:
+                    now = values[value] = (kind, shape)
                     _compare(value, was, now, found)
     for value in model.graph.outputs:
         now = found.outputs[value.name or ""] = (value.type, value.shape)

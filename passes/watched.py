@@ -93,6 +93,17 @@ class WatchedRewriter(Rewriter):
         self._analyses.note(value)
         return value
 
+    def lift(self, node: ir.Node, tensor: ir.TensorProtocol) -> None:
+        """Let what a Constant node makes be an initializer."""
+        (value,) = node.outputs
+        super().lift(node, tensor)
+        self._analyses.note(value)
+        self._note(node, *(user for user, _ in value.uses()))
+        if self._story is not None:
+            self._story.append(
+                Event("replaced", node.name or "", node.op_type, self.rule, (value.name or "",))
+            )
+
     def set_initializer(self, value: ir.Value, array: np.ndarray | ir.TensorProtocol) -> None:
         """Replace the data of an initializer."""
         super().set_initializer(value, array)
