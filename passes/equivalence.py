@@ -11,8 +11,10 @@ import onnx_ir as ir
 
 from ..ir.compare import Comparison, compare
 from ..ir.errors import ModelError
+from ..ir.fitting_inputs import fitted
 from ..ir.inputs import edge_inputs, input_shapes, random_inputs
 from ..ir.reference import Reference
+from ..ir.static import static_shape
 from .bounds import Bound
 
 LOSSLESS = Bound("max_rel", 1e-4)
@@ -93,6 +95,8 @@ class Expectation:
         self.bound = lossless_bound(model)
         self._progress = progress or (lambda done, total, text: None)
         reference = Reference(model)
+        if inputs is None and not _runs_as_declared(model, reference):
+            model = fitted(model, reference.run)
         labelled = _given(inputs) if inputs is not None else _made_up(model, seed)
         self._cases: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
         for i, (label, feeds) in enumerate(labelled):
@@ -175,6 +179,18 @@ def lossless_bound(model: ir.Model) -> Bound:
     types = {value.dtype for node in model.graph for value in node.outputs}
     coarsest = max((epsilons[t] for t in types if t in epsilons), default=0.0)
     return Bound("max_rel", max(LOSSLESS.limit, _ROUNDINGS * coarsest))
+
+
+def _runs_as_declared(model: ir.Model, reference: Reference) -> bool:
+    """Whether the model runs on inputs of the shapes that it declares, if it leaves any of them open."""
+    stored = model.graph.initializers
+    if all(static_shape(value) is not None or value.name in stored for value in model.graph.inputs):
+        return True
+    try:
+        reference.run(random_inputs(model))
+    except ModelError:
+        return False
+    return True
 
 
 def _given(inputs: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
