@@ -18,6 +18,7 @@ import onnx_ir as ir
 from ...ir.constants import constant_array, evaluate_values
 from ...ir.static import static_shape
 from ...passes.rewriter import Rewriter
+from .integer_forms import FORMS, normalize_forms
 from .integer_moves import move_integers, share_signs
 from .integer_ops import DOMAIN, MOST_TERMS
 from .integer_tails import shorten_tails
@@ -53,9 +54,10 @@ def integerize(model: ir.Model, target: Target) -> None:
         model: the model about to be lowered, shapes static where they can be.
         target: decides whether activations that nobody sees are stored as int8 or as uint8.
     """
-    if not any(node.op_type == "DequantizeLinear" for node in model.graph):
+    if not any(node.op_type in {"DequantizeLinear", *FORMS} for node in model.graph):
         return
     rewriter = Rewriter(model, origin="lowering")
+    normalize_forms(model, rewriter)
     move_integers(model, rewriter)
     if target.family in _SIGNED:
         share_signs(model, rewriter, _SIGNED[target.family])

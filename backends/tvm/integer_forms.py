@@ -1,0 +1,187 @@
+"""Other ways of saying integer in ONNX: QLinear operators become QDQ, others what the lowering uses.
+
+QLinearConv and QLinearMatMul hold their quantizers in themselves. ConvInteger and MatMulInteger give int32
+sums of operands whose zero points may only be known when the model runs (DynamicQuantizeLinear finds them):
+their share is the zero point times the sum of each output channel's weights, taken off behind the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...ir.constants import constant_array
+from ...ir.static import input_of, static_shape
+from ...passes.rewriter import Rewriter
+from .integer_ops import DOMAIN, MOST_TERMS
+from .op import attributes_of
+
+FORMS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+
+
+def normalize_forms(model: ir.Model, rewriter: Rewriter) -> None:
+    """Rewrite these operators in place; what has no such form is left alone."""
+    for node in list(model.graph):
+        make = _FORMS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if make is not None and static_shape(node.outputs[0]) is not None:
+            make(node, rewriter)
+
+
+def _made(
+    rewriter: Rewriter,
+    node: ir.Node,
+    op_type: str,
+    inputs: list[ir.Value | None],
+    dtype: ir.DataType,
+    like: ir.Value | None = None,
+    domain: str = "",
+    **attributes: Any,
+) -> ir.Value:
+    (value,) = rewriter.insert_before(node, op_type, inputs, attributes, domain=domain)
+    value.type = ir.TensorType(dtype)
+    if like is not None:
+        value.shape = like.shape
+    return value
+
+
+def _qlinear(op_type: str, axis: int) -> Callable[[ir.Node, Rewriter], None]:
+    """DequantizeLinear -> operator -> QuantizeLinear; weights have their channels along `axis`."""
+
+    def rewrite(node: ir.Node, rewriter: Rewriter) -> None:
+        x, x_scale, x_zero, w, w_scale, w_zero, scale, zero = list(node.inputs)[:8]
+        bias = input_of(node, 8)
+        number = ir.DataType.FLOAT
+        data = _made(rewriter, node, "DequantizeLinear", [x, x_scale, x_zero], number, x)
+        rank = len(static_shape(w) or ())
+        own: dict[str, Any] = {"axis": axis % rank} if rank and len(static_shape(w_scale) or ()) == 1 else {}
+        weights = _made(rewriter, node, "DequantizeLinear", [w, w_scale, w_zero], number, w, **own)
+        inputs: list[ir.Value | None] = [data, weights]
+        if bias is not None:
+            sums_scale = _made(rewriter, node, "Mul", [x_scale, w_scale], number, w_scale)
+            known = constant_array(x_scale), constant_array(w_scale)
+            if known[0] is not None and known[1] is not None:
+                product = np.asarray(known[0].reshape(()) * known[1])
+                rewriter.erase_unread(sums_scale.producer())
+                channels = (static_shape(bias) or (1,))[0]
+                wide = np.array(np.broadcast_to(product.reshape(-1), (channels,)))
+                sums_scale = rewriter.initializer(f"{node.name}/sums_scale", wide)
+            inputs.append(_made(rewriter, node, "DequantizeLinear", [bias, sums_scale], number, bias, axis=0))
+        output = node.outputs[0]
+        made = _made(rewriter, node, op_type, inputs, number, output, **attributes_of(node))
+        assert output.dtype is not None
+        result = _made(rewriter, node, "QuantizeLinear", [made, scale, zero], output.dtype, output)
+        rewriter.replace(node, [result])
+
+    return rewrite
+
+
+def _weights(node: ir.Node) -> np.ndarray | None:
+    """Constant weights without their zero point."""
+    array, given = constant_array(node.inputs[1]), input_of(node, 3)
+    zero_point = np.zeros((), np.int32) if given is None else constant_array(given)
+    if array is None or zero_point is None:
+        return None
+    zero_point = zero_point.astype(np.int32)
+    if zero_point.size == 1:
+        zero_point = zero_point.reshape(())
+    elif node.op_type == "ConvInteger":
+        zero_point = zero_point.reshape(-1, *[1] * (array.ndim - 1))
+    wide = array.astype(np.int32) - zero_point
+    fits = wide.size == 0 or (wide.min() >= -128 and wide.max() <= 127)
+    return wide.astype(np.int8 if fits else np.int16)
+
+
+def _integer(node: ir.Node, rewriter: Rewriter) -> None:
+    weights, zero = _weights(node), input_of(node, 2)
+    is_conv = node.op_type == "ConvInteger"
+    if weights is None or (not is_conv and weights.ndim != 2) or np.prod(static_shape(zero) or ()) != 1:
+        return
+    data, rank = node.inputs[0], len(static_shape(node.inputs[0]) or ())
+    terms = int(np.prod(weights.shape[1:] if is_conv else weights.shape[:1]))
+    if data is None or data.dtype is None or rank < 2 or terms == 0 or terms > MOST_TERMS:
+        return
+    known = np.zeros(()) if zero is None else constant_array(zero)
+    offset = int(known.reshape(-1)[0]) if known is not None else 0
+    attributes = attributes_of(node)
+    if is_conv:
+        padded = any(attributes.get("pads", ())) or attributes.get("auto_pad", "NOTSET").startswith("SAME")
+        if padded and known is None:
+            if "pads" not in attributes or attributes.get("auto_pad", "NOTSET") != "NOTSET":
+                return
+            data = _with_padding(node, data, zero, attributes.pop("pads"), rewriter)
+        attributes["zero_point"] = offset if padded else 0
+    constant = rewriter.initializer(f"{node.name}/weights", weights)
+    output, name = node.outputs[0], "Conv" if is_conv else "MatMul"
+    sums = _made(rewriter, node, name, [data, constant], ir.DataType.INT32, output, DOMAIN, **attributes)
+    totals = weights.sum(axis=tuple(range(1, weights.ndim)) if is_conv else 0, dtype=np.int64)
+    totals = np.asarray(totals.reshape(-1, *[1] * (rank - 2)) if is_conv else totals, np.int32)
+    if known is None or offset:
+        sums = _without_share(node, sums, zero, totals, rewriter)
+    rewriter.replace(node, [sums])
+
+
+def _with_padding(
+    node: ir.Node, data: ir.Value, zero: ir.Value | None, pads: tuple[int, ...], rewriter: Rewriter
+) -> ir.Value:
+    """The data with its zero point around it."""
+    spatial = len(pads) // 2
+    amounts = np.array([0, 0, *pads[:spatial], 0, 0, *pads[spatial:]], np.int64)
+    value = rewriter.initializer(f"{node.name}/pads", amounts)
+    assert data.dtype is not None
+    scalar = _made(
+        rewriter, node, "Reshape", [zero, rewriter.initializer("none", np.zeros(0, np.int64))], data.dtype
+    )
+    scalar.shape = ir.Shape([])
+    made = _made(rewriter, node, "Pad", [data, value, scalar], data.dtype)
+    shape = static_shape(data) or ()
+    made.shape = ir.Shape([size + int(amounts[i] + amounts[i + len(shape)]) for i, size in enumerate(shape)])
+    return made
+
+
+def _without_share(
+    node: ir.Node, sums: ir.Value, zero: ir.Value | None, totals: np.ndarray, rewriter: Rewriter
+) -> ir.Value:
+    """The sums less the zero point times what the weights add up to."""
+    wide = _made(rewriter, node, "Cast", [zero], ir.DataType.INT32, zero, to=int(ir.DataType.INT32))
+    constant = rewriter.initializer(f"{node.name}/totals", totals)
+    share = _made(rewriter, node, "Mul", [wide, constant], ir.DataType.INT32)
+    share.shape = ir.Shape(totals.shape)
+    return _made(rewriter, node, "Sub", [sums, share], ir.DataType.INT32, node.outputs[0])
+
+
+def _dynamic(node: ir.Node, rewriter: Rewriter) -> None:
+    """Range, scale and zero point as reductions and scalars, so that the quantization is element-wise."""
+    number, x = ir.DataType.FLOAT, node.inputs[0]
+
+    def scalar(value: float) -> ir.Value:
+        return rewriter.initializer(f"{node.name}/constant", np.asarray(value, np.float32))
+
+    def new(
+        op_type: str, *inputs: ir.Value | None, dtype: ir.DataType = number, **attributes: Any
+    ) -> ir.Value:
+        value = _made(rewriter, node, op_type, list(inputs), dtype, **attributes)
+        value.shape = ir.Shape([])
+        return value
+
+    zero = scalar(0)
+    low = new("Min", new("ReduceMin", x, keepdims=0), zero)
+    high = new("Max", new("ReduceMax", x, keepdims=0), zero)
+    same = new("Equal", low, high, dtype=ir.DataType.BOOL)
+    scale = new("Where", same, scalar(1), new("Div", new("Sub", high, low), scalar(255)))
+    place = new("Round", new("Sub", zero, new("Div", low, scale)))
+    clipped = new("Clip", place, zero, scalar(255))
+    point = new("Cast", clipped, dtype=ir.DataType.UINT8, to=int(ir.DataType.UINT8))
+    stored = _made(rewriter, node, "QuantizeLinear", [x, scale, point], ir.DataType.UINT8, node.outputs[0])
+    rewriter.replace(node, [stored, scale, point])
+
+
+_FORMS: dict[str, Callable[[ir.Node, Rewriter], None]] = {
+    "QLinearConv": _qlinear("Conv", 0),
+    "QLinearMatMul": _qlinear("MatMul", -1),
+    "ConvInteger": _integer,
+    "MatMulInteger": _integer,
+    "DynamicQuantizeLinear": _dynamic,
+}
