@@ -151,7 +151,7 @@ _KINDS = [
     "activation", "bias", "slice", "gather", "pad", "reshape", "smooth", "d2s", "mlp",
     "attention", "gram", "upconv", "prelu", "instance", "total", "where", "tile", "einsum", "shared", "pick", "resize",
     "lstm", "group_norm", "layer_norm", "standard_attention", "stride", "mean", "running", "grouped_upconv", "rows",
-    "softmax", "branch",
+    "softmax", "branch", "eca", "lrn", "fourier",
 ]
 # fmt: on
 
@@ -212,6 +212,21 @@ class _Builder:
     def gate(self, net, x, channels):
         gate = net.op("GlobalAveragePool", x)
         self.pool.append(net.op("Mul", x, net.op("Sigmoid", net.conv(gate, channels, kernel=1))))
+
+    def eca(self, net, x, channels):
+        rows = net.op("Reshape", net.op("GlobalAveragePool", x), net.ints(2, 1, channels))
+        gate = net.op("Sigmoid", net.op("Conv", rows, net.weight(1, 1, 3), pads=[1, 1]))
+        self.pool.append(net.op("Mul", x, net.op("Reshape", gate, net.ints(2, channels, 1, 1))))
+
+    def lrn(self, net, x, channels):
+        self.pool.append(net.op("LRN", x, size=3, alpha=0.2))
+
+    def fourier(self, net, x, channels):
+        turned = net.op(
+            "DFT", net.op("Unsqueeze", x, net.ints(-1)), None, net.constant(np.array(1, np.int64))
+        )
+        part = self.draw(st.integers(0, 1))
+        self.pool.append(net.op("Gather", turned, net.constant(np.array(part, np.int64)), axis=4))
 
     def shuffle(self, net, x, channels):
         if channels % 2 == 0:
