@@ -17,6 +17,7 @@ from ..ir.errors import PassError
 from ..ir.shapes import infer_shapes
 from .base import Pass, PassContext
 from .channels import Dependencies, Removal, analyse, apply_removal
+from .channels.heads import Attention, choices
 from .channels.proof import Proof
 from .fold_constants import FoldConstants
 from .functions import flatten_functions
@@ -99,6 +100,8 @@ class PruneChannels(Pass):
     """Also remove channels that a normalization takes statistics over, which then change with them."""
     counting: Literal["graphwright", "torch-pruning", "torch-pruning-1.2"] = "graphwright"
     """Whose rules count the operations that the report names beside ours."""
+    attention: Attention = "auto"
+    """Whether attention loses heads or positions within all heads (dims); auto: what there is more of."""
     outputs: str | None = None
     """Outputs of the model that may get smaller, as a regular expression; all others keep their shapes."""
     inputs: str | None = None
@@ -203,6 +206,7 @@ class PruneChannels(Pass):
             allow_statistical=self.allow_statistical,
             outputs=self._resized(model, "outputs"),
             inputs=self._resized(model, "inputs"),
+            attention=self.attention,
         )
 
     def _resized(self, model: ir.Model, kind: Literal["inputs", "outputs"]) -> list[str]:
@@ -254,6 +258,8 @@ class _Run:
         found = options.analyse(model)
         if step == 1:
             report_kept(found, context, options)
+            if options.attention != "auto" and not choices(found, options.attention):
+                context.note(f"attention={options.attention}: nothing of that kind can go")
         candidates = find_candidates(model, found, self._scoring, options, self._calibration, context)
         sizer = Sizer(model, Machine.of(context.target)) if options.budgets() else None
         if self._budgets is None:

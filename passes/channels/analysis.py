@@ -17,8 +17,8 @@ from ...ir.bodies import bodies_of
 from ...ir.collector import without_collector
 
 # They register handlers.
+from . import attention as _attention  # noqa: F401
 from . import (  # noqa: F401
-    attention,
     contractions,
     control,
     elementwise,
@@ -29,6 +29,7 @@ from . import (  # noqa: F401
     reshapes,
     windows,
 )
+from .heads import Attention, attention_products, choices, next_splits
 from .labels import Classes, Pin, spread
 from .places import addresses, ordered_nodes
 from .sizes import entries, labelled_sizes
@@ -121,6 +122,7 @@ def analyse(
     allow_statistical: bool = False,
     outputs: Collection[str] = (),
     inputs: Collection[str] = (),
+    attention: Attention = "auto",
 ) -> Dependencies:
     """Label every axis of every value of the main graph; the model is not changed.
 
@@ -135,11 +137,28 @@ def analyse(
         outputs: Names of graph outputs that may get smaller.
         inputs: Names of graph inputs that may get smaller, in what layers read as channels and in what goes
             with channels that are made elsewhere.
+        attention: Let attention lose heads, or positions within them, wherever it can; by itself it loses
+            what there is more of.
     """
     interface = _Interface(frozenset(inputs), frozenset(outputs))
     best = _best_walk(model, {}, interface, allow_statistical=False)
     if allow_statistical:
         best = _best_walk(model, best.tracer.prefer, interface, allow_statistical=True)
+    return best if attention == "auto" else _best_for(attention, best, interface, allow_statistical)
+
+
+def _best_for(
+    wish: Attention, best: Dependencies, interface: _Interface, allow_statistical: bool
+) -> Dependencies:
+    """The walk that leaves attention the most heads, or positions within them, to choose from."""
+    usual = best.tracer.prefer
+    # A projection may be split into queries, keys and values first, and only then into heads.
+    for around in (_neighbourhood(best, attention_products(best)), next_splits(best)):
+        for preference in (0, 1, 2, OUTER, INNER):
+            prefer = {**usual, **dict.fromkeys(around, preference)}
+            found = _walk(best.model, prefer, interface, allow_statistical)
+            if (choices(found, wish), freedom(found)) > (choices(best, wish), freedom(best)):
+                best = found
     return best
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphwright.passes.optimize import optimize
 
 
 def projected(net, x, *widths):
@@ -171,3 +172,44 @@ def test_scale_computed_from_a_size_stays_the_number_it_was(network, assert_exac
     y = net.op("Reshape", net.op("Softmax", scores, axis=-1), net.ints(0, 50))
     pruned, removed = assert_exact(net.model(net.matmul(y, 3)), dims={"N": 2})
     assert removed == 4
+
+
+def spelled_out(net, count=2, size=8, joint=False):
+    """Self-attention of `count` heads, with one projection for queries, keys and values, or three."""
+    x = net.input(2, 5, 6)
+    if joint:
+        parts = net.op("Split", net.matmul(x, 3 * count * size), outputs=3, axis=2, num_outputs=3)
+    else:
+        parts = projected(net, x, *[count * size] * 3)
+    shape = net.ints(2, 5, count, size)
+    q, k, v = (net.op("Transpose", net.op("Reshape", part, shape), perm=[0, 2, 1, 3]) for part in parts)
+    weights = net.op("Softmax", net.op("MatMul", q, net.op("Transpose", k, perm=[0, 1, 3, 2])), axis=-1)
+    y = net.op("Transpose", net.op("MatMul", weights, v), perm=[0, 2, 1, 3])
+    return net.model(net.matmul(net.op("Reshape", y, net.ints(2, 5, -1)), 3))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize(("wish", "left"), [("heads", 2), ("dims", 8), ("auto", 8)])
+def test_heads_or_positions_as_one_likes(network, joint, wish, left):
+    model = spelled_out(network(), joint=joint)
+    record = optimize(model, f"prune-channels{{ratio=0.5 attention={wish}}}").report.records[-1]
+    assert {group["before"] for group in record.details["groups"]} == {left}
+    assert record.details["proof"]["error"] < 1e-5
+    assert record.details["parameters"][1] < 0.6 * record.details["parameters"][0]
+
+
+def test_heads_of_the_fused_operator_as_one_likes(network):
+    net = network()
+    parts = projected(net, net.input(2, 5, 6), 32, 32, 32)
+    model = net.model(net.matmul(net.op("Attention", *parts, q_num_heads=4, kv_num_heads=4), 3))
+    pruned = optimize(model, "prune-channels{ratio=0.5 attention=heads}").model
+    node = attention_of(pruned)
+    assert node.attributes.get_int("q_num_heads") == 2
+    assert [v.shape[2] for v in node.inputs[:3]] == [16, 16, 16]
+
+
+def test_a_wish_for_heads_that_are_not_there_is_told(network):
+    net = network()
+    model = net.model(net.matmul(net.matmul(net.input(2, 6), 8), 3))
+    record = optimize(model, "prune-channels{attention=heads}").report.records[-1]
+    assert "attention=heads: nothing of that kind can go" in record.notes
