@@ -13,7 +13,7 @@ from ..ir.constants import constant_array
 from ..ir.static import constant_ints, known_equal, producer_of, same_dim
 from .base import Pass, PassContext
 from .elementwise import BROADCASTING
-from .leftovers import supersede
+from .leftovers import hand_on, supersede
 from .registry import register
 from .rewriter import Rewriter
 from .rules import NoMatch, Rule
@@ -172,16 +172,9 @@ class KnownWhere(Rule):
         if condition is None or condition.size == 0 or condition.any() != condition.all():
             return False
         chosen = node.inputs[1 if condition.all() else 2]
-        output = node.outputs[0]
-        if chosen is None or not known_equal(chosen.shape, output.shape):
+        if chosen is None or not known_equal(chosen.shape, node.outputs[0].shape):
             return "the chosen operand would have to be broadcast"
-        if output.is_graph_output() and (chosen.producer() is None or chosen.is_graph_output()):
-            return "it gives a graph output its name"
-        makers = [value.producer() for value in node.inputs if value is not None]
-        rewriter.replace(node, [chosen])
-        for maker in makers:
-            rewriter.erase_unread(maker)
-        return True
+        return hand_on(node, chosen, rewriter)
 
 
 def expand_operand(value: ir.Value, source: ir.Value | None) -> list[int] | None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ..ir.constants import constant_array
 from ..ir.static import known_equal
 from .base import Pass, PassContext
+from .leftovers import hand_on
 from .registry import register
 from .rewriter import Rewriter
 from .rules import Rule
@@ -32,8 +33,8 @@ class EliminateIdentity(Pass):
     5. Add and Sub of 0, Mul and Div by 1, Pow by 1, where the constant does not broadcast the input.
     6. Pooling with a 1x1 window, stride 1 and no padding; Clip without bounds.
 
-    It does not fire where the node turns a graph input, an initializer or another graph output directly into
-    a graph output: something must produce that name.
+    Where the node turns a graph input, an initializer or another graph output directly into a graph output,
+    something must produce that name: an Identity stays, or takes its place.
     """
 
     name: ClassVar[str] = "eliminate-identity"
@@ -202,6 +203,8 @@ class RemoveIdentity(Rule):
         if target.is_graph_output() and (
             producer is None or source.is_graph_output() or producer.graph is not node.graph
         ):
-            return "it gives a graph output its name"
+            if node.op_type == "Identity":
+                return "it gives a graph output its name"
+            return hand_on(node, source, rewriter)
         rewriter.replace(node, [source, *[None] * (len(node.outputs) - 1)])
         return True

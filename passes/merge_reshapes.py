@@ -73,11 +73,10 @@ class MergeRenaming(Rule):
         target = shape_operand(node.outputs[0], source)
         if target is None and not same:
             return NoMatch(_UNKNOWN) if inner.op_type == node.op_type != "Reshape" else _UNKNOWN
-        if same and not (node.outputs[0].is_graph_output() and source.producer() is None):
-            rewriter.replace(node, [source])
-        else:
-            shape = rewriter.constant_before(node, f"{node.name}/shape", np.array(target, np.int64))
-            rewriter.replace(node, rewriter.insert_before(node, "Reshape", [source, shape]))
+        if same:
+            return hand_on(node, source, rewriter)
+        shape = rewriter.constant_before(node, f"{node.name}/shape", np.array(target, np.int64))
+        rewriter.replace(node, rewriter.insert_before(node, "Reshape", [source, shape]))
         rewriter.erase_unread(inner)
         return True
 

@@ -18,6 +18,7 @@ from .gathers import (
     GatherTheOnly,
     UnsqueezeOfGather,
 )
+from .leftovers import hand_on
 from .registry import register
 from .rewriter import Rewriter
 from .rules import Rule
@@ -144,26 +145,17 @@ class ConcatOfPieces(Rule):
             if run < 2:
                 continue
             whole = _merged(cuts[first : first + run])
-            merged = self._take(whole, node, rewriter)
-            if merged is None:
-                return "it gives a graph output its name"
+            merged = _slice(whole, node, rewriter)
             operands = [*node.inputs[:first], merged, *node.inputs[first + run :]]
             makers = [value.producer() for value in node.inputs[first : first + run] if value is not None]
             if len(operands) == 1:
-                rewriter.replace(node, [merged])
+                hand_on(node, merged, rewriter)
             else:
                 rewriter.replace(node, rewriter.insert_before(node, "Concat", operands, {"axis": axis}))
             for maker in dict.fromkeys(makers):
                 rewriter.erase_unread(maker)
             return True
         return False
-
-    @staticmethod
-    def _take(cut: Cut, node: ir.Node, rewriter: Rewriter) -> ir.Value | None:
-        alone = len(node.inputs) == 2 or _size(cut.source, cut.axis) == cut.stop - cut.start
-        if alone and node.outputs[0].is_graph_output() and cut.source.producer() is None:
-            return None
-        return _slice(cut, node, rewriter)
 
 
 class SliceOfSlice(Rule):
@@ -203,10 +195,7 @@ class SliceOfConcat(Rule):
                 return "the size of an operand of the Concat is not known"
             if begin <= cut.start and cut.stop <= begin + size and cut.start < cut.stop:
                 inside = Cut(operand, cut.axis, cut.start - begin, cut.stop - begin)
-                always = node.outputs[0].is_graph_output() and operand.producer() is None
-                rewriter.replace(node, [_slice(inside, node, rewriter, always=always)])
-                rewriter.erase_unread(maker)
-                return True
+                return hand_on(node, _slice(inside, node, rewriter), rewriter)
             begin += size
         return "the range spans several operands of the Concat"
 

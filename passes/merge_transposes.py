@@ -11,6 +11,7 @@ import onnx_ir as ir
 from ..ir.static import constant_ints, input_of, only_reader, producer_of, rank_of
 from .base import Pass, PassContext
 from .elementwise import BROADCASTING, UNARY
+from .leftovers import hand_on
 from .merge_reshapes import shape_operand
 from .permutations import (
     inverse,
@@ -109,12 +110,9 @@ class ComposeTransposes(Rule):
             return "the rank is not known"
         composed = [first[axis] for axis in second]
         source = inner.inputs[0]
-        if composed == sorted(composed) and not (
-            node.outputs[0].is_graph_output() and source.producer() is None
-        ):
-            rewriter.replace(node, [source])
-        else:
-            rewriter.replace(node, rewriter.insert_before(node, "Transpose", [source], {"perm": composed}))
+        if composed == sorted(composed):
+            return hand_on(node, source, rewriter)
+        rewriter.replace(node, rewriter.insert_before(node, "Transpose", [source], {"perm": composed}))
         rewriter.erase_unread(inner)
         return True
 
