@@ -59,6 +59,7 @@ _BUILT_IN = {
     "prune-blocks": ".prune_blocks",
     "prune-channels": ".prune_channels",
     "quantize-dynamic": ".quantize_dynamic",
+    "quantize": ".quantize",
     "quantize-weights": ".quantize_weights",
     "smooth-quant": ".smooth_quant",
     "split-sequences": ".split_sequences",

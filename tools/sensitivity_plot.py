@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..passes.pruning.sensitivity import Point, Sensitivity
 
-_WIDTH, _HEIGHT = 760, 420
+WIDTH, HEIGHT = 760, 420
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 16, 50, 48
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
 _LABELLED = 8
@@ -24,11 +24,11 @@ def svg(scan: Sensitivity) -> str:
         curves.setdefault(point.name, []).append((point.ratio, _shown(point)))
     together = {"all groups": [(point.macs, _shown(point)) for point in scan.together]}
     best = {"best (Pareto)": [(point.macs, _shown(point)) for point in scan.pareto]}
-    first = _chart("Each group alone", "share of its channels removed", label, curves, 0)
-    second = _chart("All groups together", "MACs kept", label, {**together, **best}, _HEIGHT)
+    first = chart("Each group alone", "share of its channels removed", label, curves, 0)
+    second = chart("All groups together", "MACs kept", label, {**together, **best}, HEIGHT)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {2 * _HEIGHT}" '
-        f'width="{_WIDTH}" height="{2 * _HEIGHT}" font-family="sans-serif" font-size="12">\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {2 * HEIGHT}" '
+        f'width="{WIDTH}" height="{2 * HEIGHT}" font-family="sans-serif" font-size="12">\n'
         f'<rect width="100%" height="100%" fill="white"/>\n{first}{second}</svg>\n'
     )
 
@@ -47,9 +47,18 @@ def _shown(point: Point) -> float:
     return point.quality if math.isfinite(point.quality) else math.nan
 
 
-def _chart(
+def chart(
     title: str, x_label: str, y_label: str, curves: dict[str, list[tuple[float, float]]], offset: int
 ) -> str:
+    """One chart as SVG elements.
+
+    Args:
+        title: What stands above it.
+        x_label: What stands below it.
+        y_label: What stands beside it.
+        curves: Points by name; not finite ones are left out.
+        offset: How far down it stands, in pixels.
+    """
     points = [(x, y) for curve in curves.values() for x, y in curve if math.isfinite(y)]
     if not points:
         return f'<text x="{_LEFT}" y="{offset + _TOP}">{escape(title)}: nothing to show</text>\n'
@@ -57,11 +66,11 @@ def _chart(
 
     def x_at(x: float) -> float:
         span = x_ticks[-1] - x_ticks[0]
-        return _LEFT + (x - x_ticks[0]) / span * (_WIDTH - _LEFT - _RIGHT - 190)
+        return _LEFT + (x - x_ticks[0]) / span * (WIDTH - _LEFT - _RIGHT - 190)
 
     def y_at(y: float) -> float:
         span = y_ticks[-1] - y_ticks[0]
-        return offset + _HEIGHT - _BOTTOM - (y - y_ticks[0]) / span * (_HEIGHT - _TOP - _BOTTOM)
+        return offset + HEIGHT - _BOTTOM - (y - y_ticks[0]) / span * (HEIGHT - _TOP - _BOTTOM)
 
     parts = [f'<text x="{_LEFT}" y="{offset + 20}" font-size="15">{escape(title)}</text>']
     right, low, high = x_at(x_ticks[-1]), y_at(y_ticks[0]), y_at(y_ticks[-1])

@@ -134,7 +134,7 @@ def test_command_as_json_and_its_complaints(file, capsys):
     found = json.loads(capsys.readouterr().out)
     assert [group["kept"] for group in found["groups"]] == [[4, 8], [4, 6]]
     for wrong, word in (
-        (["--kind", "quantize"], "--kind"),
+        (["--kind", "distill"], "--kind"),
         (["--ratios", "1.5"], "--ratios"),
         (["--metric", "nowhere:f"], "--metric"),
         (["-o", "scan.txt"], "-o writes"),

@@ -29,23 +29,24 @@ from ..options import (
 if TYPE_CHECKING:
     from ...passes.pruning.sensitivity import Point, Sensitivity
 
-KINDS = ("prune",)
+KINDS = ("prune", "quantize")
 SUFFIXES = (".svg", ".html", ".json", ".md")
 
 
 def sensitivity(
     model: ModelArgument,
-    kind: Annotated[str, typer.Option("--kind", help="What is tried: prune.")] = "prune",
+    kind: Annotated[str, typer.Option("--kind", help="What is tried: prune or quantize.")] = "prune",
     options: Annotated[
         str,
         typer.Option(
             "--options",
             metavar="TEXT",
-            help="Options of prune-channels, such as 'importance=wanda ranking=global multiple=8'.",
+            help="Options of prune-channels, such as 'importance=wanda ranking=global multiple=8', or of "
+            "insert-qdq, such as 'precision=a16w8'.",
         ),
     ] = "",
     ratios: Annotated[
-        str, typer.Option("--ratios", help="Shares to remove from each group, separated by commas.")
+        str, typer.Option("--ratios", help="Shares to prune from each group, separated by commas.")
     ] = "0.25,0.5,0.75",
     metric: Annotated[
         str | None,
@@ -76,16 +77,27 @@ def sensitivity(
     plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Prune every group of channels alone at several ratios, then all together, and compare the outputs.
+    """What each group of channels loses when it is pruned, or each layer when it is quantized.
 
-    Groups that lose much early want a small ratio (`ratios=` of prune-channels) or none. The second table
-    lists what all groups together cost; its best rows no other row beats in both MACs and quality.
+    Pruning: every group alone at several ratios, then all together. Groups that lose much early want a small
+    ratio (`ratios=` of prune-channels) or none; the best rows of the second table no other row beats in both
+    MACs and quality. Quantization: every layer alone, and all layers but one.
     """
     if kind not in KINDS:
         raise ToolError(f"--kind knows {', '.join(KINDS)}, not {kind!r}")
     if output is not None and (output.suffix not in SUFFIXES or not output.parent.is_dir()):
         raise ToolError(f"-o writes {', '.join(SUFFIXES)} into a folder that exists, not '{output}'")
     load_plugins(plugin)
+    if kind == "quantize":
+        measure = _function(metric) if metric is not None else None
+        from .quantization_sensitivity import Request, run
+
+        run(
+            Request(
+                model, options, measure, output, dim, calibration, calibrate_random, target, seed, as_json
+            )
+        )
+        return
     from ...backends.target import resolve_target
     from ...ir.shapes import infer_shapes
     from ...passes.base import PassContext

@@ -1,0 +1,244 @@
+"""Sensitivity of layers, and the search for the cheapest mix of precisions within a budget."""
+
+import json
+import math
+
+import graphwright as gw
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphwright.ir.compare import compare
+from graphwright.ir.errors import PassError
+from graphwright.ir.inputs import random_inputs
+from graphwright.ir.reference import Reference
+from graphwright.ir.save import save
+from graphwright.passes.base import PassContext
+from graphwright.passes.insert_qdq import InsertQdq
+from graphwright.passes.optimize import optimize
+from graphwright.passes.quantization.budget import Budget, search
+from graphwright.passes.quantization.calibration import as_calibration
+from graphwright.passes.quantization.sensitivity import scan
+from graphwright.passes.quantization.trials import Outcome, Trials, layers_text
+from graphwright.tools.cli import main
+
+
+def fragile(network):
+    """Five layers of which the second one loses everything in 8 bits: two channels drown the others."""
+    net = network(2)
+    y = net.op("Relu", net.conv(net.input("n", 3, 8, 8), 8, bias=False))
+    y = net.op("Relu", net.conv(y, 8, bias=False))
+    y = net.op("Relu", net.conv(y, 8, bias=False))
+    y = net.op("ReduceMean", net.op("Relu", net.conv(y, 12, bias=False)), net.ints(2, 3), keepdims=0)
+    model = net.model(net.linear(y, 10))
+    convs = [node for node in model.graph if node.op_type == "Conv"]
+    for node, index, factor in ((convs[0], 1, 1000.0), (convs[1], 1, 1 / 1000.0)):
+        value = node.inputs[index]
+        array = value.const_value.numpy().copy()
+        array[(slice(0, 2),) if node is convs[0] else (slice(None), slice(0, 2))] *= factor
+        value.const_value = ir.tensor(array, name=value.name)
+    return model
+
+
+def batches(model, count=4, first=0):
+    return [random_inputs(model, seed=first + seed, dims={"n": 4}) for seed in range(count)]
+
+
+def trials(model, **options):
+    data = as_calibration(batches(model))
+    return Trials(model, InsertQdq(**options), data, data, PassContext())
+
+
+def sqnr(model, other, feeds):
+    parts = [np.concatenate([Reference(m).run(each)["y0"] for each in feeds]) for m in (model, other)]
+    return compare(*parts).sqnr_db
+
+
+def test_the_fragile_layer_is_found_from_both_sides(network):
+    model = fragile(network)
+    found = scan(trials(model), "int8")
+    names = [point.layer.name for point in found.points]
+    assert names == [node.name for node in model.graph if node.op_type in ("Conv", "Gemm")]
+    assert found.most_sensitive[0].layer.name == names[1]
+    assert max(found.points, key=lambda point: point.without.sqnr_db).layer.name == names[1]
+    # Against the same versions made by hand.
+    data = batches(model)
+    others = layers_text({name: "float" for name in names if name != names[1]})
+    alone = optimize(model, [InsertQdq(layers=others)], calibration=data).model
+    without = optimize(model, f'insert-qdq{{layers="{names[1]}$=float"}}', calibration=data).model
+    assert found.points[1].alone.sqnr_db == pytest.approx(sqnr(model, alone, data), abs=0.01)
+    assert found.points[1].without.sqnr_db == pytest.approx(sqnr(model, without, data), abs=0.01)
+
+
+@pytest.mark.parametrize("bound", [10, 30, 40])
+def test_a_budget_is_kept_and_cheaply(network, bound):
+    model = fragile(network)
+    data = batches(model)
+    result = optimize(model, f'quantize{{budget="sqnr>={bound}dB"}}', calibration=data)
+    record = result.report.records[-1]
+    found = record.details["budget"]
+    assert sqnr(model, result.model, data) == pytest.approx(found["quality"], abs=0.01)
+    assert found["quality"] >= bound
+    chosen = {row["node"]: row["precision"] for row in found["layers"]}
+    if bound == 10:
+        assert set(chosen.values()) == {"int8"} and found["cost"] == 1.0
+        return
+    assert chosen["conv2"] != "int8"
+    # No single layer could go back to int8.
+    every = trials(model)
+    for name, precision in chosen.items():
+        if precision != "int8":
+            assert every.outcome({**chosen, name: "int8"}).sqnr_db < bound
+    # The text in the report makes the same model.
+    again = optimize(model, [InsertQdq(layers=found["option"])], calibration=data)
+    assert sqnr(model, again.model, data) == pytest.approx(found["quality"], abs=0.01)
+    assert any("conv2" in note for note in record.notes)
+    assert sum(row["layers"] for row in found["totals"].values()) == 5
+
+
+def test_the_mix_is_as_cheap_as_the_best_of_all(network):
+    model = fragile(network)
+    every = trials(model)
+    names = [layer.name for layer in every.layers()]
+    choice = search(every, Budget.parse("sqnr>=36dB"), ["int8", "float"])
+    macs = {layer.name: layer.macs for layer in every.layers()}
+
+    def in_float(state):
+        return sum(macs[name] for name, precision in state.items() if precision == "float")
+
+    states = [
+        {name: "float" if number >> i & 1 else "int8" for i, name in enumerate(names)} for number in range(32)
+    ]
+    best = min((s for s in states if every.outcome(s).sqnr_db >= 36.0), key=in_float)
+    assert choice.outcome.sqnr_db >= 36.0
+    assert in_float(choice.precisions) <= 1.5 * in_float(best) + 1
+
+
+def test_hopeless_budgets_say_how_far_one_comes(network):
+    model = fragile(network)
+    data = batches(model)
+    with pytest.raises(
+        PassError, match=r"cannot be kept with precisions int8.*the best reachable is [\d.]+ dB"
+    ):
+        optimize(model, 'quantize{budget="sqnr>=60dB" precisions=int8}', calibration=data)
+    with pytest.raises(
+        PassError, match=r"with any layer quantized; the best reachable with one is [\d.]+ dB"
+    ):
+        optimize(model, 'quantize{budget="sqnr>=150dB"}', calibration=data)
+
+
+def labelled(model, path, count=64):
+    """Inputs with the float model's own answers, some of them wrong."""
+    feeds = {"x": np.concatenate([each["x"] for each in batches(model, count // 4)])}
+    labels = Reference(model).run(feeds)["y0"].argmax(axis=1)
+    labels[:6] = (labels[:6] + 1) % 10
+    np.savez(path, **feeds, labels=labels)
+    return feeds, labels
+
+
+def test_accuracy_against_float_and_absolute(network, tmp_path):
+    model = fragile(network)
+    # So that every class is somebody's.
+    outputs = np.concatenate([Reference(model).run(each)["y0"] for each in batches(model, 16)])
+    bias = model.graph[-1].inputs[2]
+    bias.const_value = ir.tensor(bias.const_value.numpy() - outputs.mean(axis=0), name=bias.name)
+    feeds, labels = labelled(model, tmp_path / "data.npz")
+    data = batches(model)
+
+    def accuracy(other):
+        return (Reference(other).run(feeds)["y0"].argmax(axis=1) == labels).mean()
+
+    assert accuracy(model) == pytest.approx(58 / 64)
+    plain = accuracy(optimize(model, "insert-qdq", calibration=data).model)
+    assert plain < 0.8
+    for budget in ("accuracy>=-1.6%", "accuracy>=89%"):
+        text = f'quantize{{budget="{budget}" data="{tmp_path / "data.npz"}"}}'
+        result = optimize(model, text, calibration=data)
+        assert accuracy(result.model) == pytest.approx(result.report.records[-1].details["budget"]["quality"])
+        assert accuracy(result.model) >= 0.89
+    with pytest.raises(PassError, match=r"the float model itself reaches 90\.62%"):
+        optimize(
+            model, f'quantize{{budget="accuracy>=95%" data="{tmp_path / "data.npz"}"}}', calibration=data
+        )
+
+
+def count_of_large_outputs(model):
+    """A metric of the tests."""
+    feeds = random_inputs(model, seed=3, dims={"n": 8})
+    return float((Reference(model).run(feeds)["y0"] > 0.1).mean())
+
+
+def test_a_metric_of_the_users(network, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def metric(model):\n    return float(len(list(model.graph)))\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = fragile(network)
+    result = optimize(model, 'quantize{budget="metric>=5" metric="mine:metric"}', calibration=batches(model))
+    assert result.report.records[-1].details["budget"]["quality"] > len(list(model.graph))
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('quantize{budget="speed>=3"}', "none of sqnr>=30dB"),
+        ('quantize{budget="sqnr>=30%"}', "not measured in %"),
+        ('quantize{budget="accuracy>=-0.5%"}', "needs labelled data"),
+        ('quantize{budget="metric>=1"}', "needs the function"),
+        ('quantize{precisions="int8,int3"}', "no precision 'int3'"),
+        ('quantize{target=cuda precisions="a16w16"}', "has none of"),
+        ("quantize{samples=0}", "samples"),
+        ('quantize{options="colour=red"}', "colour"),
+        ("quantize", "give `--calibration"),
+        ('quantize{budget="metric>=1" metric="nowhere:to"}', "nowhere"),
+        ('quantize{budget="accuracy>=1%" data="/nowhere.npz"}', "cannot read"),
+    ],
+)
+def test_bad_input(network, text, match):
+    model = fragile(network)
+    data = None if text == "quantize" else batches(model, 1)
+    with pytest.raises(gw.GraphwrightError, match=match):
+        optimize(model, text, calibration=data)
+
+
+def test_labels_that_do_not_suit(network, tmp_path):
+    model = fragile(network)
+    feeds, labels = labelled(model, tmp_path / "good.npz")
+    text = f'quantize{{budget="accuracy>=1%" data="{tmp_path / "bad.npz"}"}}'
+    for arrays, match in (
+        (feeds, "no array 'labels'"),
+        ({**feeds, "labels": labels[:-1]}, "one for each sample"),
+        ({**feeds, "labels": labels / 2}, "whole numbers"),
+    ):
+        np.savez(tmp_path / "bad.npz", **arrays)
+        with pytest.raises(PassError, match=match):
+            optimize(model, text, calibration=batches(model, 1))
+
+
+def test_names_with_odd_characters_are_matched_literally():
+    from graphwright.passes.quantization.precisions import precision_selector
+
+    node = ir.node("Conv", [], name="a/b.c(1);d=e")
+    other = ir.node("Conv", [], name="a/b.c(1);d=e2")
+    selector = precision_selector("int8", layers_text({str(node.name): "float"}), "test")
+    assert (selector(node), selector(other)) == ("float", "int8")
+
+
+def test_outcomes():
+    assert Outcome(math.inf).noise == 0.0 and Outcome(20.0).noise == pytest.approx(0.01)
+    assert Budget.parse("accuracy >= -0.5%").keeps(Outcome(0, 0.975), Outcome(math.inf, 0.98))
+    assert not Budget.parse("accuracy>=-0.5%").keeps(Outcome(0, 0.974), Outcome(math.inf, 0.98))
+
+
+def test_command_line(network, tmp_path, capsys):
+    model = fragile(network)
+    save(model, tmp_path / "net.onnx")
+    np.savez(tmp_path / "data.npz", x=np.concatenate([each["x"] for each in batches(model)]))
+    base = ["sensitivity", str(tmp_path / "net.onnx"), "--kind", "quantize"]
+    for suffix in ("json", "svg", "md", "html"):
+        output = tmp_path / f"out.{suffix}"
+        assert main([*base, "--calibration", str(tmp_path / "data.npz"), "-o", str(output)]) == 0
+        assert "conv2" in output.read_text() or suffix == "svg"
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert len(found["layers"]) == 5 and found["layers"][1]["alone"]["sqnr_db"] < 20
+    assert "all but it dB" in capsys.readouterr().out
+    assert main(base) == 2
+    assert main([*base, "--calibrate-random", "1", "--options", "colour=red"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
