@@ -22,6 +22,7 @@ from .integer_forms import FORMS, normalize_forms
 from .integer_moves import move_integers, share_signs
 from .integer_ops import DOMAIN, MOST_TERMS
 from .integer_tails import shorten_tails
+from .integer_weights import keep_weights_small
 from .op import attributes_of
 
 if TYPE_CHECKING:
@@ -249,6 +250,8 @@ def _product(build: _Builder) -> None:
     gemm = build.node.op_type == "Gemm"
     left, right = build.data(0), build.operand(1)
     out = static_shape(build.node.outputs[0])
+    if left is None:
+        keep_weights_small(build.node, build.rewriter)
     if left is None or right is None or out is None or (gemm and build.attributes.get("transA", 0)):
         return
     shapes = static_shape(left.value), static_shape(right.value)

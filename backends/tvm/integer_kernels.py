@@ -8,7 +8,7 @@ from typing import Any
 
 from .anchor_kernels import AnchorKernel, _external, _logical_of, _pairs, _pool, _spatial, _widened
 from .anchors import conv_window
-from .integer_ops import AVERAGE, CONV, MATMUL
+from .integer_ops import AVERAGE, CONV, MATMUL, WEIGHT_MATMUL
 from .lazy import Index
 from .spec import GroupSpec, evaluate
 
@@ -103,9 +103,31 @@ def _matmul(spec: GroupSpec) -> AnchorKernel | None:
     )
 
 
+def _weight_matmul(spec: GroupSpec) -> AnchorKernel | None:
+    from .kernels import MatmulSpec, Operand
+    from .kernels.weight_matmul import WeightForm, weight_matmul
+
+    op = spec.anchor_op
+    given = [_external(spec, position) for position in range(len(op.inputs))]
+    if given[0] is None or given[0][1].layout.channels_last or None in given:
+        return None
+    right = Operand(op.input(1).shape, perm=(1, 0) if op.attr("transB", 0) else None)
+    product = MatmulSpec(Operand(op.input(0).shape), right, True)
+    form = WeightForm(op.attr("bits"), op.attr("group"), op.has(2), op.has(3))
+    return AnchorKernel(
+        lambda epilogue, target: weight_matmul(product, form, epilogue, target),
+        (given[0][0],),
+        tuple(each[0] for each in given[1:] if each is not None),
+        product.out_shape,
+        lambda index: index,
+        lambda value, parameters: lambda index: value,
+    )
+
+
 _PLANS: dict[str, Callable[[GroupSpec], AnchorKernel | None]] = {
     CONV: _conv,
     MATMUL: _matmul,
+    WEIGHT_MATMUL: _weight_matmul,
     AVERAGE: _pool,
     "MaxPool": _pool,
 }

@@ -13,7 +13,8 @@ DOMAIN = "integer"
 CONV = f"{DOMAIN}::Conv"
 MATMUL = f"{DOMAIN}::MatMul"
 AVERAGE = f"{DOMAIN}::AveragePool"
-INTEGER_ANCHORS = frozenset({CONV, MATMUL, AVERAGE})
+WEIGHT_MATMUL = f"{DOMAIN}::WeightMatMul"
+INTEGER_ANCHORS = frozenset({CONV, MATMUL, AVERAGE, WEIGHT_MATMUL})
 
 MOST_TERMS = (1 << 31) // (255 * 128)
 """Products of 8-bit numbers that int32 holds the sum of."""

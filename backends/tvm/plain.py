@@ -6,6 +6,7 @@ GPUs take these through TVM's DLight schedules; on CPUs they serve what no kerne
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from . import approximations as approx
 from .anchors import Window, conv_window, pool_window, transpose_window
 from .expressions import cast
-from .integer_ops import AVERAGE, CONV, INTEGER_ANCHORS, MATMUL
+from .integer_ops import AVERAGE, CONV, INTEGER_ANCHORS, MATMUL, WEIGHT_MATMUL
 from .lazy import Index, Lazy, broadcast, immediate, scoped
 from .movement import padded
 from .op import Op
@@ -157,6 +158,21 @@ def product_of(op: Op, a: Lazy, b: Lazy, c: Lazy | None = None) -> Lazy:
         return cast(result, op.outputs[0].dtype)
 
     return Lazy(shape, op.outputs[0].dtype, read)
+
+
+def weight_product(op: Op, a: Lazy, w: Lazy, scale: Lazy | None = None, offset: Lazy | None = None) -> Lazy:
+    """A product with weights that are restored where they are read."""
+    flip, group = bool(op.attr("transB", 0)), op.attr("group")
+    stored = 8 if op.attr("bits") == 4 else 0
+    shape = (w.shape[1], w.shape[0]) if flip else w.shape
+
+    def read(index: Index) -> Any:
+        value = cast(cast(w.read((index[1], index[0]) if flip else index), "int32") + stored, "float32")
+        at = (index[0] // group, index[1])
+        value = value * scale.read(at) if scale is not None else value
+        return value + offset.read(at) if offset is not None else value
+
+    return product_of(replace(op, type="MatMul"), a, Lazy(shape, "float32", read))
 
 
 def _sum_dtype(op: Op, x: Lazy) -> str:
@@ -360,6 +376,7 @@ PLAIN: dict[str, Plain] = {
     CONV: convolution,
     MATMUL: product_of,
     AVERAGE: integer_average,
+    WEIGHT_MATMUL: weight_product,
     "MaxPool": pooling,
     "AveragePool": pooling,
     "Softmax": softmax,

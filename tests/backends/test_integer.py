@@ -249,3 +249,85 @@ def test_pooling_reads_and_writes_bytes(through_tvm, operator, padding, dtype):
     assert_within_a_step(results[name], expected[name])
     word = "uint8" if operator == "AveragePool" else dtype
     assert any(f"{word} " in kernel.note and "pool" in kernel.note for kernel in lowered.kernels)
+
+
+def several(g: Graph, op_type: str, inputs: list[ir.Value], count: int) -> tuple[ir.Value, ...]:
+    node = ir.node(op_type, inputs, num_outputs=count)
+    for i, output in enumerate(node.outputs):
+        output.name = f"{op_type}{len(g.nodes)}_{i}"
+    g.nodes.append(node)
+    return tuple(node.outputs)
+
+
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 2, 1]])
+@pytest.mark.parametrize("target", ["host", "x86-64-v3"])
+def test_dynamic_quantization_runs_on_integers(through_tvm, pads, target):
+    g = Graph(1)
+    x = tensor("x", (1, 6, 9, 8))
+    numbers, scale, zero = several(g, "DynamicQuantizeLinear", [x], 3)
+    w = g.constant(g.random.integers(-127, 128, (8, 6, 3, 3)).astype(np.int8))
+    sums = g("ConvInteger", numbers, w, zero, pads=pads)
+    y = g("Mul", g("Cast", sums, to=1), g("Mul", scale, g.constant(np.full((8, 1, 1), 0.01, np.float32))))
+    y = g("Reshape", y, g.constant(np.array([8, -1])))
+    numbers, scale, zero = several(g, "DynamicQuantizeLinear", [y], 3)
+    size = (7 + pads[0] + pads[2]) * (6 + pads[1] + pads[3])
+    w = g.constant(g.random.integers(-127, 128, (size, 5)).astype(np.int8))
+    y = g("Mul", g("Cast", g("MatMulInteger", numbers, w, zero), to=1), scale)
+    results, expected, lowered = through_tvm(g.model({"x": x}, y), target=target)
+    assert_integer(lowered)
+    np.testing.assert_allclose(*results.values(), *expected.values(), rtol=1e-5, atol=1e-2)
+
+
+def test_qlinear_operators_run_on_integers(through_tvm):
+    g = Graph(1)
+    x = tensor("x", (1, 6, 9, 9))
+    c = g.constant
+    w = g.random.integers(-127, 128, (8, 6, 3, 3)).astype(np.int8)
+    bias = np.arange(8, dtype=np.int32) * 100
+    scales = [c(np.full(8, 0.01, np.float32)), c(np.zeros(8, np.int8))]
+    ends = [c(np.float32(0.1)), c(np.uint8(100))]
+    data = [g.q(x, 0.02, 7), c(np.float32(0.02)), c(np.uint8(7))]
+    y = g("QLinearConv", *data, c(w), *scales, *ends, c(bias), pads=[1, 1, 1, 1])
+    y = g("Reshape", y, c(np.array([8, 81])))
+    w = g.random.integers(-127, 128, (81, 5)).astype(np.int8)
+    y = g(
+        "QLinearMatMul",
+        y,
+        *ends,
+        c(w),
+        c(np.float32(0.01)),
+        c(np.int8(0)),
+        c(np.float32(0.5)),
+        c(np.uint8(90)),
+    )
+    results, expected, lowered = through_tvm(g.model({"x": x}, y))
+    assert_integer(lowered)
+    (name,) = results
+    assert_within_a_step(results[name], expected[name])
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "bits", "limit"),
+    [
+        ("quantize-weights", 8, 0.27),
+        ("quantize-weights{form=int4}", 4, 0.16),
+        ("quantize-weights{form=int4 symmetric=false block=32}", 4, 0.20),
+        ("quantize-weights{form=int8 symmetric=false block=64}", 8, 0.29),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 9])
+def test_small_weights_stay_small(through_tvm, pipeline, bits, limit, rows):
+    import graphwright as gw
+
+    g = Graph(2)
+    x = tensor("x", (rows, 512))
+    first, second = (
+        (g.random.standard_normal(shape) * 0.1).astype(np.float32) for shape in ((512, 112), (32, 112))
+    )
+    y = g("Relu", g("Add", g("MatMul", x, g.constant(first)), g.constant(np.ones(112, np.float32))))
+    y = g("Gemm", y, g.constant(second), g.constant(np.ones(32, np.float32)), transB=1)
+    model = gw.optimize(g.model({"x": x}, y), pipeline).model
+    results, expected, lowered = through_tvm(model)
+    assert [kernel.note[:4] for kernel in lowered.kernels] == [f"int{bits}"] * 2
+    np.testing.assert_allclose(*results.values(), *expected.values(), rtol=1e-4, atol=1e-5)
+    assert sum(array.nbytes for array in lowered.weights) <= limit * (first.nbytes + second.nbytes)

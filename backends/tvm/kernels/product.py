@@ -45,6 +45,8 @@ class Product:
     """The packed right operand as one axis, blocks in order, if it is constant."""
     arithmetic: Arithmetic = FLOAT
     """Where it takes several values per step, `k` counts steps."""
+    step: Callable[[Accumulators, Index, Any, Any, Any], Statements] | None = None
+    """(accumulators, batch index, first row, block, k) -> the multiply-adds of a step, if special."""
 
     @property
     def blocks(self) -> int:
@@ -196,6 +198,8 @@ class Product:
         ]
 
     def _step(self, accumulators: Accumulators, batch: Index, first: Any, block: Any, k: Any) -> Statements:
+        if self.step is not None:
+            return self.step(accumulators, batch, first, block, k)
         return accumulators.multiply_add(
             range(self.tile.pixels),
             lambda p: self.row(batch, first + p, k),

@@ -1,0 +1,138 @@
+"""Weights of few bits in a graph that computes in floats: stored as they are, restored inside the product.
+
+`integer::WeightMatMul(a, w, scale[, offset])` multiplies floats by `w * scale + offset`, where rows
+`i * group ... (i + 1) * group - 1` of the reduction share row i of scale and offset. `w` is int8, or numbers
+of 4 bits as int8 where attribute `bits` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ...ir.constants import constant_array
+from ...ir.static import input_of, static_shape
+from ...passes.rewriter import Rewriter
+from .integer_ops import DOMAIN
+from .op import attributes_of
+
+_BITS = {
+    ir.DataType.INT8: 8,
+    ir.DataType.UINT8: 8,
+    ir.DataType.INT4: 4,
+    ir.DataType.UINT4: 4,
+}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A weight matrix as (K, N): integers, scale and offset per group of rows."""
+
+    weights: np.ndarray
+    bits: int
+    group: int
+    scale: np.ndarray
+    offset: np.ndarray | None
+    flipped: bool
+
+
+def keep_weights_small(node: ir.Node, rewriter: Rewriter) -> None:
+    """Rewrite a MatMul or Gemm of a float activation and a dequantized constant matrix."""
+    gemm, attributes = node.op_type == "Gemm", attributes_of(node)
+    left, out = node.inputs[0], static_shape(node.outputs[0])
+    shape = static_shape(left)
+    if left is None or out is None or shape is None or len(shape) < 2 or left.dtype != ir.DataType.FLOAT:
+        return
+    if gemm and attributes.get("transA", 0):
+        return
+    stored = _stored(node.inputs[1], bool(attributes.get("transB", 0)))
+    if stored is None:
+        return
+    alpha, beta = np.float32(attributes.get("alpha", 1.0)), attributes.get("beta", 1.0)
+
+    def constant(name: str, array: np.ndarray | np.floating) -> ir.Value:  # type: ignore[type-arg]
+        return rewriter.initializer(f"{node.name}/{name}", np.asarray(array))
+
+    def new(op_type: str, inputs: list[ir.Value | None], domain: str = "", **own: int) -> ir.Value:
+        (value,) = rewriter.insert_before(node, op_type, inputs, own, domain=domain)
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), node.outputs[0].shape
+        return value
+
+    inputs: list[ir.Value | None] = [left, constant("weights", stored.weights)]
+    whole = len(stored.scale) == 1 and stored.offset is None
+    if not whole:
+        inputs.append(constant("scale", stored.scale * alpha))
+    if stored.offset is not None:
+        inputs.append(constant("offset", stored.offset * alpha))
+    own = {"bits": stored.bits, "group": stored.group, "transB": int(stored.flipped)}
+    result = new("WeightMatMul", inputs, DOMAIN, **own)
+    if whole:
+        result = new("Mul", [result, constant("scale", stored.scale[0] * alpha)])
+    bias = input_of(node, 2)
+    if bias is not None:
+        if beta != 1.0:
+            (bias,) = rewriter.insert_before(node, "Mul", [bias, constant("beta", np.float32(beta))])
+            bias.type, bias.shape = ir.TensorType(ir.DataType.FLOAT), node.inputs[2].shape  # type: ignore[union-attr]
+        result = new("Add", [result, bias])
+    maker = node.inputs[1].producer() if node.inputs[1] is not None else None
+    rewriter.replace(node, [result])
+    rewriter.erase_unread(maker)
+
+
+def _stored(value: ir.Value | None, flipped: bool) -> _Stored | None:
+    """What a constant matrix is dequantized from; `flipped` if it is (N, K)."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "DequantizeLinear" or node.domain != "" or len(node.inputs) < 2:
+        return None
+    source = node.inputs[0]
+    if source is None or source.dtype not in _BITS:
+        return None
+    array, scale, given = constant_array(source), constant_array(node.inputs[1]), input_of(node, 2)
+    if array is None or scale is None or array.ndim != 2 or scale.dtype != np.float32 or 0 in array.shape:
+        return None
+    point = np.zeros(scale.shape, np.int32) if given is None else constant_array(given)
+    if point is None or not np.isfinite(scale).all():
+        return None
+    attributes = attributes_of(node)
+    axis, block = attributes.get("axis", 1) % 2, attributes.get("block_size", 0)
+    tables = [_by_group(each, array.shape, axis, block, flipped) for each in (scale, point.astype(np.int32))]
+    if tables[0] is None or tables[1] is None:
+        return None
+    rows = array.shape[1 if flipped else 0]
+    group = block if block and len(tables[0]) > 1 else rows
+    return _with_offset(array, _BITS[source.dtype], group, tables[0], tables[1], flipped)
+
+
+def _by_group(
+    table: np.ndarray, shape: tuple[int, ...], axis: int, block: int, flipped: bool
+) -> np.ndarray | None:
+    """Scales or zero points as (groups of rows, columns)."""
+    row_axis = 1 if flipped else 0
+    columns = shape[1 - row_axis]
+    if table.size == 1:
+        return np.array(np.broadcast_to(table.reshape(1, 1), (1, columns)))
+    if not block:
+        return table.reshape(1, -1) if axis != row_axis and table.size == columns else None
+    if axis != row_axis or table.ndim != 2:
+        return None
+    return np.ascontiguousarray(table.T) if flipped else table
+
+
+def _with_offset(
+    array: np.ndarray, bits: int, group: int, scale: np.ndarray, point: np.ndarray, flipped: bool
+) -> _Stored:
+    """Unsigned numbers and zero points become signed numbers and offsets; those of 4 bits keep an 8."""
+    wide, shift = array.astype(np.int32), 0
+    rows = array.shape[1 if flipped else 0]
+    packs = bits == 4 and rows % 2 == 0
+    if wide.min() < -128 or wide.max() > 127:
+        shift = 128
+    elif bits == 4 and wide.max() > 7:
+        shift = 8
+    # `stored` is what the kernel sees: the number itself, or plus 8 where two share a byte.
+    taken = point - shift + (8 if packs else 0)
+    offset = -(taken * scale).astype(np.float32) if np.any(taken) else None
+    small = (wide - shift).astype(np.int8)
+    return _Stored(small, 4 if packs else 8, group, scale.astype(np.float32), offset, flipped)

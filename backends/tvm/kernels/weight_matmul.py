@@ -1,0 +1,141 @@
+"""Products of floats with weights of few bits, which become floats in registers.
+
+Weights are stored [N / block, steps, block]: int8 with one row of the reduction per step, or bytes that hold
+two rows, 4 bits each plus 8, the first in the lower half. Scales and offsets are stored
+[N / block, groups, block]; a weight stands for `stored * scale + offset` of its group of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from . import emit
+from .emit import Statements
+from .interface import Epilogue, Index, Kernel, MatmulSpec
+from .matmul import pack_matrix
+from .microkernel import Accumulators, Writer
+from .product import Product
+from .tile import TargetNumbers, Tile, blocks, choose_tile
+
+NIBBLE = 8
+"""What is added to numbers of 4 bits so that they are not negative."""
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """How weights are stored.
+
+    Attributes:
+        bits: 8, or 4 for two per byte.
+        group: rows of the reduction that share scale and offset.
+        has_scale: whether scales are applied here; otherwise they belong to the epilogue.
+        has_offset: the same for offsets; only beside scales.
+    """
+
+    bits: int
+    group: int
+    has_scale: bool
+    has_offset: bool
+
+
+def weight_matmul(
+    spec: MatmulSpec, form: WeightForm, epilogue: Epilogue | None, target: TargetNumbers
+) -> Kernel:
+    """A product by ONNX MatMul's rules whose right operand is a constant matrix of small integers.
+
+    Buffers: a, packed weights, packed scales and offsets if there are any, extra inputs, output (..., M, N).
+    With 4 bits the reduction must be even.
+    """
+    writer = Writer(epilogue, spec.out_shape, lambda index: index)
+    a = emit.buffer("a", spec.a.shape)
+    rows, columns = prod(spec.out_shape[:-1]), spec.out_shape[-1]
+    flat_a, declare_a = emit.flat_view(a, prod(spec.a.shape))
+    tile = choose_tile(rows, columns, spec.k, target)
+    count, parts, groups = blocks(columns, tile.block), 8 // form.bits, blocks(spec.k, form.group)
+    stored = "int8" if parts == 1 else "uint8"
+    b = emit.buffer("b", (count, spec.k // parts, tile.block), stored)
+    tables = [
+        emit.buffer(name, (count, groups, tile.block))
+        for name, given in (("scale", form.has_scale), ("offset", form.has_offset))
+        if given
+    ]
+
+    def column(block: Any, step: Any, part: int, v: Any) -> Any:
+        lanes = tile.lanes
+        at = v * lanes
+        wide = _cast(emit.load(b, [block, step, at], lanes), "int32", lanes)
+        if parts == 2:
+            wide = (
+                tirx.shift_right(wide, emit.constant(4, lanes, "int32"))
+                if part
+                else tirx.bitwise_and(wide, emit.constant(15, lanes, "int32"))
+            )
+        value = _cast(wide, "float32", lanes)
+        group = emit.floordiv(step * parts + part, form.group) if groups > 1 else 0
+        if form.has_scale:
+            value = value * emit.load(tables[0], [block, group, at], lanes)
+        if form.has_offset:
+            value = value + emit.load(tables[1], [block, group, at], lanes)
+        return value
+
+    def step(accumulators: Accumulators, _: Index, first: Any, block: Any, k: Any) -> Statements:
+        def row(part: int) -> Callable[[Any], Any]:
+            return lambda p: emit.load(flat_a, [(first + p) * spec.k + k * parts + part])
+
+        def columns_of(part: int) -> Callable[[Any], Any]:
+            return lambda v: column(block, k, part, v)
+
+        pixels = range(tile.pixels)
+        return [accumulators.multiply_add(pixels, row(i), columns_of(i)) for i in range(parts)]
+
+    product = Product(
+        (),
+        rows,
+        columns,
+        spec.k // parts,
+        tile,
+        lambda *_: None,
+        lambda *_: None,
+        lambda _, row, column: (*emit.unravel(row, spec.out_shape[:-1]), column),
+        step=step,
+    )
+    func = emit.function(
+        "weight_matmul",
+        [a, b, *tables, *writer.extras, writer.output],
+        [declare_a, product.body(writer, target)],
+    )
+    packs = (_packer(spec, form, tile), *[_table_packer(tile)] * len(tables))
+    return Kernel(func, packs, spec.flops, f"int{form.bits} weights matmul {tile}")
+
+
+def _cast(value: Any, dtype: str, lanes: int) -> Any:
+    return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+
+def _packer(spec: MatmulSpec, form: WeightForm, tile: Tile) -> Callable[[np.ndarray], np.ndarray]:
+    def pack(weights: np.ndarray) -> np.ndarray:
+        packed = pack_matrix(weights, spec.b, tile.block)
+        if form.bits == 8:
+            return packed
+        halves = (packed.astype(np.int16) + NIBBLE).astype(np.uint8)
+        return np.ascontiguousarray(halves[:, 0::2] | (halves[:, 1::2] << 4))
+
+    return pack
+
+
+def _table_packer(tile: Tile) -> Callable[[np.ndarray], np.ndarray]:
+    """(groups, N) -> (N / block, groups, block), with zeros beyond the last column."""
+
+    def pack(table: np.ndarray) -> np.ndarray:
+        groups, columns = table.shape
+        count = blocks(columns, tile.block)
+        packed = np.pad(table, ((0, 0), (0, count * tile.block - columns)))
+        return np.ascontiguousarray(packed.reshape(groups, count, tile.block).swapaxes(0, 1))
+
+    return pack
