@@ -120,6 +120,10 @@ def _may_prune(found: Dependencies, group: Group, selector: Pass, context: PassC
     if len(group.classes) == 1:
         names = ", ".join(dict.fromkeys(name_of_layer(made) for made in group.producers[:3]))
         first = group.producers[0]
+        if group.channels_per_class[0] == 1:
+            # Channels of one layer may go different ways, as through the units of a ShuffleNet.
+            context.leave(first.node, f"one channel of {names} takes a way of its own, and one stays")
+            return False
         joint = found.joined_by(first.value, first.axis)
         reason = f"all channels of {names} can only go together"
         context.leave(joint or first.node, reason if joint is None else f"ties channels: {reason}")

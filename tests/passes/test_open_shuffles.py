@@ -121,3 +121,15 @@ def test_sensitivity_sees_the_same_groups(network):
     )
     groups = optimize(model, "prune-channels{ratio=0.5}").report.records[0].details["groups"]
     assert len(found.by_group) == len(groups) == 4
+
+
+def test_a_channel_with_a_way_of_its_own_is_named(network):
+    net = network()
+    x = net.input(1, 3, 4, 4)
+    first, second, third = (net.conv(x, 4) for _ in range(3))
+    picked = net.op("Gather", net.op("Concat", first, second, axis=1), net.ints(0, 1, 2, 4), axis=1)
+    (record,) = optimize(
+        net.model(net.conv(net.op("Add", picked, third), 2), net.conv(second, 2)), "prune-channels"
+    ).report.records
+    assert sorted((row["before"], row["after"]) for row in record.details["groups"]) == [(3, 2), (3, 2)]
+    assert any("conv1, conv2 takes a way of its own" in entry.reason for entry in record.left_alone)
