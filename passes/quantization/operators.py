@@ -200,7 +200,11 @@ def _match_bias(node: ir.Node) -> tuple[ir.Node | None, int]:
         return None, 0
     index = 1 if add.inputs[0] is node.outputs[0] else 0
     bias = constant_array(add.inputs[index])
-    rank = 1 if node.outputs[0].shape is None else len(node.outputs[0].shape)
+    shape = node.outputs[0].shape
+    rank = 1 if shape is None else len(shape)
+    if rank > 2 and static_shape(node.outputs[0]) is None:
+        # It is no Gemm to runtimes: their integer kernel gives floats, to which a float bias is added.
+        return None, 0
     # Runtimes make a Gemm of the two, and an integer one only if the bias is integer as well.
     is_vector = bias is not None and bias.ndim <= rank and bias.size == (bias.shape or (1,))[-1]
     return (add, index) if is_vector else (None, 0)

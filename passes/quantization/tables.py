@@ -199,6 +199,7 @@ _CPU_WEIGHTED = {
     "Gemm": Weighted(result="any"),
     "MatMul": Weighted(result="any"),
 }
+_CPU_MOVES = tuple(name for name in _MOVES if name != "SpaceToDepth")
 _CPU_COMPUTED = ("Add", "Mul", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
 _CPU_PRECISIONS = ("int8", "a16w8", "a16w16", "a8w4")
 _CPU_NO_KERNEL = {"ConvTranspose": "there is no integer kernel for it on this target"}
@@ -210,7 +211,7 @@ _TABLES = (
         reduced_weight_bits=7,
         weighted=_CPU_WEIGHTED,
         computed=_CPU_COMPUTED,
-        shared=_MOVES,
+        shared=_CPU_MOVES,
         keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
         precisions=_CPU_PRECISIONS,
     ),
@@ -219,7 +220,7 @@ _TABLES = (
         purpose="x86-64 CPUs with VNNI, or kernels that do not saturate: full 8-bit weights",
         weighted=_CPU_WEIGHTED,
         computed=_CPU_COMPUTED,
-        shared=_MOVES,
+        shared=_CPU_MOVES,
         keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
         precisions=_CPU_PRECISIONS,
     ),
@@ -229,7 +230,7 @@ _TABLES = (
         activations=Numbers("int8", symmetric=False),
         weighted=_CPU_WEIGHTED,
         computed=_CPU_COMPUTED,
-        shared=_MOVES,
+        shared=_CPU_MOVES,
         keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
         precisions=_CPU_PRECISIONS,
     ),
@@ -239,7 +240,7 @@ _TABLES = (
         activations=Numbers("int8", symmetric=False),
         weighted=_CPU_WEIGHTED,
         computed=_CPU_COMPUTED,
-        shared=_MOVES,
+        shared=_CPU_MOVES,
         keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
         precisions=_CPU_PRECISIONS,
     ),
@@ -257,10 +258,10 @@ _TABLES = (
     Table(
         name="generic",
         purpose="no particular device: uint8 activations, full 8-bit weights",
-        weighted=_CPU_WEIGHTED | {"ConvTranspose": Weighted()},
+        weighted=_CPU_WEIGHTED,
         computed=_CPU_COMPUTED,
-        shared=_MOVES,
-        keeps_float=_KEEPS_FLOAT,
+        shared=_CPU_MOVES,
+        keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
         precisions=(*_CPU_PRECISIONS, "fp8-e4m3", "fp8-e5m2"),
     ),
 )

@@ -295,7 +295,7 @@ def test_transposed_convolutions(group):
     scales = np.random.default_rng(2).uniform(0.1, 3, size=(1, 12 // group, 1, 1))
     model = model_of(text, w=np.random.default_rng(1).normal(size=(6, 12 // group, 3, 3)) * scales)
     feeds = samples_for(model, seed=4)
-    quantized, record = quantize(model, data=[feeds])
+    quantized, record = quantize(model, "target=cuda", data=[feeds])
     node = node_named(quantized, "ConvTranspose_0")
     assert node.inputs[1].producer().attributes["axis"].value == 1
     assert node.inputs[2].producer().inputs[0].shape == [12]
