@@ -32,7 +32,8 @@ class MergeConvs(Pass):
        neither pad nor stride; the second may pad only where c = 0, as it pads with 0 and not with c.
     3. MatMul(MatMul(x, V), W) = MatMul(x, V W).
 
-    It is no part of `simplify`: behind an infinite input the two may give inf - inf where one gives inf.
+    It is part of `fuse`, not of `simplify`, which keeps stored weights bit for bit: the product rounds anew,
+    and behind an infinite input two operators may give inf - inf where one gives inf.
 
     Left alone, with the reason: weights that are shared or not constant, a middle result that is read
     elsewhere, and pairs whose product would have more weights or take more multiplications than the two

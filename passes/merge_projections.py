@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
-from ..ir.bodies import all_graphs
 from ..ir.constants import constant_array, constant_tensor
 from ..ir.static import input_of, only_reader, rank_of, static_shape
+from .analyses import Analysis
+from .analyses_graph import Order
 from .base import Pass, PassContext
 from .registry import register
 from .rewriter import Rewriter
@@ -32,11 +34,11 @@ class MergeProjections(Pass):
     """
 
     name: ClassVar[str] = "merge-projections"
+    needs: ClassVar[tuple[type[Analysis], ...]] = (Order,)
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Drive the rule to a fixpoint."""
-        order = {node: place for place, node in enumerate(n for graph in all_graphs(model) for n in graph)}
-        context.rewrite(model, MergeProducts(order, self.selects))
+        context.rewrite(model, MergeProducts(context, self.selects))
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class MergeProducts(Rule):
 
     op_types: ClassVar[tuple[str, ...]] = ("MatMul", "Gemm")
 
-    def __init__(self, order: Mapping[ir.Node, int], selects: Callable[[ir.Node], bool]):
-        self.order = order
+    def __init__(self, context: PassContext, selects: Callable[[ir.Node], bool]):
+        self.context = context
         self.selects = selects
 
     def match_and_rewrite(self, node: ir.Node, rewriter: Rewriter) -> bool | str:
@@ -74,13 +76,16 @@ class MergeProducts(Rule):
         branches = [
             branch
             for user in siblings
-            if user.graph is node.graph and user in self.order and self.selects(user)
+            if user.graph is node.graph and self.selects(user)
             if isinstance(branch := _branch(user), _Branch) and _alike(branch, own)
         ]
         if len(branches) < 2:
             return False
         # The first of them stands where all can be computed.
-        branches.sort(key=lambda each: self.order[each.node])
+        order = self.context.analysis(Order)
+        branches.sort(
+            key=functools.cmp_to_key(lambda one, other: -1 if order.before(one.node, other.node) else 1)
+        )
         _merge(branches, rewriter)
         return True
 

@@ -70,7 +70,7 @@ PRESETS = {
     "simplify": "fold-constants,inline-ifs,split-sequences,stabilize,eliminate-dead",
     # Standard operators first, functions with a body last; for graphs after `simplify,fold-batch-norm`.
     "fuse": (
-        "lower-einsum,fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,"
+        "lower-einsum,merge-convs,fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,"
         "fuse-rotary,fuse-attention,eliminate-common-subexpressions,merge-projections,fuse-gemm,"
         "fuse-l2-normalization,fuse-swish,fuse-squeeze-excite,fuse-skip-normalization,fuse-conv-activation,"
         "eliminate-dead"

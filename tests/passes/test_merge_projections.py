@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from graphwright.passes.analyses import Analyses
 from graphwright.passes.equivalence import check_equivalent
 from graphwright.passes.optimize import optimize
 
@@ -97,3 +98,29 @@ def test_selected_products_only():
     body = "p = MatMul (x, w1) q = MatMul (x, w2) r = MatMul (x, w3)"
     merged, _ = merge(graph(body), "merge-projections{skip=MatMul_1}")
     assert types(merged) == ["MatMul", "Split", "MatMul"]
+
+
+def test_the_order_of_nodes_is_an_analysis_that_is_mended_and_kept(monkeypatch):
+    body = " ".join(
+        f"p{i} = MatMul (h{i}, w1) q{i} = MatMul (h{i}, w2) s{i} = ReduceSum <keepdims = 1> (p{i}, last)"
+        f" t{i} = ReduceSum <keepdims = 1> (q{i}, last) h{i + 1} = Add (s{i}, t{i})".replace(
+            "w1", f"u{i}"
+        ).replace("w2", f"v{i}")
+        for i in range(4)
+    )
+    weights = {f"{kind}{i}": RNG.normal(size=(8 if i == 0 else 1, 3)) for i in range(4) for kind in "uv"}
+    declared = ", ".join(f"float[{8 if i == 0 else 1},3] {kind}{i}" for i in range(4) for kind in "uv")
+    model = model_of(
+        f"g (float[2,5,8] h0, {declared}, int64[1] last) => (float h4) {{ {body} }}", last=[-1], **weights
+    )
+    counted: list[Analyses] = []
+    made = Analyses.__init__
+    monkeypatch.setattr(
+        Analyses, "__init__", lambda self, *given: (counted.append(self), made(self, *given))[0]
+    )
+    result = optimize(model, "merge-projections,fuse-gemm,merge-projections", check_each=True)
+    assert types(result.model).count("Split") == 4
+    computed = sum(each.computed.get("order", 0) for each in counted)
+    updated = sum(each.updated.get("order", 0) for each in counted)
+    assert computed == 1, "the second run finds what the first one left"
+    assert updated >= 3, "after every rewrite but the last"
