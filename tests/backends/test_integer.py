@@ -322,10 +322,10 @@ def test_small_weights_stay_small(through_tvm, pipeline, bits, limit, rows):
     g = Graph(2)
     x = tensor("x", (rows, 512))
     first, second = (
-        (g.random.standard_normal(shape) * 0.1).astype(np.float32) for shape in ((512, 112), (32, 112))
+        (g.random.standard_normal(shape) * 0.1).astype(np.float32) for shape in ((512, 128), (64, 128))
     )
-    y = g("Relu", g("Add", g("MatMul", x, g.constant(first)), g.constant(np.ones(112, np.float32))))
-    y = g("Gemm", y, g.constant(second), g.constant(np.ones(32, np.float32)), transB=1)
+    y = g("Relu", g("Add", g("MatMul", x, g.constant(first)), g.constant(np.ones(128, np.float32))))
+    y = g("Gemm", y, g.constant(second), g.constant(np.ones(64, np.float32)), transB=1)
     model = gw.optimize(g.model({"x": x}, y), pipeline).model
     results, expected, lowered = through_tvm(model)
     assert [kernel.note[:4] for kernel in lowered.kernels] == [f"int{bits}"] * 2
