@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from ...ir.constants import constant_tensor
 from .labels import Axis
-from .tracer import Tracer, traces
+from .tracer import Edit, Tracer, traces
 
 # fmt: off
 _UNARY = (
@@ -89,7 +89,7 @@ def _quantize(node: ir.Node, tracer: Tracer) -> str | None:
     if value is None:
         return "its first input is missing"
     if node.attributes.get_int("block_size", 0):
-        return "blocked quantization ties neighbouring indices"
+        return _blocked(node, value, tracer)
     dims = tracer.dims(value)
     for parameter in node.inputs[1:]:
         if parameter is not None and len(tracer.dims(parameter)) > 1:
@@ -98,5 +98,26 @@ def _quantize(node: ir.Node, tracer: Tracer) -> str | None:
     for parameter in node.inputs[1:]:
         if parameter is not None and len(tracer.dims(parameter)) == 1 and tracer.dims(parameter)[0] != 1:
             tracer.tie(tracer.axis(value, axis % len(dims)), parameter, 0)
+    tracer.set(node.outputs[0], tracer.all_axes(value))
+    return None
+
+
+def _blocked(node: ir.Node, value: ir.Value, tracer: Tracer) -> str | None:
+    """Along other axes than that of the blocks every index has scales of its own."""
+    dims = tracer.dims(value)
+    blocked = node.attributes.get_int("axis", 1) % len(dims)
+    parameters = [parameter for parameter in node.inputs[1:] if parameter is not None]
+    if any(len(tracer.dims(parameter)) != len(dims) for parameter in parameters):
+        return "its scales have another rank than it"
+    for axis in range(len(dims)):
+        for parameter in parameters:
+            if axis != blocked and tracer.dims(parameter)[axis] != 1:
+                tracer.tie(tracer.axis(value, axis), parameter, axis)
+    if tracer.dims(parameters[0])[blocked] != 1:
+        tracer.keep(value, blocked, node, "blocked quantization ties neighbouring indices")
+    elif isinstance(size := dims[blocked], int):
+        # One block is all there is: it gets as long as what is left.
+        labels, length = tracer.axis(value, blocked), size
+        tracer.on_removal(lambda keep: [Edit(node, "block_size", keep.count(labels, length))])
     tracer.set(node.outputs[0], tracer.all_axes(value))
     return None

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ....ir.constants import constant_array
+from ....ir.errors import PassError
 from ....ir.static import input_of, producer_of, static_shape
 from ...pruning.layers import LinearLayer
 
@@ -114,6 +115,9 @@ def find_layers(
         original: The float one.
         selects: Which nodes the user lets be touched.
         leave: Told of layers with quantized weights that cannot be worked on.
+
+    Raises:
+        PassError: Layers have other shapes than in the float model.
     """
     known = {str(node.name): node for node in original.graph}
     found = []
@@ -146,8 +150,14 @@ def _match(node: ir.Node, original: ir.Node | None) -> QuantizedLayer | str:
     if isinstance(linear, str):
         return linear
     array = constant_array(original.inputs[1])
-    if array is None or array.shape != static_shape(linear.weight):
-        return "the float model's weight of it has another shape"
+    if array is None:
+        return "the float model has no constant weight for it"
+    if array.shape != static_shape(linear.weight):
+        # Means and errors of the others would be compared with another model's, too.
+        raise PassError(
+            f"weights of '{node.name}' are {list(static_shape(linear.weight) or ())}, in the float model "
+            f"{list(array.shape)}: prune before quantizing, or repair before pruning"
+        )
     restored = dequantizer_of(node.inputs[1])
     assert restored is not None
     if len(linear.weight.uses()) > 1:
