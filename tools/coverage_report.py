@@ -93,7 +93,8 @@ def _preface(outcomes: Sequence[Outcome]) -> list[str]:
         "its outputs have the same shapes, and on fresh random inputs it equals the original in which "
         "the removed channels contribute nothing; the largest difference is relative to the largest "
         "value of an output. A group that the pass's own proof finds wrong is not applied, and counts "
-        "as wrong numbers all the same."
+        "as wrong numbers all the same. Seconds are wall time of one run in one thread, whatever else the "
+        "machine did; `python -m graphwright.tools.pruning_speed` measures time."
     )
 
 
