@@ -61,6 +61,7 @@ _BUILT_IN = {
     "quantize-dynamic": ".quantize_dynamic",
     "quantize": ".quantize",
     "quantize-weights": ".quantize_weights",
+    "relax-clips": ".relax_clips",
     "smooth-quant": ".smooth_quant",
     "split-sequences": ".split_sequences",
     "stabilize": ".stabilize",

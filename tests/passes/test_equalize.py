@@ -212,3 +212,38 @@ def test_bad_option(network):
     net = network()
     with pytest.raises(PassError, match="iterations"):
         optimize(net.model(net.conv(net.input(1, 3, 8, 8), 4)), "equalize{iterations=0}")
+
+
+def clipped(network):
+    net = network()
+    six = [net.constant(np.float32(0)), net.constant(np.float32(6))]
+    x = net.input("n", 3, 8, 8)
+    y = net.op("Clip", net.conv(x, 6, bias=False), *six)
+    y = net.op("Clip", net.op("Mul", net.conv(y, 6), net.constant(np.float32(50))), *six)
+    return net.model(net.conv(net.op("Clip", net.conv(y, 5), net.constant(np.float32(-1)), six[1]), 4))
+
+
+def test_clips_that_never_clip_are_relaxed(network):
+    model = clipped(network)
+    data = [
+        {"x": np.random.default_rng(i).standard_normal((2, 3, 8, 8)).astype(np.float32)} for i in range(3)
+    ]
+    result = optimize(model, "relax-clips,equalize", calibration=data)
+    first, second = result.report.records
+    assert first.statistics == {"clips relaxed": 1}
+    assert [each.node for each in first.left_alone] == ["clip4"] and "cuts" in first.left_alone[0].reason
+    assert second.statistics["equalized layers"] == 1
+    # On the data nothing changed.
+    found = check_equivalent(model, result.model, inputs=data)
+    assert found.passed, found
+    every = optimize(model, "relax-clips{share=1}", calibration=data).report.records[-1]
+    assert every.statistics == {"clips relaxed": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [("relax-clips{share=2}", "share"), ("relax-clips{samples=0}", "samples"), ("relax-clips", "it counts")],
+)
+def test_bad_options_of_relax_clips(network, text, match):
+    with pytest.raises(PassError, match=match):
+        optimize(clipped(network), text)
