@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from .anchors import Window, conv_window, pool_window, transpose_window
+from .blockwise import ATTENTION, attention_kernel
 from .integer_ops import INTEGER_ANCHORS
 from .lazy import Index, broadcast, immediate
 from .op import Op
@@ -298,4 +299,5 @@ _PLANS: dict[str, Callable[[GroupSpec], AnchorKernel | None]] = {
     "AveragePool": _pool,
     "MatMul": _matmul,
     "Gemm": _matmul,
+    ATTENTION: attention_kernel,
 }

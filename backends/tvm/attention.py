@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ...ir.static import producer_of
 from ...passes.attention.masks import bounds
+from .blockwise import Heads, Parts, heads_of, insert, suits, turned_back
 from .op import type_of
 
 if TYPE_CHECKING:
@@ -36,11 +37,13 @@ def attention(new: Assembler) -> Sequence[ir.Value | None]:
     present = [k, v]
     batch, q_heads, rows, size, kv_heads, columns, value_size = _dims(new, flat)
     shared = q_heads != kv_heads
+    scale = new.attr("scale") or 1.0 / sqrt(size)
+    if suits(new, rows, shared):
+        return [_blockwise(new, flat, k, v, scale), *present][: len(new.node.outputs)]
     if shared:
         # Queries that share a head of keys are more rows of one product, so no key is copied.
         grouped = [batch, kv_heads, q_heads // kv_heads * rows]
         q = new("Reshape", q, np.array([*grouped, size], np.int64))
-    scale = new.attr("scale") or 1.0 / sqrt(size)
     raw = new("Mul", new("MatMul", q, _columns(new, k)), new.number(scale))
     if shared:
         raw = new("Reshape", raw, np.array([batch, q_heads, rows, columns], np.int64))
@@ -68,6 +71,48 @@ def attention(new: Assembler) -> Sequence[ir.Value | None]:
         turned = new("Transpose", y, perm=[0, 2, 1, 3])
         y = new("Reshape", turned, np.array([batch, rows, q_heads * value_size], np.int64))
     return [y, *present, steps[new.attr("qk_matmul_output_mode", 0)]][: len(new.node.outputs)]
+
+
+def _blockwise(new: Assembler, flat: bool, k: Any, v: Any, scale: float) -> ir.Value:
+    """Attention as one kernel that reads its operands, and writes its output, as they lie around it.
+
+    Args:
+        new: what it stands in for.
+        flat: whether operands have three axes.
+        k: keys as (batch, heads, length, size), cached ones in front.
+        v: values likewise.
+        scale: factor of the products.
+    """
+    batch, heads, rows, size, kv_heads, columns, value_size = _dims(new, flat)
+    cached = new.input(4) is not None
+    sizes = ((heads, rows, size), (kv_heads, columns, size), (kv_heads, columns, value_size))
+    operands = []
+    for position, (count, length, width) in enumerate(sizes):
+        given, whole = new.input(position), (batch, count, length, width)
+        assert given is not None
+        if position and cached:
+            operands.append(Heads((k, v)[position - 1], whole))
+        elif flat:
+            split = np.array([batch, length, count, width], np.int64)
+            operands.append(Heads(new("Reshape", given, split), whole, inner=True))
+        else:
+            operands.append(heads_of(given, whole))
+    parts = Parts(
+        operands[0],
+        operands[1],
+        operands[2],
+        bias=_mask(new, columns),
+        bias_shape=(*type_of(mask).shape[:-1], columns) if (mask := new.input(3)) is not None else (),
+        scale=scale,
+        softcap=new.attr("softcap", 0.0),
+        causal=bool(new.attr("is_causal", 0)),
+        past=new.shape(4)[2] if cached else 0,
+    )
+    reader = None if flat else turned_back(new.node.outputs[0])
+    made = insert(new, parts, out_inner=flat or reader is not None)
+    if reader is not None:
+        new.rewriter.replace(reader, [made])
+    return new("Reshape", made, np.array([batch, rows, heads * value_size], np.int64)) if flat else made
 
 
 def _may_be_infinite(mask: ir.Value | None) -> bool:
@@ -106,23 +151,32 @@ def _dims(new: Assembler, flat: bool) -> tuple[int, ...]:
 
 def _bias(new: Assembler, rows: int, columns: int) -> Any:
     """What is added to the scores: the mask as numbers and the causal triangle."""
-    source = new.input(0)
-    assert source is not None and source.dtype is not None
-    dtype = source.dtype.numpy()
-    lowest = float("-inf")
-    bias: Any = None
-    mask = new.input(3)
-    if mask is not None:
-        length = type_of(mask).shape[-1]
-        boolean = mask.dtype == ir.DataType.BOOL
-        bias = new("Where", mask, np.asarray(0, dtype), np.asarray(lowest, dtype)) if boolean else mask
-        if length < columns:
-            pads = np.zeros(2 * len(type_of(mask).shape), np.int64)
-            pads[-1] = columns - length
-            bias = new("Pad", bias, pads, np.asarray(lowest, dtype))
+    bias = _mask(new, columns)
     if new.attr("is_causal", 0):
         offset = new.shape(4)[2] if new.input(4) is not None else 0
         allowed = np.tril(np.ones((rows, columns), bool), offset)
-        triangle = np.where(allowed, 0.0, lowest).astype(dtype)
+        triangle = np.where(allowed, 0.0, -np.inf).astype(_type_of_scores(new))
         bias = new("Add", bias, triangle) if bias is not None else triangle
     return bias
+
+
+def _mask(new: Assembler, columns: int) -> Any:
+    """The mask as numbers, keys that it does not reach hidden; None without one."""
+    mask = new.input(3)
+    if mask is None:
+        return None
+    dtype = _type_of_scores(new)
+    length, bias = type_of(mask).shape[-1], mask
+    if mask.dtype == ir.DataType.BOOL:
+        bias = new("Where", mask, np.asarray(0, dtype), np.asarray(-np.inf, dtype))
+    if length < columns:
+        pads = np.zeros(2 * len(type_of(mask).shape), np.int64)
+        pads[-1] = columns - length
+        bias = new("Pad", bias, pads, np.asarray(-np.inf, dtype))
+    return bias
+
+
+def _type_of_scores(new: Assembler) -> Any:
+    source = new.input(0)
+    assert source is not None and source.dtype is not None
+    return source.dtype.numpy()

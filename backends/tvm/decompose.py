@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,9 @@ from .attention import attention
 from .op import attributes_of, type_of
 from .recurrent import recurrent
 
+if TYPE_CHECKING:
+    from ..target import Target
+
 
 @dataclass
 class Assembler:
@@ -29,6 +32,8 @@ class Assembler:
 
     rewriter: Rewriter
     node: ir.Node
+    target: Target | None = None
+    """What the code is for; None while that is not decided."""
 
     def __call__(self, op_type: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
         """A new node; numbers and arrays among the inputs become constants.
@@ -85,13 +90,16 @@ Decomposition = Callable[[Assembler], Sequence[ir.Value | None] | None]
 """Values for the outputs of a node, or None to leave it as it is."""
 
 
-def decompose(model: ir.Model) -> None:
-    """Replace composite operators in place; shapes of the new values are inferred."""
+def decompose(model: ir.Model, target: Target | None = None) -> None:
+    """Replace composite operators in place; shapes of the new values are inferred.
+
+    With a target, operators that only the lowering knows may stand for what it has kernels for.
+    """
     rewriter = Rewriter(model, origin="lowering")
     changed = False
     for node in list(model.graph):
         make = _DECOMPOSITIONS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        results = make(Assembler(rewriter, node)) if make is not None else None
+        results = make(Assembler(rewriter, node, target)) if make is not None else None
         if results is None:
             continue
         missing = [None] * (len(node.outputs) - len(results))

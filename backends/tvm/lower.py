@@ -83,7 +83,7 @@ def lower(model: ir.Model, target: Target, schedules: Schedules | None = None) -
 
     tvm = import_tvm()
     own = clone(model)
-    decompose(own)
+    decompose(own, target)
     integerize(own, target)
     prepared = prepare(own)
     groups = form_groups(prepared.graph, prepared.ops)

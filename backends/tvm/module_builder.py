@@ -146,7 +146,8 @@ class ModuleBuilder:
         wanted = data_layout(group, self._strategy)
         if wanted is None or group.anchor is None:
             return {}
-        reads = [value for value in group.anchor.inputs[:2] if value is not None]
+        count = 4 if group.anchor.op_type == "Attention" else 2
+        reads = [value for value in group.anchor.inputs[:count] if value is not None]
         return {value: wanted for value in reads if value not in self._prepared.constants}
 
     def _is_view(self, group: Group) -> bool:

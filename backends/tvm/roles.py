@@ -6,6 +6,7 @@ from enum import Enum
 
 import numpy as np
 
+from .blockwise import ATTENTION
 from .elementwise import ELEMENTWISE_TYPES
 from .expressions import is_identity_training
 from .integer_ops import INTEGER_ANCHORS
@@ -60,7 +61,7 @@ def role_of(op: Op) -> Role:
         return Role.MOVEMENT if op.type in MOVEMENT else Role.STENCIL
     if op.type in CONVOLUTIONS or op.type in PRODUCTS:
         return Role.ANCHOR if _is_float(op) else Role.OPAQUE
-    if op.type in INTEGER_ANCHORS:
+    if op.type in INTEGER_ANCHORS or op.type == ATTENTION:
         return Role.ANCHOR
     if op.type in POOLS:
         return Role.ANCHOR if not any(op.used_outputs[1:]) else Role.OPAQUE

@@ -25,8 +25,8 @@ from ..options import (
     parse_threads,
     pipeline_text,
 )
-
 from .tune import DatabaseOption, existing_database, sparing
+
 if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
@@ -111,6 +111,7 @@ def compile_model(
                 resolved,
                 pipeline=text,
                 trials=trials,
+                database=existing_database(database, trials) if use_records or trials else None,
                 calibration=calibration_feeds(
                     loaded.model, calibration, calibrate_random, seed, calibration_cache
                 ),
@@ -140,15 +141,15 @@ def compile_model(
         return
     recorder.table.print(f"{executable.report.name} for {resolved}")
     print_line(str(executable.report.check))
+    if executable.report.tuning:
+        print_line(str(executable.report.tuning))
+    for note in executable.report.notes:
+        print_line(note)
     if executable.report.choice:
         print_line(str(executable.report.choice))
     print_line(f"compiled in {executable.report.seconds:.1f} s; wrote {folder}")
 
 
-    if executable.report.tuning:
-        print_line(str(executable.report.tuning))
-    for note in executable.report.notes:
-        print_line(note)
 def check_feeds(
     model: ir.Model, example: dict[str, np.ndarray] | None, seed: int
 ) -> dict[str, np.ndarray] | None:

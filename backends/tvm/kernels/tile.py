@@ -87,13 +87,15 @@ def blocks(size: int, block: int) -> int:
     return -(-size // block)
 
 
-def choose_tile(width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int = 1) -> Tile:
+def choose_tile(
+    width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int = 1, name: str = "tile"
+) -> Tile:
     """The register tile for rows of `width` pixels, `channels` outputs and reductions of `depth` steps.
 
-    `sweeps` is the number of rows that read the same weights.
+    `sweeps` is the number of rows that read the same weights, `name` that of the parameter.
     """
     best, _ = _chosen(width, channels, depth, target, sweeps)
-    chosen = choose("tile", best.value, lambda: tile_options(width, channels, depth, target, sweeps))
+    chosen = choose(name, best.value, lambda: tile_options(width, channels, depth, target, sweeps))
     assert isinstance(chosen, tuple)
     return Tile(*chosen)
 
