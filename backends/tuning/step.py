@@ -99,7 +99,7 @@ def tuned(
             database,
             trials,
             threads=threads,
-            model_ms=before.median_ms,
+            model_ms=before.min,
             say=lambda progress: say(str(progress)),
             seed=seed,
         )
