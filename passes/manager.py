@@ -9,12 +9,10 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import onnx_ir as ir
 
-from ..ir.bodies import graphs_of
 from ..ir.clone import clone
 from ..ir.collector import collector_paused
 from ..ir.errors import GraphwrightError, PassCrash, VerifyError
@@ -27,6 +25,7 @@ from .equivalence import Expectation, check_equivalent
 from .fingerprint import Fingerprint, interface_of
 from .pipeline import Pipeline, as_pipeline, pass_text
 from .records import PassRecord
+from .run_state import Observer, RunState, costs_of, count_nodes
 from .shape_loss import Known, known_values
 from .timings import Stopwatch, Timing
 from .watchdog import watching
@@ -34,30 +33,6 @@ from .watchdog import watching
 __all__ = ["Observer", "PassManager", "PassRecord", "count_nodes"]
 
 _PACKAGE = __name__.partition(".passes")[0]
-
-
-class Observer:
-    """Watches a pipeline run; override what is of interest."""
-
-    def before_pass(self, instance: Pass, model: ir.Model, index: int, total: int) -> None:
-        """Called before pass `index` (from 0) of `total` runs."""
-
-    def after_pass(self, instance: Pass, model: ir.Model, record: PassRecord) -> None:
-        """Called after a pass ran and the graph was verified; `model` must not be changed."""
-
-
-@dataclass
-class _Run:
-    """The state of one run: the model at hand, and what is needed to go back."""
-
-    model: ir.Model
-    known: Known
-    analyses: Analyses
-    stopwatch: Stopwatch
-    saved: tuple[int, Callable[[], ir.Model]]
-    nodes: int
-    expected: Expectation | None = None
-    records: list[PassRecord] = field(default_factory=list)
 
 
 class PassManager:
@@ -147,7 +122,9 @@ class PassManager:
             PassCrash: A pass raised, left an invalid graph, lost a shape, or changed the outputs though it is
                 lossless; `.before` is the model from before it.
         """
-        with watching(self._rule_timeout):
+        # Lossless passes make nothing but nodes; others may hold activations in cycles that have to go.
+        lossless = all(instance.lossless for instance in self.pipeline)
+        with watching(self._rule_timeout), collector_paused() if lossless else contextlib.nullcontext():
             return self._run(model, reload)
 
     def _run(
@@ -160,8 +137,7 @@ class PassManager:
                 observer.before_pass(instance, run.model, index, len(self.pipeline))
             start = time.perf_counter()
             try:
-                with collector_paused() if instance.lossless else contextlib.nullcontext():
-                    record = self._run_one(instance, run)
+                record = self._run_one(instance, run)
             except PassCrash as crash:
                 record = self._failed(crash, instance, index, run, time.perf_counter() - start)
             except KeyboardInterrupt as interruption:
@@ -186,7 +162,7 @@ class PassManager:
             "target": mine.target,
         }
 
-    def _prepare(self, model: ir.Model, reload: Callable[[], ir.Model] | None) -> _Run:
+    def _prepare(self, model: ir.Model, reload: Callable[[], ir.Model] | None) -> RunState:
         stopwatch = Stopwatch("pipeline")
         self.timing = stopwatch.tree
         with collector_paused(), stopwatch.timed("preparation"):
@@ -200,9 +176,9 @@ class PassManager:
                 infer_shapes(working)
         known = known_values(working) if self.verify_each else Known()
         original = reload if reload is not None else functools.partial(_itself, model)
-        return _Run(working, known, Analyses(working), stopwatch, (0, original), count_nodes(working))
+        return RunState(working, known, Analyses(working), stopwatch, (0, original), count_nodes(working))
 
-    def _run_one(self, instance: Pass, run: _Run) -> PassRecord:
+    def _run_one(self, instance: Pass, run: RunState) -> PassRecord:
         if self.check_each and run.expected is None:
             run.expected = self._expectation(clone(run.model))
         nodes_before = run.nodes
@@ -249,7 +225,7 @@ class PassManager:
                 with run.stopwatch.timed("check"):
                     self._check(instance, run, record)
         if self._statistics:
-            record.costs = _costs(run)
+            record.costs = costs_of(run)
         return record
 
     def _apply(self, instance: Pass, model: ir.Model, context: PassContext) -> bool:
@@ -275,7 +251,7 @@ class PassManager:
         finally:
             self.firings.extend(context.firings)
 
-    def _inspect(self, instance: Pass, run: _Run, context: PassContext) -> None:
+    def _inspect(self, instance: Pass, run: RunState, context: PassContext) -> None:
         """Look for what a pass must not leave behind: an invalid graph, a lost shape, a broken promise."""
         name = f"pass '{instance.name}'"
         try:
@@ -296,7 +272,7 @@ class PassManager:
                 "analysis", f"{name} says that it preserves analysis '{wrong.name}', but it does not"
             )
 
-    def _judge(self, instance: Pass, run: _Run, context: PassContext, problem: str) -> None:
+    def _judge(self, instance: Pass, run: RunState, context: PassContext, problem: str) -> None:
         """A shape is another one: is the rewrite wrong, or what was declared? Let the reference say."""
         line = f"pass '{instance.name}' changed a shape: {problem}"
         before = self._replayed(len(run.records), run)
@@ -308,8 +284,12 @@ class PassManager:
             raise crash_of("shapes", line)
         context.note(f"{problem}; the outputs are the same, so the shape declared before was wrong")
 
-    def _check(self, instance: Pass, run: _Run, record: PassRecord) -> None:
+    def _check(self, instance: Pass, run: RunState, record: PassRecord) -> None:
         assert run.expected is not None
+        if "inputs_kept" in record.details or "outputs_kept" in record.details:
+            record.notes.append("not compared with the model before: inputs or outputs have other shapes now")
+            run.expected = None
+            return
         try:
             record.check = run.expected.compare(run.model)
         except GraphwrightError as error:
@@ -325,7 +305,9 @@ class PassManager:
         progress = self._context.progress
         return Expectation(model, inputs=self.check_inputs, seed=self._context.seed, progress=progress)
 
-    def _failed(self, crash: PassCrash, instance: Pass, index: int, run: _Run, seconds: float) -> PassRecord:
+    def _failed(
+        self, crash: PassCrash, instance: Pass, index: int, run: RunState, seconds: float
+    ) -> PassRecord:
         """Find out what can be found out about a crash; go on without the pass where that was asked for."""
         found = crash
         if self._investigate:
@@ -354,7 +336,7 @@ class PassManager:
             error=str(found),
         )
 
-    def _replayed(self, index: int, run: _Run) -> ir.Model | None:
+    def _replayed(self, index: int, run: RunState) -> ir.Model | None:
         """The model as it was before pass `index`, made once more; None where that does not work."""
         start, saved = run.saved
         skipped = {i for i, record in enumerate(run.records) if record.error}
@@ -395,22 +377,5 @@ def _is_ours(instance: Pass) -> bool:
     return type(instance).__module__.startswith(f"{_PACKAGE}.")
 
 
-def _costs(run: _Run) -> dict[str, Any]:
-    from .analyses_values import Costs
-
-    costs = run.analyses.get(Costs)
-    macs = costs.macs()
-    return {
-        "macs": macs if macs is None or isinstance(macs, int) else str(macs),
-        "bytes_moved": costs.moved(),
-    }
-
-
 def _itself(model: ir.Model) -> ir.Model:
     return model
-
-
-def count_nodes(model: ir.Model) -> int:
-    """Number of nodes in all graphs, subgraphs and functions."""
-    nodes = sum(len(graph) for graph in graphs_of(model))
-    return nodes + sum(sum(1 for _ in function.all_nodes()) for function in model.functions.values())

@@ -6,7 +6,6 @@ named, shapes and types filled in, provenance recorded, and tells the driver wha
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +15,10 @@ import onnx_ir as ir
 from ..ir.bodies import bodies_of, nodes_of
 from ..ir.constants import constant_tensor
 from ..ir.errors import PassError
-from ..ir.shape_memo import as_shape
-from ..ir.tensors import element_type, tensor_of
+from ..ir.tensors import tensor_of
 from ..ir.uses import hand_over, is_read, is_unread, read_nothing, use_count
 from .attributes import as_attribute, as_attributes
-from .journal import Journal
+from .constant_store import ConstantStore, as_named_tensor
 
 PASS_KEY = "graphwright.pass"
 FROM_KEY = "graphwright.from"
@@ -29,7 +27,7 @@ _MAX_SOURCES = 8
 _LONGEST_NAME = 256
 
 
-class Rewriter(Journal):
+class Rewriter(ConstantStore):
     """Mutates one model on behalf of one pass.
 
     Attributes:
@@ -96,7 +94,7 @@ class Rewriter(Journal):
             assert tensor is not None
             value.const_value = None
             value.name = self.unique_name(value.name or "constant")
-            value.const_value = _as_tensor(tensor, value.name)
+            value.const_value = as_named_tensor(tensor, value.name)
             self.model.graph.register_initializer(value)
             self._altered[value] = None
         for node in nodes:
@@ -269,13 +267,6 @@ class Rewriter(Journal):
             pending.extend(value.producer() for value in operands)
         self.drop_orphans()
 
-    def drop_orphans(self) -> None:
-        """Remove the initializers whose last reader was erased or read something else since the last call."""
-        orphans, self._orphans = self._orphans, {}
-        for value in orphans:
-            if not (is_read(value) or value.is_graph_input()) and value.is_initializer():
-                self.remove_initializer(value)
-
     def set_input(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
         """Let input `index` of `node` read `value`; optional inputs up to `index` are added as needed."""
         self._changed()
@@ -302,55 +293,6 @@ class Rewriter(Journal):
         for user in [u for output in node.outputs for u in output.consumers()]:
             self._touch(user)
 
-    def initializer(
-        self, hint: str, array: np.ndarray | ir.TensorProtocol, *, graph: ir.Graph | None = None
-    ) -> ir.Value:
-        """Add a constant with a fresh name made from `hint`.
-
-        Args:
-            hint: Name to start from.
-            array: The data.
-            graph: Where it is registered; the main graph (visible everywhere but in functions) by default.
-        """
-        self._changed()
-        name = self.unique_name(hint)
-        tensor = _as_tensor(array, name)
-        value = ir.Value(
-            name=name,
-            shape=as_shape(tensor.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        self._altered[value] = None
-        (graph if graph is not None else self.model.graph).register_initializer(value)
-        return value
-
-    def lift(self, node: ir.Node, tensor: ir.TensorProtocol) -> None:
-        """Let what a Constant node makes be an initializer of the main graph that holds `tensor`.
-
-        Args:
-            node: A node outside of functions; its only output is no graph output.
-            tensor: What it makes.
-        """
-        self._changed()
-        (value,) = node.outputs
-        graph, inner = self.model.graph, node.graph
-        assert inner is not None
-        self._forget(node)
-        inner.remove(node)
-        # The value stays the one that its readers read.
-        value._producer = value._index = None
-        node._outputs = ()
-        if inner is not graph or not value.name:
-            # Sibling bodies may use one name twice.
-            value.name = self.unique_name(value.name or "constant")
-        value.const_value = _as_tensor(tensor, str(value.name))
-        value.shape, value.type = as_shape(tensor.shape), ir.TensorType(tensor.dtype)
-        graph.register_initializer(value)
-        self._altered[value] = None
-        for user, _ in value._uses:
-            self._touch(user)
-
     def constant_before(self, anchor: ir.Node, hint: str, array: np.ndarray) -> ir.Value:
         """A constant that `anchor` can read: an initializer, or in functions, which have none, a Constant."""
         if not self.in_function(anchor):
@@ -358,38 +300,6 @@ class Rewriter(Journal):
         (value,) = self.insert_before(anchor, "Constant", [], {"value": tensor_of(array)}, name=hint)
         value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
         return value
-
-    def in_function(self, node: ir.Node) -> bool:
-        """Whether a node is part of a function body, which cannot hold or see initializers."""
-        functions = self.model.functions
-        return bool(functions) and any(
-            node.graph is graph
-            for function in functions.values()
-            for graph in (function.graph, *function.graph.subgraphs())
-        )
-
-    def set_initializer(self, value: ir.Value, array: np.ndarray | ir.TensorProtocol) -> None:
-        """Replace the data of an initializer; shape and type follow."""
-        if not value.is_initializer():
-            raise PassError(f"'{value.name}' is not an initializer")
-        self._changed()
-        tensor = _as_tensor(array, value.name or "")
-        value.const_value = tensor
-        value.shape = as_shape(tensor.shape)
-        value.type = ir.TensorType(tensor.dtype)
-        self._altered[value] = None
-        for user in value.consumers():
-            self._touch(user)
-            self._stale[user] = None
-
-    def remove_initializer(self, value: ir.Value) -> None:
-        """Remove an initializer that nothing reads."""
-        graph = value.graph
-        if not isinstance(graph, ir.Graph) or is_read(value):
-            raise PassError(f"initializer '{value.name}' is in use")
-        self._changed()
-        graph.initializers.pop(str(value.name))
-        self._altered.pop(value, None)
 
     def set_shape(self, value: ir.Value, shape: Sequence[int | str | None] | ir.Shape | None) -> None:
         """Set the shape of a value; None makes it unknown."""
@@ -484,18 +394,3 @@ class Rewriter(Journal):
             merged = dict.fromkeys([*known.split(";"), *names.split(";")])
             names = ";".join(list(merged)[:_MAX_SOURCES])
         node.metadata_props[FROM_KEY] = names
-
-
-def _as_tensor(data: np.ndarray | ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    """Make a tensor called `name`, without renaming a tensor that another graph may share."""
-    if isinstance(data, np.ndarray):
-        return tensor_of(data, name)
-    if data.name == name:
-        return data
-    if type(data) is ir.Tensor and not data.doc_string and not data._metadata and not data._metadata_props:
-        array = data.raw
-        if type(array) is np.ndarray and element_type(array) == data.dtype:
-            return tensor_of(array, name)
-    tensor = copy.copy(data)
-    tensor.name = name
-    return tensor
