@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,17 +28,18 @@ _SIZES = {
     "Resize": {3},
     "Loop": {0},
 }
+# Which inputs are positions in a sequence, which may be short.
+_POSITIONS = {"SequenceAt": 1, "SequenceErase": 1, "SequenceInsert": 2}
 _UNBOUNDED_HIGH = 10
+_WORDS = ("", "a", "B", "graph", "wright", "0", "-1.5", "two words")
 
 
-def random_inputs(
-    model: ir.Model, seed: int = 0, *, dims: Mapping[str, int] | None = None
-) -> dict[str, np.ndarray]:
+def random_inputs(model: ir.Model, seed: int = 0, *, dims: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Seeded random values for every input that has no default.
 
     Floats are standard normal. Integers that index a table (Gather, as in an embedding) stay inside it, masks
     (by name, or cast to bool) are 0 or 1, divisors never 0, other 64- and 32-bit ones are 0 to 9, narrower
-    ones use their whole range; booleans are fair coins.
+    ones use their whole range; booleans are fair coins. Strings are words, sequences hold three tensors.
 
     Args:
         model: the model; symbolic dimensions may remain.
@@ -45,18 +47,18 @@ def random_inputs(
         dims: sizes of symbolic dimensions; others get `default_dims`.
 
     Raises:
-        ModelError: an input has an unknown rank, or is not a tensor of numbers.
+        ModelError: an input has an unknown rank, or is of a type that cannot be made up.
     """
     shapes = input_shapes(model, dims)
     return {
-        name: _random(value, shapes[name], np.random.default_rng([seed, zlib.crc32(name.encode())]))
+        name: _random_value(value, shapes[name], np.random.default_rng([seed, zlib.crc32(name.encode())]))
         for name, value in _inputs(model).items()
     }
 
 
 def edge_inputs(
     model: ir.Model, *, dims: Mapping[str, int] | None = None
-) -> list[tuple[str, dict[str, np.ndarray]]]:
+) -> list[tuple[str, dict[str, Any]]]:
     """Named sets of unusual inputs: all finite and legal, so that a model has a defined result for each.
 
     Float inputs are zero, one, negative, large, tiny (normal but near the smallest), denormal, alternating in
@@ -75,10 +77,13 @@ def edge_inputs(
         ("denormal", lambda noise, dtype: np.sign(noise) * _smallest_normal(dtype) / 4, "low"),
         ("alternating", lambda noise, dtype: _alternating(noise.shape), "alternating"),
     ]
-    cases = []
+    cases: list[tuple[str, dict[str, Any]]] = []
     for label, fill, choice in fills:
-        feeds = {}
+        feeds: dict[str, Any] = {}
         for name, value in _inputs(model).items():
+            if not _is_numbers(value):
+                feeds[name] = _random_value(value, shapes[name], np.random.default_rng(len(cases)))
+                continue
             dtype = _numpy_dtype(value)
             if _is_float(dtype):
                 noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shapes[name])
@@ -96,12 +101,15 @@ def input_shapes(model: ir.Model, dims: Mapping[str, int] | None = None) -> dict
     more), else 8. Expressions of symbols ("2*s") are evaluated.
 
     Raises:
-        ModelError: an input has an unknown rank, or is not a tensor of numbers.
+        ModelError: an input has an unknown rank, or is of a type that cannot be made up.
     """
     sizes = dict(dims or {})
     declared: dict[str, ir.Shape] = {}
     for name, value in _inputs(model).items():
-        _numpy_dtype(value)
+        if not (_is_numbers(value) or _is_strings(value) or _is_sequence(value)):
+            raise ModelError(
+                f"input '{name}' has type {value.type}, which cannot be made up; feed it from Python"
+            )
         if value.shape is None:
             raise ModelError(f"input '{name}' has no shape; feed it yourself")
         declared[name] = value.shape
@@ -162,6 +170,22 @@ def _numpy_dtype(value: ir.Value) -> np.dtype:
     return np.dtype(value.dtype.numpy())
 
 
+def _is_numbers(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.TensorType) and value.dtype not in (None, ir.DataType.STRING)
+
+
+def _is_strings(value: ir.Value) -> bool:
+    return isinstance(value.type, ir.TensorType) and value.dtype == ir.DataType.STRING
+
+
+def _is_sequence(value: ir.Value) -> bool:
+    return (
+        isinstance(value.type, ir.SequenceType)
+        and isinstance(value.type.elem_type, ir.TensorType)
+        and value.dtype not in (None, ir.DataType.STRING)
+    )
+
+
 def _is_float(dtype: np.dtype) -> bool:
     # ml_dtypes kinds are "V" or "f"; its integers are the ones whose name says so.
     return dtype.kind in "fc" or (dtype.kind == "V" and "int" not in dtype.name)
@@ -169,6 +193,20 @@ def _is_float(dtype: np.dtype) -> bool:
 
 def _is_sub_byte_integer(dtype: np.dtype) -> bool:
     return "int" in dtype.name and dtype.kind not in "iu"
+
+
+def _random_value(value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+    """What a graph input may be fed with: an array, or a list of three for a sequence."""
+    if _is_strings(value):
+        return rng.choice(np.array(_WORDS, dtype=object), size=shape)
+    if _is_sequence(value):
+        assert value.dtype is not None
+        kind = np.dtype(value.dtype.numpy())
+        noise = [
+            rng.standard_normal(shape) if _is_float(kind) else rng.integers(0, 2, shape) for _ in range(3)
+        ]
+        return [each.astype(kind) for each in noise]
+    return _random(value, shape, rng)
 
 
 def _random(value: ir.Value, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -196,6 +234,8 @@ def integer_range(value: ir.Value) -> tuple[int, int]:
     readers = _readers(value)
     if any(index in _SIZES.get(node.op_type, ()) for node, index in readers):
         return 1, 1
+    if any(_POSITIONS.get(node.op_type) == index for node, index in readers):
+        return 0, 0
     if any(node.op_type in ("Div", "Mod") and index == 1 for node, index in readers):
         return 1, _UNBOUNDED_HIGH - 1
     bounds = [bound for node, index in readers if (bound := _index_bound(node, index)) is not None]

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from .collector import without_collector
 from .damage import check_names
+from .early_operators import lend_domain, restore_domain
 from .errors import GraphwrightError, ModelError, VerifyError
 from .normalize import check_operators, normalize
 from .quiet import collected_warnings
@@ -163,10 +164,13 @@ def _deserialize(proto: onnx.ModelProto, folder: Path, data: Data) -> ir.Model:
     _restore_input_types(model, proto)
     normalize(model)
     check_operators(model)
+    early = lend_domain(model)
     verify(model)
     before = model.opset_imports.get("")
     upgrade(model)
-    if before != model.opset_imports.get(""):
+    if early:
+        restore_domain(model)
+    if early or before != model.opset_imports.get(""):
         normalize(model)
         verify(model)
     return model

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, cast
 
@@ -118,7 +119,13 @@ class Context(osi.ShapeInferenceContext):
         return any(self.is_generated_symbol(name) for name in dim.free_symbols())
 
     def set_symbolic_value(self, value: ir.Value, data: list[int | ir.SymbolicDim]) -> None:
-        """Note the contents of a small integer tensor; where they are numbers, as a constant too."""
+        """Note the contents of a small integer tensor; where they are numbers, as a constant too.
+
+        What runs over in the type of the value is not known: the library computes without limits.
+        """
+        low, high = _limits(value.dtype or ir.DataType.INT64)
+        if any(type(element) is int and not low <= element <= high for element in data):
+            return
         self._symbolic_values[value] = data
         self._plain.pop(value, None)
         if self._calls:
@@ -232,6 +239,14 @@ def _infer_constant(node: ir.Node) -> bool:
     if type(value.type) is not ir.TensorType or value.dtype != tensor.dtype:
         value.type = ir.TensorType(tensor.dtype)
     return True
+
+
+@functools.cache
+def _limits(dtype: ir.DataType) -> tuple[float, float]:
+    if not dtype.is_integer() or dtype.itemsize < 1:
+        return -math.inf, math.inf
+    info = np.iinfo(dtype.numpy())
+    return int(info.min), int(info.max)
 
 
 @functools.lru_cache(maxsize=1024)

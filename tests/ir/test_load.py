@@ -102,6 +102,24 @@ def test_other_opsets_mean_the_same(tmp_path, opset, text):
     assert compare(original(path, feeds), run_reference(model, feeds)).max_rel < 1e-6
 
 
+@pytest.mark.parametrize("opset", [7, 11, 16, 18])
+@pytest.mark.parametrize(
+    ("op_type", "becomes"),
+    [("LayerNormalization", "LayerNormalization"), ("SimplifiedLayerNormalization", "RMSNormalization")],
+)
+def test_normalizations_that_onnx_runtime_writes_into_any_opset(tmp_path, opset, op_type, becomes):
+    scale = "<float[4] s = {1, 2, 3, -1}>"
+    text = (
+        f"agraph (float[2,4] x) => (float[2,4] y) {scale} {{ a = Relu(x)\n y = {op_type}<axis = -1>(a, s) }}"
+    )
+    path = write(tmp_path / "m.onnx", opset, text)
+    model = load(path)
+    assert [node.op_type for node in model.graph] == ["Relu", becomes]
+    assert model.opset_imports == {"": CANONICAL_OPSET}
+    feeds = random_inputs(model)
+    assert compare(original(path, feeds), run_reference(model, feeds)).max_rel < 1e-6
+
+
 def test_slopes_per_channel_of_the_first_opsets(tmp_path):
     text = "agraph (float[1,3,3] x) => (float[1,3,3] y) <float[3] s = {1, 2, 3}> { y = PRelu(x, s) }"
     model = load(write(tmp_path / "m.onnx", 6, text))

@@ -512,3 +512,18 @@ def test_a_quotient_that_comes_out_even_is_a_number():
     infer_shapes(model)
     found = value(model, "y").shape
     assert found is not None and str(found[0]) == "batch" and found[1] == 432 and isinstance(found[1], int)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "numbers", "op_type"),
+    [("int32", [2**31 - 1, 5], "Add"), ("int64", [2**63 - 1, 2], "Mul"), ("uint8", [250, 3], "Add")],
+)
+def test_integers_that_run_over_are_not_taken_for_sizes(dtype, numbers, op_type):
+    listed = ", ".join(map(str, numbers))
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 23]>\n'
+        f"g ({dtype}[2] x) => ({dtype}[2] y) <{dtype}[2] w = {{{listed}}}> {{ a = {op_type}(w, w)\n y = Add(a, x) }}"
+    )
+    infer_shapes(model)
+    assert model.graph[0].outputs[0].const_value is None
+    assert str(model.graph.outputs[0].shape) == "[2]"
