@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -197,3 +198,19 @@ def test_observing_keeps_to_the_limit():
     with rule_limit(0.4):
         failure = observe(broken.model(), "test-misbehave")
     assert failure is not None and "within 0.4 s" in failure.message
+
+
+def test_whoever_profiles_after_a_watch_gets_on():
+    """CPython 3.11 hangs in a profiled thread once an asynchronous exception was taken back there."""
+    code = (
+        "import cProfile, faulthandler\n"
+        "from graphwright.passes.watchdog import watching\n"
+        "faulthandler.dump_traceback_later(20, exit=True)\n"
+        "profile = cProfile.Profile()\n"
+        "profile.enable()\n"
+        "with watching(60.0):\n"
+        "    pass\n"
+        "print(sum(abs(i) for i in range(1000)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "499500\n"), done.stderr
