@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from .bodies import all_graphs
 from .schemas import UNBOUNDED
+from .sweep import nodes_in
 
 # By the name in such files: the opset that has it, and its name there.
 _EARLY = {
@@ -29,8 +30,8 @@ def lend_domain(model: ir.Model) -> bool:
         return False
     found = False
     for graph in all_graphs(model):
-        for node in graph:
-            if node.domain == "" and node.op_type in _EARLY and version < _EARLY[node.op_type][0]:
+        for node in nodes_in(graph):
+            if node._op_type in _EARLY and node.domain == "" and version < _EARLY[node.op_type][0]:
                 node.domain, node.op_type = _LENT_DOMAIN, _EARLY[node.op_type][1]
                 found = True
     if found:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from .bodies import all_graphs
+from .sweep import nodes_in
 from .verify import problems
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ def relabel(model: ir.Model, version: int) -> None:
     for function in model.functions.values():
         function.opset_imports[""] = version
     for graph in all_graphs(model):
-        for node in graph:
-            if node.domain == "":
+        for node in nodes_in(graph):
+            if node._domain == "":
                 node.version = version
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from .bodies import all_graphs
 from .opset import LAST_RUNNABLE
 from .relabel import lower
+from .sweep import nodes_in
 
 
 def runnable_opset(model: ir.Model, wanted: int) -> int:
@@ -19,8 +20,8 @@ def runnable_opset(model: ir.Model, wanted: int) -> int:
 def nodes_that_limit(model: ir.Model) -> Iterator[ir.Node]:
     """Yield the nodes that ONNX Runtime runs in opsets before the canonical one only."""
     for graph in all_graphs(model):
-        for node in graph:
-            if node.op_type in LAST_RUNNABLE and node.domain == "":
+        for node in nodes_in(graph):
+            if node._op_type in LAST_RUNNABLE and node.domain == "":
                 yield node
 
 

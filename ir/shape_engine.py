@@ -24,6 +24,7 @@ from .bodies import nodes_at
 from .constants import constant_tensor
 from .errors import ShapeError
 from .shape_checks import contradiction
+from .sweep import nodes_in
 from .symbols import symbols_of, values_of
 
 shape_rules.install()
@@ -296,7 +297,7 @@ def run(context: Context, model: ir.Model) -> list[ir.Node]:
                 value.shape = cast(ir.Shape, tensor.shape)
         for value in model.graph.inputs:
             context.name_anonymous_dims(value)
-        for node in model.graph:
+        for node in nodes_in(model.graph):
             if simple and infer(context, node):
                 continue
             unchecked.append(node)

@@ -16,23 +16,16 @@ import onnx_ir as ir
 
 _MOST_ELEMENTS = 64
 _MOST_ENTRIES = 1 << 14
-_PLAIN_ATTRIBUTES = frozenset(
-    {
-        ir.AttributeType.INT,
-        ir.AttributeType.INTS,
-        ir.AttributeType.FLOAT,
-        ir.AttributeType.FLOATS,
-        ir.AttributeType.STRING,
-    }
+# Looked up by equality: Python computes the hash of an enumeration's member slowly.
+_PLAIN_ATTRIBUTES = (
+    ir.AttributeType.INT,
+    ir.AttributeType.INTS,
+    ir.AttributeType.FLOAT,
+    ir.AttributeType.STRING,
+    ir.AttributeType.FLOATS,
 )
-_FLOATS = frozenset(
-    {
-        ir.DataType.FLOAT,
-        ir.DataType.FLOAT16,
-        ir.DataType.BFLOAT16,
-        ir.DataType.DOUBLE,
-    }  # contents never matter
-)
+# Their contents never matter.
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 # Operators whose shapes depend on the contents of floating-point inputs, on more than their inputs, or on
 # nothing that is a tensor.
 _LEFT_OUT = frozenset(
@@ -68,31 +61,32 @@ _known: dict[Key, tuple[_Output, ...]] = {}
 
 def key_of(node: ir.Node, context: Any) -> Key | None:
     """What the shapes of the outputs of `node` follow from; None where that cannot be told so simply."""
-    if node.domain or node.op_type in _LEFT_OUT or not node.outputs:
+    op_type, outputs = node._op_type, node._outputs
+    if node._domain or op_type in _LEFT_OUT or not outputs:
         return None
-    parts: list[Any] = [node.op_type, context.opset_imports.get(""), len(node.outputs)]
-    for value in node.inputs:
+    parts: list[Any] = [op_type, context.opset_imports.get(""), len(outputs)]
+    for value in node._inputs:
         if value is None:
             parts.append(None)
             continue
-        kind, shape = value.type, value.shape
+        kind, shape = value._type, value._shape
         if shape is None or type(kind) is not ir.TensorType:
             return None
         dims = shape.dims
         for dim in dims:
             if type(dim) is not int:
                 return None
-        dtype = kind.dtype
-        parts += (dtype, dims)
+        dtype = kind._dtype
+        parts += (dtype._value_, dims)
         if dtype not in _FLOATS and len(dims) < 2:
             elements = _elements(value, dtype, dims, context)
             if elements is False:
                 return None
             parts.append(elements)
-    for name, attribute in node.attributes.data.items():
-        if attribute.type not in _PLAIN_ATTRIBUTES or attribute.ref_attr_name is not None:
+    for name, attribute in node._attributes.data.items():
+        if attribute._type not in _PLAIN_ATTRIBUTES or attribute._ref_attr_name is not None:
             return None
-        content = attribute.value
+        content = attribute._value
         parts.append(name)
         parts.append(content if type(content) in (int, float, str, bytes, tuple) else tuple(content))
     return tuple(parts)
@@ -113,12 +107,12 @@ def recall(key: Key, node: ir.Node, context: Any) -> bool:
     found = _known.get(key)
     if found is None:
         return False
-    for value, output in zip(node.outputs, found, strict=True):
-        shape, found_shape = value.shape, output.shape
+    for value, output in zip(node._outputs, found, strict=True):
+        shape, found_shape = value._shape, output.shape
         if shape is not found_shape and (shape is None or shape.dims != found_shape.dims):
             value.shape = found_shape
-        kind = value.type
-        if type(kind) is not ir.TensorType or kind.dtype != output.dtype:
+        kind = value._type
+        if type(kind) is not ir.TensorType or kind._dtype is not output.dtype:
             value.type = ir.TensorType(output.dtype)
         if output.elements is not None:
             context.set_symbolic_value(value, list(output.elements))

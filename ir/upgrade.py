@@ -16,6 +16,7 @@ from .opset import CANONICAL_OPSET
 from .quiet import collected_warnings
 from .relabel import lower, relabel, same_version
 from .runtime_gaps import runnable_opset
+from .sweep import nodes_in
 
 # Oldest opset that onnxscript converts on the IR itself; below it the converter of the onnx package goes
 # through protobuf, which loses node metadata, and so goes no further up than needed.
@@ -100,18 +101,22 @@ def _only_widened(model: ir.Model, target: int) -> bool:
     if any(each.get("", target) < _OLDEST_ON_IR for each in imports):
         return False
     return not any(
-        node.domain == "" and node.op_type in CHANGED_SINCE_18
+        node._op_type in CHANGED_SINCE_18 and node.domain == ""
         for graph in all_graphs(model)
-        for node in graph
+        for node in nodes_in(graph)
     )
 
 
 def _same_operators(model: ir.Model, target: int) -> bool:
     """Whether every standard operator of the model has the same version in its opset and in `target`."""
+    version, asked = model.opset_imports[""], set[str]()
     for graph in all_graphs(model):
-        for node in graph:
-            if node.domain == "" and not same_version(node.op_type, model.opset_imports[""], target):
-                return False
+        for node in nodes_in(graph):
+            op_type = node._op_type
+            if op_type not in asked and node.domain == "":
+                asked.add(op_type)
+                if not same_version(op_type, version, target):
+                    return False
     return all(
         function.opset_imports.get("", model.opset_imports[""]) == model.opset_imports[""]
         for function in model.functions.values()

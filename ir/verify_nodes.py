@@ -130,7 +130,7 @@ def _kind(node: ir.Node) -> tuple[object, ...] | None:
         for value in values:
             kind = None if value is None else value._type
             if type(kind) is ir.TensorType:
-                parts.append(kind._dtype)
+                parts.append(kind._dtype._value_)
             else:
                 # Of other types nothing is checked; but an input that is left out is not one without a type.
                 # Neither equals a number, as element types do.
@@ -139,7 +139,7 @@ def _kind(node: ir.Node) -> tuple[object, ...] | None:
         if attribute._ref_attr_name is not None:
             return None
         parts.append(name)
-        parts.append(attribute._type)
+        parts.append(attribute._type._value_)
     return tuple(parts)
 
 

@@ -216,13 +216,15 @@ class _Reader:
         kind, shape = known
         # A type may be changed in place, so each value gets its own; a frozen shape may not.
         if type(kind) is ir.TensorType:
-            value.type = ir.TensorType(kind.dtype, denotation=kind.denotation)
+            value._type = ir.TensorType(kind._dtype, denotation=kind.denotation)
         else:
             value.type = copy.deepcopy(kind)
-        value.shape = shape
-        if info.metadata_props:
-            value.metadata_props.update({entry.key: entry.value for entry in info.metadata_props})
-        value.doc_string = _optional(info, "doc_string")
+        value._shape = shape
+        properties = info.metadata_props
+        if properties:
+            value.metadata_props.update({entry.key: entry.value for entry in properties})
+        if info.HasField("doc_string"):
+            value.doc_string = info.doc_string
         return value
 
     def _type(self, proto: onnx.TypeProto) -> tuple[ir.TypeProtocol | None, ir.Shape | None]:
