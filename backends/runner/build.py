@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...ir.errors import TargetError
 from ..cross import compiler_for
+from ..host import host_arch
 from ..target import Target
 from .runtime import cache_folder, made_whole, package_folder, runtime_libraries
 
@@ -35,6 +36,15 @@ def build_runner(target: Target) -> Path:
                 shutil.copyfile(library, partial / library.name)
             _compile(compiler, partial)
     return program
+
+
+def program_flags() -> list[str]:
+    """What g++ needs for a program of this machine that includes `model.h`, besides the program itself."""
+    folders = dict.fromkeys(library.parent for library in runtime_libraries(host_arch()))
+    flags = [f"-I{package_folder('tvm_ffi') / 'include'}", f"-I{Path(__file__).parent}"]
+    for folder in folders:
+        flags += [f"-L{folder}", f"-Wl,-rpath,{folder}"]
+    return [*flags, "-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_runtime_extra", "-ltvm_ffi", "-ldl"]
 
 
 def _compile(compiler: str, folder: Path) -> None:

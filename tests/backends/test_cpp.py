@@ -1,0 +1,79 @@
+"""An artifact used from C++: the example of the documentation is built by g++ and run."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import graphwright as gw
+import numpy as np
+import pytest
+from graphwright.backends import runner
+
+SOURCES = Path(runner.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    program = tmp_path_factory.mktemp("cpp") / "example"
+    flags = subprocess.run(
+        [sys.executable, "-m", "graphwright.backends.runner", "--flags"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    subprocess.run(
+        [
+            "g++",
+            "-std=c++17",
+            "-O1",
+            "-Wall",
+            "-Werror",
+            str(SOURCES / "example.cc"),
+            *flags,
+            "-o",
+            str(program),
+        ],
+        check=True,
+    )
+    return program
+
+
+def run(example, *arguments):
+    return subprocess.run([str(example), *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_the_example_computes_what_python_does(example, cnn, tmp_path):
+    executable = gw.compile(cnn, "host")
+    executable.save(tmp_path / "out")
+    size = 3 * 16 * 16
+    ramp = (np.arange(size, dtype=np.float32) / np.float32(size) - np.float32(0.5)).reshape(1, 3, 16, 16)
+    expected = executable(ramp)
+    finished = run(example, tmp_path / "out", "1,3,16,16")
+    assert finished.returncode == 0, finished.stderr
+    match = re.fullmatch(r"\[ 1 10 \] largest element (\S+) at (\d+)\n", finished.stdout)
+    assert match, finished.stdout
+    assert int(match[2]) == expected.argmax()
+    np.testing.assert_allclose(float(match[1]), expected.max(), rtol=1e-4)
+
+
+def test_wrong_shapes_and_folders_end_in_one_line(example, cnn, tmp_path):
+    gw.compile(cnn, "host").save(tmp_path / "out")
+    for arguments, said in (
+        ((tmp_path / "none", "1,3,16,16"), "cannot read"),
+        ((tmp_path / "out", "1,3,8,8"), "example: "),
+        ((tmp_path / "out",), "usage: example DIR SHAPE"),
+    ):
+        finished = run(example, *arguments)
+        assert finished.returncode == 2
+        assert said in finished.stderr
+
+
+def test_every_output_of_several(example, build_model, tmp_path):
+    model = build_model("g (float[2,6] x) => (float[2,6] a, float[6,2] b) { a = Neg(x) b = Transpose(x) }")
+    gw.compile(model, "host").save(tmp_path / "out")
+    lines = run(example, tmp_path / "out", "2,6").stdout.splitlines()
+    assert [line.split(" largest")[0] for line in lines] == ["[ 2 6 ]", "[ 6 2 ]"]
+    assert lines[0].endswith("largest element 0.5 at 0")
