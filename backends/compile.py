@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PIPELINE = (
     "simplify,fold-batch-norm,"
-    "fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-activation,eliminate-dead"
+    "fuse-normalization,fuse-group-norm,merge-transposes,fuse-softmax,fuse-attention,fuse-activation,"
+    "eliminate-dead"
 )
 """What compiling does to a graph if nothing else is asked for; lossless.
 

@@ -191,7 +191,8 @@ class Tuner:
         start = time.perf_counter()
         before = task.best
         self._open(task)
-        proposals = task.search.propose(min(BATCH, self._budget - self.trials))
+        count = min(BATCH, self._budget - self.trials)
+        proposals = [*self._of_relatives(task), *task.search.propose(count)][:count]
         if not proposals:
             task.prospect = 0.0
             return
@@ -205,6 +206,15 @@ class Tuner:
         task.prospect = max((before - task.best) / before, task.prospect / 2)
         self._seconds += time.perf_counter() - start
         self._tell(task.key.workload)
+
+    def _of_relatives(self, task: Task) -> list[Schedule]:
+        """Untried schedules that were the best of kernels that only differ in what follows the anchor."""
+        found = {
+            identity(each.schedule): each.schedule
+            for each in self.tasks
+            if each is not task and each.schedule and _anchor(each.key) == _anchor(task.key)
+        }
+        return [schedule for name, schedule in found.items() if name not in task.search.tried]
 
     def _open(self, task: Task) -> None:
         """Turn the worker to a task, its analytic choice built; measured if it was not yet."""
@@ -320,6 +330,11 @@ def _point(answer: dict[str, Any], microseconds: float) -> Point:
     )
     schedule: dict[str, Value] = {each.name: each.value for each in answer["asked"]}
     return Point(schedule, parameters, microseconds)
+
+
+def _anchor(key: Key) -> str:
+    """The part of a workload's key that describes the anchor."""
+    return key.workload.partition("[")[2].rpartition(")]")[0]
 
 
 def _relative(record: Record) -> float:

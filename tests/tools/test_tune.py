@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 
 import graphwright as gw
+import numpy as np
+import onnx_ir as ir
 import pytest
 from graphwright.backends.tuning import step, tuner
 from graphwright.tools.cli import main
 
+TEXT = """<ir_version: 10, opset_import: ["" : 23]>
+net (float[1,8,10,10] x, float[16,8,3,3] w) => (float[1,16,10,10] y) { y = Conv<pads = [1, 1, 1, 1]>(x, w) }"""
+
 
 @pytest.fixture
-def model(tmp_path, build_model):
+def model(tmp_path):
+    graph = ir.from_onnx_text(TEXT)
+    weights = graph.graph.inputs.pop()
+    weights.const_value = ir.tensor(np.random.default_rng(0).normal(0, 0.1, (16, 8, 3, 3)).astype(np.float32))
+    graph.graph.register_initializer(weights)
     path = tmp_path / "net.onnx"
-    text = """net (float[1,8,10,10] x, float[16,8,3,3] w) => (float[1,16,10,10] y)
-    { y = Conv<pads = [1, 1, 1, 1]>(x, w) }"""
-    gw.save(build_model(text, w=(16, 8, 3, 3)), path)
+    gw.save(graph, path)
     return path
 
 

@@ -9,15 +9,16 @@ are first packed as [heads, blocks, size, block], so that vectors run over keys;
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 from tvm import tirx
 
 from . import emit
+from .attention_keys import StoredHeads, pack_keys
 from .attention_rows import Place, ScoreRows, vector_width
-from .attention_spec import AttentionSpec, stored_heads
+from .attention_spec import AttentionSpec
 from .choices import choose_size
 from .emit import Statements
 from .interface import Epilogue, Index, Kernel
@@ -31,30 +32,6 @@ _SCORE_BYTES = 64 << 10
 """Scores of a task, about; they pass through the caches three times."""
 
 
-@dataclass(frozen=True)
-class _Operand:
-    """A stored operand seen as one axis."""
-
-    buffer: Any
-    flat: Any
-    declaration: Any
-    batch_stride: int
-    head_stride: int
-    row_stride: int
-
-    @classmethod
-    def of(cls, name: str, batch: int, heads: int, length: int, size: int, inner: bool) -> _Operand:
-        shape = stored_heads(batch, heads, length, size, inner)
-        source = emit.buffer(name, shape)
-        flat, declaration = emit.flat_view(source, prod(shape))
-        head, row = (size, heads * size) if inner else (length * size, size)
-        return cls(source, flat, declaration, heads * length * size, head, row)
-
-    def start(self, batch: Any, head: Any) -> Any:
-        """Where a head begins."""
-        return batch * self.batch_stride + head * self.head_stride
-
-
 def attention(spec: AttentionSpec, epilogue: Epilogue | None, target: TargetNumbers) -> Kernel:
     """Scaled dot-product attention.
 
@@ -66,9 +43,9 @@ def attention(spec: AttentionSpec, epilogue: Epilogue | None, target: TargetNumb
 class _Attention:
     def __init__(self, spec: AttentionSpec, epilogue: Epilogue | None, target: TargetNumbers):
         self.spec, self.target, self.lanes = spec, target, lanes_of(target)
-        self.q = _Operand.of("q", spec.batch, spec.heads, spec.rows, spec.size, spec.q_inner)
-        self.k = _Operand.of("k", spec.batch, spec.kv_heads, spec.columns, spec.size, spec.k_inner)
-        self.v = _Operand.of("v", spec.batch, spec.kv_heads, spec.columns, spec.value_size, spec.v_inner)
+        self.q = StoredHeads.of("q", spec.batch, spec.heads, spec.rows, spec.size, spec.q_inner)
+        self.k = StoredHeads.of("k", spec.batch, spec.kv_heads, spec.columns, spec.size, spec.k_inner)
+        self.v = StoredHeads.of("v", spec.batch, spec.kv_heads, spec.columns, spec.value_size, spec.v_inner)
         self.bias = emit.buffer("bias", spec.bias) if spec.bias is not None else None
         self.writer = Writer(epilogue, spec.out_shape, self._store_index)
         self.score_tile = choose_tile(spec.rows, spec.columns, spec.size, target)
@@ -104,8 +81,7 @@ class _Attention:
         spec = self.spec
         operands = [self.q, self.k, self.v]
         declarations = [each.declaration for each in operands]
-        packed, stage = self._pack()
-        self.packed = packed
+        self.packed, stage = pack_keys(spec, self.k, self.score_tile)
         count = blocks(spec.rows, self.queries)
 
         def task(t: Any) -> Any:
@@ -122,35 +98,6 @@ class _Attention:
         )
         note = f"attention {self.score_tile} {self.value_tile}, {self.queries} x {self.chunk} scores"
         return Kernel(func, (), spec.flops, note)
-
-    def _pack(self) -> tuple[Any, Statements]:
-        """Keys as (batch * heads, blocks, size, block), flat, with zeros beyond the last key."""
-        spec, block = self.spec, self.score_tile.block
-        shape = (spec.batch * spec.kv_heads, self.key_blocks, spec.size, block)
-        packed, allocation = emit.allocate("packed", (prod(shape),), scope="global")
-
-        def fill(t: Any) -> Any:
-            n, h, b = emit.unravel(t, (spec.batch, spec.kv_heads, self.key_blocks))
-            base = ((n * spec.kv_heads + h) * self.key_blocks + b) * (spec.size * block)
-            source = self.k.start(n, h)
-
-            def copy(lane: Any) -> Any:
-                key = b * block + lane
-                inside = key < spec.columns if spec.columns % block else True
-                place = source + key * self.k.row_stride
-
-                def value(d: Any) -> Any:
-                    return emit.store(packed, emit.load(self.k.flat, [place + d]), [base + d * block + lane])
-
-                def zero(d: Any) -> Any:
-                    return emit.store(packed, emit.constant(0.0), [base + d * block + lane])
-
-                return emit.when(inside, emit.loop("d", spec.size, value), emit.loop("d", spec.size, zero))
-
-            return emit.loop("lane", block, copy)
-
-        tasks = spec.batch * spec.kv_heads * self.key_blocks
-        return packed, [allocation, emit.parallel("pack", tasks, fill, spec.flops > SERIAL_FLOPS)]
 
     def _task(self, n: Any, h: Any, first: Any) -> Statements:
         """All keys for one block of queries of one head."""
