@@ -7,7 +7,7 @@ WORKERS ?= 2
 DEMO_OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning bench-int8 coverage lint format arm-tools clean
+.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning bench-repair bench-int8 coverage lint format arm-tools clean
 
 help:
 	@echo "make demo       train, prune, quantize and compile a small CNN; print the report"
@@ -16,6 +16,7 @@ help:
 	@echo "make readme     put the tables of the last demo and bench into the README"
 	@echo "make bench-simplify  compare simplify with onnxsim, onnxslim, onnxscript and ONNX Runtime"
 	@echo "make bench-int8      int8 on TVM beside float on TVM and ONNX Runtime on the same QDQ files"
+	@echo "make bench-repair    what equalization, GPTQ, bias correction and the like give back to quantized models"
 	@echo "make bench-pruning   accuracy after pruning, by criterion, on two networks trained on digits"
 	@echo "make coverage   prune and prove the architectures of torchvision, timm and transformers (hours)"
 	@echo "make lint       ruff and mypy alone"
@@ -66,6 +67,12 @@ bench-pruning: $(STAMP)
 	mkdir -p $(DEMO_OUT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m graphwright.tools.pruning_bench --folder $(DEMO_OUT) -o $(DEMO_OUT)/pruning.md
 	$(BIN)/python -m graphwright.tools.readme docs/pruning.md --table pruning=$(DEMO_OUT)/pruning.md
+
+# Most of an hour: full-size models are repaired layer by layer.
+bench-repair: $(STAMP)
+	mkdir -p $(DEMO_OUT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m graphwright.tools.repair_bench --folder $(DEMO_OUT) -o $(DEMO_OUT)/repair.md
+	$(BIN)/python -m graphwright.tools.readme docs/quantization-repair.md --table repair=$(DEMO_OUT)/repair.md
 
 bench-int8: $(STAMP)
 	mkdir -p $(DEMO_OUT)
