@@ -185,7 +185,10 @@ def _read_rare(proto: onnx.ModelProto, folder: Path, data: Data, reader: TensorR
     try:
         model = ir.from_proto(proto)
     except Exception as error:
-        raise ModelError(f"the graph cannot be read: {_root_cause(error)}") from error
+        reason = _root_cause(error)
+        if reason.startswith("Sparse tensors"):
+            reason = "a Constant is sparse, which is not supported; store it dense"
+        raise ModelError(f"the graph cannot be read: {reason}") from error
     reader.read_all(model)
     return model
 

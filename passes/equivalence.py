@@ -101,6 +101,8 @@ class Expectation:
         self._cases: list[tuple[str, dict[str, Any], dict[str, np.ndarray]]] = []
         for i, (label, feeds) in enumerate(labelled):
             self._progress(i, len(labelled), f"reference on {label}")
+            if inputs is None and label == _LARGE and _overflows(model, reference, feeds):
+                continue
             self._cases.append((label, feeds, reference.run(feeds)))
         for label, feeds in _resized(model, seed) if inputs is None else ():
             try:
@@ -191,6 +193,22 @@ def _runs_as_declared(model: ir.Model, reference: Reference) -> bool:
     except ModelError:
         return False
     return True
+
+
+_LARGE = "edge-case inputs 'large'"
+
+
+def _overflows(model: ir.Model, reference: Reference, feeds: dict[str, Any]) -> bool:
+    """Whether a result in between runs over in float16; what follows depends on the order of operations."""
+    narrow = [
+        str(value.name)
+        for node in model.graph
+        for value in node.outputs
+        if value.name and value.dtype == ir.DataType.FLOAT16 and isinstance(value.type, ir.TensorType)
+    ]
+    if not narrow:
+        return False
+    return any(not np.isfinite(array).all() for array in reference.run_values(feeds, narrow).values())
 
 
 def _given(inputs: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

@@ -556,3 +556,9 @@ def test_attention_in_double():
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = weights / weights.sum(-1, keepdims=True) @ feeds["v"]
     np.testing.assert_allclose(run_reference(fused, feeds)["y"], expected, rtol=1e-12)
+
+
+def test_attention_in_half_precision_is_proven_on_edge_cases_too():
+    text = spelled("s = Div (raw, c)", more="float16 c", dtype="float16")
+    result = optimize(model_of(text, c=2.828), "fuse-attention", check_each=True)
+    assert types(result.model) == ["Attention"]
