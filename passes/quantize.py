@@ -8,6 +8,7 @@ the most. The result is what one `insert-qdq{layers=...}` makes, whose text is i
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -103,13 +104,10 @@ class Quantize(Pass):
     def _pass(self) -> InsertQdq:
         from .pipeline import parse_pipeline
 
-        target = f'target="{self.target}" ' if self.target is not None else ""
-        selectors = "".join(
-            f'{name}="{value}" ' for name in ("only", "skip") if (value := getattr(self, name)) is not None
-        )
-        (made,) = parse_pipeline(f"insert-qdq{{{target}{selectors}{self.options}}}")
+        (made,) = parse_pipeline(f"insert-qdq{{{self.options}}}")
         assert isinstance(made, InsertQdq)
-        return made
+        mine = {name: getattr(self, name) for name in ("target", "only", "skip")}
+        return dataclasses.replace(made, **{name: value for name, value in mine.items() if value is not None})
 
     def _named(self) -> list[str]:
         return list(dict.fromkeys(part.strip() for part in self.precisions.split(",") if part.strip()))
@@ -139,7 +137,7 @@ class Quantize(Pass):
         for precision in sorted(found, key=lambda name: COSTS[name]):
             row = found[precision]
             context.note(
-                f"{precision}: {row['layers']} layers, {row['macs'] / macs:.1%} of their MACs, "
+                f"{precision}: layers {row['layers']}, {row['macs'] / macs:.1%} of their MACs, "
                 f"{row['weight_bytes'] / size:.1%} of their bytes"
             )
             context.count(f"layers in {precision}", row["layers"])
