@@ -24,6 +24,7 @@ from .quantization.calibration import Calibration, as_calibration
 from .quantization.calibrators import Method
 from .quantization.emit import emit
 from .quantization.extremes import Range
+from .quantization.means import MeanToPool
 from .quantization.mixing import grids_by_steps, mix
 from .quantization.original import remember_original
 from .quantization.placement import Plan, first_and_last_layers, plan_quantization
@@ -101,7 +102,10 @@ class InsertQdq(Pass):
         """
         data = self._data(context)
         flatten_functions(model, context)
+        remember_original(model)
         formats = self._formats(model, context)
+        if "GlobalAveragePool" in formats.table.computed:
+            context.rewrite(model, MeanToPool())
         kept = self._kept_layers(model.graph, formats.table)
 
         def planned(forbidden: Mapping[ir.Value, str]) -> Plan:
@@ -116,7 +120,6 @@ class InsertQdq(Pass):
         mixture = mix(plan, formats)
         scales = assign_scales(plan, ranges, mixture)
         _report(plan, scales, formats.table, data, batches, context)
-        remember_original(model)
         emit(model, plan, scales, mixture, formats, context)
 
     def _formats(self, model: ir.Model, context: PassContext) -> Formats:

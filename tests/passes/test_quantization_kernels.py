@@ -12,7 +12,7 @@ from .quantization_models import model_of, optimized_in_onnx_runtime, samples_fo
 
 HEAD = "float[N,16,8,8] x, float[16,16,1,1] wa, float[16,16,1,1] wb"
 CONSTANTS = {
-    "sc": [1, 1, 2, 2], "st": [0], "en": [8], "ax": [1], "lo": 0.0, "hi": 6.0, "to": [0, 4, 256], "ix": list(range(16)), "ze": [0]
+    "sc": [1, 1, 2, 2], "st": [0], "en": [8], "ax": [1], "lo": 0.0, "hi": 6.0, "to": [0, 4, 256], "ix": list(range(16)), "ze": [0], "hw": [2, -1]
 }  # fmt: skip
 # By name: extra initializers, what stands between two convolutions, and the kernel it must become.
 BETWEEN = {
@@ -33,6 +33,7 @@ BETWEEN = {
     "max pool": ("", "m = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)", "NhwcMaxPool"),
     "average pool": ("", "m = AveragePool<kernel_shape=[2,2], strides=[2,2]>(a)", "QLinearAveragePool"),
     "global pool": ("", "m = GlobalAveragePool(a)", "QLinearGlobalAveragePool"),
+    "mean": ("int64[2] hw", "m = ReduceMean(a, hw)", "QLinearGlobalAveragePool"),
     "concat": ("", "c = Conv(x, wb)  s = Concat<axis=2>(a, c)  m = Relu(s)", "QLinearConcat"),
     "split": ("", "s, t = Split<axis=1, num_outputs=2>(a)  m = Concat<axis=1>(t, s)", "QLinearConcat"),
     "resize": (
@@ -52,6 +53,11 @@ BETWEEN = {
 }
 ENDS = {
     "gemm": ("float[9,1024] w, float[9] b", "f = Flatten(a)  y = Gemm<transB=1>(f, w, b)", "QGemm"),
+    "mean": (
+        "int64[2] hw, float[9,16] w, float[9] b",
+        "f = ReduceMean<keepdims=0>(a, hw)  y = Gemm<transB=1>(f, w, b)",
+        "QGemm",
+    ),
     "product": ("float[1024,9] w, float[9] b", "f = Flatten(a)  m = MatMul(f, w)  y = Add(m, b)", "QGemm"),
     "tokens": (
         "int64[3] to, float[256,32] w, float[32] b, float[32,9] v",
@@ -135,7 +141,7 @@ def test_every_operator_of_the_tables_is_tried():
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        ("resnet18_small", {"QLinearConv": 6, "QLinearAdd": 1}),
+        ("resnet18_small", {"QLinearConv": 6, "QLinearAdd": 2, "QLinearGlobalAveragePool": 1}),
         pytest.param("mobilenet_v2_small", {"QLinearConv": 5}, marks=pytest.mark.slow),
         pytest.param("bert_base_small", {"QGemm": 8}, marks=pytest.mark.slow),
         pytest.param("vit_s16_small", {"QGemm": 4}, marks=pytest.mark.slow),
