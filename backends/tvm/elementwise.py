@@ -78,9 +78,8 @@ def _quantize(op: Op, x: Lazy | None, scale: Lazy | None, zero_point: Lazy | Non
     axis, block = op.axis(default=1) if op.rank else 0, op.attr("block_size", 0)
     read_scale = _along(scale, op.rank, axis, block)
     read_zero = _along(zero_point, op.rank, axis, block) if zero_point is not None else None
-    known = np.zeros((), dtype) if zero_point is None else op.static.get(2)
-    if known is not None and known.size == 1:
-        return _quantize_rounded(op, x, scale, int(known.reshape(-1)[0]), read_scale)
+    if zero_point is None or zero_point.shape in ((), (1,)):
+        return _quantize_rounded(op, x, zero_point, read_scale)
 
     def read(index: Index) -> Any:
         value = tirx.nearbyint(cast(x.read(index), "float32") / cast(read_scale(index), "float32"))
@@ -92,10 +91,8 @@ def _quantize(op: Op, x: Lazy | None, scale: Lazy | None, zero_point: Lazy | Non
     return Lazy(x.shape, dtype, read, x.cuts)
 
 
-def _quantize_rounded(
-    op: Op, x: Lazy, scale: Lazy, zero_point: int, read_scale: Callable[[Index], Any]
-) -> Lazy:
-    """Quantization with a known zero point.
+def _quantize_rounded(op: Op, x: Lazy, zero_point: Lazy | None, read_scale: Callable[[Index], Any]) -> Lazy:
+    """Quantization with one zero point.
 
     Values are clamped, then rounded by adding a number so large that the last bits of the sum are the nearest
     integer, ties to even.
@@ -103,7 +100,18 @@ def _quantize_rounded(
     from tvm import tirx
 
     dtype = op.outputs[0].dtype
-    low, high = (limit - zero_point for limit in _limits(op, dtype))
+    limits = _limits(op, dtype)
+    known = op.static.get(2)
+    nothing = zero_point is None or (known is not None and not known.any())
+
+    def zero() -> Any:
+        assert zero_point is not None
+        return cast(zero_point.read((0,) * len(zero_point.shape)), "int32")
+
+    def limit(value: float) -> Any:
+        wide = tirx.const(value, "float32")
+        return wide if nothing else wide - cast(zero(), "float32")
+
     reciprocal = None
     if op.attr(FUSED, 0) and op.derive is not None and 1 in op.constant:
         reciprocal = op.derive((1,), lambda scale: (1 / scale.astype(np.float64)).astype(np.float32))
@@ -112,10 +120,10 @@ def _quantize_rounded(
     def read(index: Index) -> Any:
         value, step = cast(x.read(index), "float32"), cast(read_scale(index), "float32")
         value = value * step if reciprocal is not None else value / step
-        value = tirx.max(tirx.min(value, tirx.const(high, "float32")), tirx.const(low, "float32"))
+        value = tirx.max(tirx.min(value, limit(limits[1])), limit(limits[0]))
         # The large number's last 16 bits are zero.
         rounded = tirx.reinterpret("int32", value + tirx.const(_ROUNDING, "float32"))
-        return cast(rounded + tirx.const(zero_point, "int32") if zero_point else rounded, dtype)
+        return cast(rounded if nothing else rounded + zero(), dtype)
 
     return Lazy(x.shape, dtype, read, x.cuts)
 

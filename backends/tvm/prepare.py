@@ -13,6 +13,7 @@ from ...ir.shapes import infer_shapes
 from ...passes.rewriter import Rewriter
 from .elementwise import ELEMENTWISE_TYPES
 from .op import Op, Type, attributes_of, static_positions, type_of
+from .roles import is_scalar_static
 
 _MAX_ROUNDS = 8
 _NOTHING = Type((), "float32")
@@ -160,7 +161,8 @@ def describe(node: ir.Node, constants: dict[ir.Value, np.ndarray]) -> Op:
         if value is None or value not in constants:
             continue
         array = constants[value]
-        if position in wanted or (array.size == 1 and node.op_type in ELEMENTWISE_TYPES):
+        scalar = node.op_type in ELEMENTWISE_TYPES and is_scalar_static(node.op_type, position, array)
+        if position in wanted or scalar:
             static[position] = array
     return Op(
         node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}",

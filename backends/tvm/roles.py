@@ -88,9 +88,12 @@ def _statics_known(op: Op) -> bool:
 def is_scalar_static(op_type: str, position: int, array: np.ndarray) -> bool:
     """Whether a constant of one element is written into the code.
 
-    Scales of quantization and what is gathered stay arguments, so that layers and time steps that differ only
-    in them share a function.
+    Scales and zero points of quantization and what is gathered stay arguments, so that layers and time steps
+    that differ only in them share a function.
     """
     if array.size != 1 or op_type == "Gather":
         return False
-    return not (op_type in {"QuantizeLinear", "DequantizeLinear"} and position == 1)
+    if op_type not in {"QuantizeLinear", "DequantizeLinear"}:
+        return True
+    # A zero point of zero costs nothing when it is known.
+    return position == 2 and not array.any()
