@@ -41,7 +41,7 @@ class Point:
     Attributes:
         name: The group that was pruned, by the layers that make its channels; "all" for all of them.
         ratio: What was asked for.
-        kept: Classes that stayed, and how many there were.
+        kept: Channels that stayed, and how many there were, in the widest layer of every group.
         macs, params: Shares of the original's.
         sqnr_db: Worst output against the original's on the calibration data, in dB.
         metric: What the user's own metric says; None without one.
@@ -141,13 +141,14 @@ def scan(
     for candidate in candidates:
         for ratio in ratios:
             kept = limits.kept(candidate, len(candidate.group.classes) * (1.0 - ratio))
-            result.by_group.append(versions.point(name_of(candidate), ratio, [cut_to(candidate, kept)]))
+            cuts = [cut_to(candidate, kept)]
+            result.by_group.append(versions.point(name_of(candidate), ratio, [candidate], cuts))
             done += 1
             if context.progress is not None:
                 context.progress(done, total, name_of(candidate))
     for ratio in pareto_ratios:
         cuts = choose(candidates, ratio, options.ranking, limits)
-        result.together.append(versions.point("all", ratio, cuts))
+        result.together.append(versions.point("all", ratio, candidates, cuts))
         done += 1
         if context.progress is not None:
             context.progress(done, total, f"all at {ratio:g}")
@@ -186,7 +187,7 @@ class _Versions:
             for name, score in zip(candidate.group.classes.tolist(), candidate.scores.tolist(), strict=True)
         }
 
-    def point(self, name: str, ratio: float, cuts: Sequence[Cut]) -> Point:
+    def point(self, name: str, ratio: float, candidates: Sequence[Candidate], cuts: Sequence[Cut]) -> Point:
         cuts = without_empty_axes(self._found, cuts, self._scores)
         removal = plan(self._found, cuts)
         pruned = clone(self._model)
@@ -194,11 +195,13 @@ class _Versions:
             apply_removal(pruned, removal, Rewriter(pruned))
         cost, before = self._sizer.cost(removal, ("macs", "params")), self._sizer.before
         worst = compare(self._expected, self._outputs(pruned))
-        classes = sum(len(cut.group.classes) for cut in cuts)
+        # Also of groups that lose nothing at this ratio, so that rows compare.
+        channels = sum(len(each.group.classes) * max(each.group.channels_per_class) for each in candidates)
+        gone = sum(len(cut.removed) * max(cut.group.channels_per_class) for cut in cuts)
         return Point(
             name,
             ratio,
-            (classes - sum(len(cut.removed) for cut in cuts), classes),
+            (channels - gone, channels),
             cost.macs / max(before.macs, 1.0),
             cost.params / max(before.params, 1.0),
             float(worst.sqnr_db),

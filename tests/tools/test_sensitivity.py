@@ -66,7 +66,9 @@ def test_scan_agrees_with_pruning_by_the_pass(model):
     from graphwright.ir.reference import Reference
     from graphwright.passes.optimize import optimize
 
-    found = scan(model, as_calibration(data()), ratios=(0.5,), pareto_ratios=(0.25, 0.5))
+    found = scan(model, as_calibration(data()), ratios=(0.5,), pareto_ratios=(0.25, 0.5, 0.05))
+    # Of all channels, also at a ratio at which no group loses any.
+    assert [point.kept for point in found.together] == [(11, 14), (7, 14), (14, 14)]
     assert [(point.kept, point.ratio) for point in found.by_group] == [((4, 8), 0.5), ((3, 6), 0.5)]
     pruned = optimize(model, "prune-channels{ratio=0.5}")
     before, after = pruned.report.records[0].details["macs"]
