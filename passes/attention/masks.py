@@ -189,7 +189,8 @@ def bounds(value: ir.Value, depth: int = _DEPTH) -> Bounds:
 
 def _sum(parts: list[Bounds]) -> Bounds:
     (a, b), (c, d) = parts
-    return (None if a is None or c is None else a + c), (None if b is None or d is None else b + d)
+    low = None if a is None or c is None else a + c
+    return -np.inf if -np.inf in (a, c) else low, None if b is None or d is None else b + d
 
 
 def _difference(parts: list[Bounds]) -> Bounds:
