@@ -136,6 +136,8 @@ def measure(name: str, folder: Path, only: str | None = None) -> dict[str, str]:
                 if subject.accuracy is not None:
                     cell += f" ({subject.accuracy(made):.2%})"
             cells[text] = cell
+            # It takes long: what is known by now should not be lost.
+            print_line(f"{name}: {text}: {cell}")
     return cells
 
 

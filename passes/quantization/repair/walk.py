@@ -17,6 +17,8 @@ from ....ir.reference import Reference
 from ...slicing import slice_model
 from ..calibration import Calibration, Feeds
 
+_LARGE = 1 << 20
+
 
 def some_batches(calibration: Calibration, model: ir.Model, samples: int) -> list[Feeds]:
     """The first batches that hold at least `samples` samples, or all there are.
@@ -116,7 +118,9 @@ class Walk:
         missing = [name for name in inputs if name not in self._known[0]]
         if missing:
             raise PassError(f"cannot run up to '{names[0]}': '{missing[0]}' is gone already")
-        return Reference(piece), inputs, nodes
+        # Threads of small pieces would mostly wait for each other.
+        size = sum(self._known[0][name].nbytes for name in inputs)
+        return Reference(piece, threads=1 if size < _LARGE else None), inputs, nodes
 
     def _needed(self, names: Sequence[str]) -> list[ir.Node]:
         made = {str(value.name): value for value in self._values()}
