@@ -39,7 +39,7 @@ def test_tune_then_compile(model, tmp_path, hurry, capsys, monkeypatch):
     assert "[Conv(f32[1x8x10x10]" in said.replace("\n", "")
     assert "tuning: 2 trials now, 2 in all" in said
     assert f"records are in {tmp_path / 'mine.jsonl'}" in said
-    assert "trial 0 of 2: about" in progress
+    assert " of 2: about " in progress
     out = tmp_path / "out"
     assert main(["compile", str(model), "-t", "host", "-o", str(out), "--no-measure"]) == 0
     assert f"kernels are built by records of {tmp_path / 'mine.jsonl'}" in capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_an_interruption_says_where_the_records_are(model, tmp_path, monkeypatch
     [
         (["tune", "--target", "cuda"], "tuning is for CPUs; kernels for cuda are scheduled by TVM's DLight"),
         (["tune", "--target", "raspberry-pi-4"], "cannot be measured here: it needs aarch64"),
-        (["tune", "--trials", "0"], "0 is not in the range x>=1"),
+        (["tune", "--trials", "0"], "greater than or equal to 1"),
         (["tune", "--threads", "none"], "--threads takes numbers"),
         (
             ["compile", "-o", "OUT", "--database", "missing.jsonl"],
