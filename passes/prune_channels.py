@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import onnx_ir as ir
@@ -183,6 +183,14 @@ class PruneChannels(Pass):
 
     def prepare(self, model: ir.Model, context: PassContext) -> None:
         """Rewrite, losslessly, what would hide which channels go together or tie more than must be."""
+        # All of it, whatever the selectors choose: they say which channels go.
+        active, context.active = context.active, replace(self, only=None, skip=None)
+        try:
+            self._prepare(model, context)
+        finally:
+            context.active = active
+
+    def _prepare(self, model: ir.Model, context: PassContext) -> None:
         # Torch writes absent biases and shapes as computations.
         FoldConstants().apply(model, context)
         context.rewrite(model, SequenceToSplit())

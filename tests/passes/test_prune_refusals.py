@@ -105,3 +105,13 @@ def test_initializers_made_without_type_and_shape():
     result = optimize(ir.Model(graph, ir_version=10), "prune-channels{ratio=0.5}")
     assert list(result.model.graph.initializers["c"].shape) == [4, 4, 1, 1]
     assert stored[0].shape is None
+
+
+def test_selectors_do_not_keep_the_preparation_from_its_work(network):
+    net = network()
+    y = net.conv(net.input(1, 3, 6, 6), 8)
+    parts = net.op("SplitToSequence", y, net.ints(4, 4), axis=1)
+    first, last = (net.op("SequenceAt", parts, net.constant(np.array(index))) for index in (0, 1))
+    y = net.op("Mul", net.op("Tanh", first), last)
+    record = record_of(net.model(net.conv(y, 4)), "ratio=0.5 only=conv0")
+    assert record.statistics["groups pruned"] == 1
