@@ -34,6 +34,8 @@ _KERNELS = Table(
     tails=(),
 )
 
+_WITHOUT_INTEGER_FORM = ("ConvTranspose", "LSTM", "GRU", "RNN")
+
 
 @register
 @dataclass(frozen=True)
@@ -65,9 +67,11 @@ class QuantizeDynamic(Pass):
         writer = _Writer(context.rewriter(model), grid, self.per_channel)
         for graph in all_graphs(model):
             for node in list(graph):
-                if node.domain not in DEFAULT_DOMAINS or node.op_type not in _KERNELS.weighted:
+                if node.domain not in DEFAULT_DOMAINS or not self.selects(node):
                     continue
-                if not self.selects(node):
+                if node.op_type in _WITHOUT_INTEGER_FORM:
+                    context.leave(node, "ONNX has no integer form of it")
+                if node.op_type not in _KERNELS.weighted:
                     continue
                 matched = self._match(node)
                 if isinstance(matched, str):
