@@ -46,12 +46,13 @@ def constant_array(value: ir.Value | None, limit: int | None = None) -> np.ndarr
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     """Like `constant_array` but without reading the data: dtype, shape and size are at hand."""
-    if value is None or value.is_graph_input():
+    # Asked more often than anything else; so without the properties.
+    if value is None or value._is_graph_input:
         return None
-    node = value.producer()
+    node = value._producer
     if node is None:
-        return value.const_value if value.is_initializer() else None
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return value._const_value if value._is_initializer else None
+    if node._op_type != "Constant" or node._domain not in ("", "ai.onnx"):
         return None
     return _constant_node_tensor(node)
 

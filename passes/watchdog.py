@@ -64,23 +64,23 @@ def watching(limit: float | None) -> Iterator[None]:
         yield
         return
     token = _watched.set(True)
-    stop, raised = threading.Event(), threading.Event()
+    stop, raised, deciding = threading.Event(), threading.Event(), threading.Lock()
     thread = threading.get_ident()
     watcher = threading.Thread(
-        target=_watch, args=(thread, limit, stop, raised), name="graphwright-watchdog", daemon=True
+        target=_watch, args=(thread, limit, stop, raised, deciding), name="graphwright-watchdog", daemon=True
     )
     watcher.start()
     try:
         yield
     finally:
+        # One that was raised when the rule had just come back arrives here, not in what follows. It cannot be
+        # taken back: CPython 3.11 then hangs as soon as somebody traces or profiles.
+        with contextlib.suppress(RuleStuck):
+            with deciding:
+                stop.set()
+            for _ in range(1000 if raised.is_set() else 0):
+                pass
         stop.set()
-        watcher.join()
-        if raised.is_set():
-            # One that was raised when the rule had just come back arrives here, not in what follows.
-            # It cannot be taken back: CPython 3.11 then hangs as soon as somebody traces or profiles.
-            with contextlib.suppress(RuleStuck):
-                for _ in range(1000):
-                    pass
         _watched.reset(token)
 
 
@@ -128,7 +128,9 @@ def _driver_of(frame: FrameType | None) -> FrameType | None:
     return None
 
 
-def _watch(thread: int, limit: float, stop: threading.Event, raised: threading.Event) -> None:
+def _watch(
+    thread: int, limit: float, stop: threading.Event, raised: threading.Event, deciding: threading.Lock
+) -> None:
     tick = min(limit / 4, 1.0)
     last: tuple[object, ...] | None = None
     spent, seen = 0.0, time.monotonic()
@@ -139,9 +141,11 @@ def _watch(thread: int, limit: float, stop: threading.Event, raised: threading.E
         # A process that was stopped meanwhile did not work all that time.
         spent = spent + min(now - seen, 2 * tick) if here is not None and here == last else 0.0
         last, seen = here, now
-        if spent >= limit and not stop.is_set():
-            raised.set()
-            _raise_in(thread, stuck)
+        if spent >= limit:
+            with deciding:
+                if not stop.is_set():
+                    raised.set()
+                    _raise_in(thread, stuck)
             last = None
 
 
