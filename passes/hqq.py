@@ -36,9 +36,9 @@ _PENALTY_GROWTH = 1.1
 class Hqq(Pass):
     """Choose scales and zero points of integer weights anew, by a norm that forgives outliers (HQQ; no data).
 
-    For behind `quantize-weights{form=int4}` or int8, or with the float model's file. A block keeps what it
-    has where that errs less in the norm. Layers with an int32 bias are left: it is tied to their scales.
-    Lossy.
+    For behind `quantize-weights{form=int4 scale=absmax}` or int8, or with the float model's file. A block
+    keeps what it has where nothing errs less in the norm without erring more in squares. Layers with an int32
+    bias are left: it is tied to their scales. Lossy.
     """
 
     name: ClassVar[str] = "hqq"
@@ -105,7 +105,7 @@ def norms(parts: BlockedWeight, p: float) -> np.ndarray:
 
 def fit_blocks(parts: BlockedWeight, p: float, iterations: int) -> BlockedWeight:
     """The alternation, over all blocks at once and from several scales; the best of all for each block."""
-    best, least = parts, norms(parts, p)
+    best, least, limit = parts, norms(parts, p), norms(parts, 2.0)
     for share in _STARTS:
         current = parts.rescaled(share)
         # Errors up to about this share of a step count as noise, larger ones as outliers.
@@ -117,8 +117,9 @@ def fit_blocks(parts: BlockedWeight, p: float, iterations: int) -> BlockedWeight
                 shrunk = np.maximum(magnitude - magnitude ** (p - 1.0) / penalty, 0.0)
             current = current.fitted(np.where(parts.real, current.weight - np.sign(error) * shrunk, 0.0))
             found = norms(current, p)
-            better = found < least
-            best, least = current.where(better, best), np.minimum(found, least)
+            # Outliers of weights matter to convolutions: what forgives them must not err more in squares.
+            better = (found < least) & (norms(current, 2.0) <= limit)
+            best, least = current.where(better, best), np.where(better, found, least)
             penalty = penalty * _PENALTY_GROWTH
     return best
 

@@ -50,7 +50,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "int4 weights in blocks of 64": (
         "quantize-weights{form=int4 scale=absmax}",
         "quantize-weights{form=int4}",
-        "quantize-weights{form=int4},hqq",
+        "quantize-weights{form=int4 scale=absmax},hqq",
         "awq,quantize-weights{form=int4 scale=absmax}",
         "quantize-weights{form=int4},gptq",
         "quantize-weights{form=int4},ada-round",
