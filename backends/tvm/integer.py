@@ -250,7 +250,7 @@ def _product(build: _Builder) -> None:
     gemm = build.node.op_type == "Gemm"
     left, right = build.data(0), build.operand(1)
     out = static_shape(build.node.outputs[0])
-    if left is None:
+    if left is None or right is None:
         keep_weights_small(build.node, build.rewriter)
     if left is None or right is None or out is None or (gemm and build.attributes.get("transA", 0)):
         return
