@@ -62,7 +62,7 @@ def _describe_stored(model: ir.Model) -> None:
             if value.type is None:
                 value.type = ir.TensorType(tensor.dtype)
             if value.shape is None:
-                value.shape = ir.Shape(tensor.shape)
+                value.shape = ir.Shape(tuple(tensor.shape.numpy()))
 
 
 def infer_node(node: ir.Node, opset_imports: Mapping[str, int]) -> bool:

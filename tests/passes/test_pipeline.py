@@ -103,9 +103,9 @@ def test_presets_expand_to_their_passes():
 def test_every_built_in_pass_has_a_purpose_and_help_for_each_option():
     for name in all_names():
         cls = lookup(name)
+        if not cls.__module__.startswith("graphwright.passes"):
+            continue  # registered by another test
         assert (cls.__doc__ or "").strip(), name
-        if name.startswith("test-"):
-            continue
         for option in options_of(cls):
             assert option.help, f"{name}: {option.name}"
 
