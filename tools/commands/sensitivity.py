@@ -90,7 +90,7 @@ def sensitivity(
     load_plugins(plugin)
     if kind == "quantize":
         measure = _function(metric) if metric is not None else None
-        from .quantization_sensitivity import Request, run
+        from ..quantization_sensitivity import Request, run
 
         run(
             Request(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,14 +112,17 @@ def tune(
 
 
 def sparing(say: Callable[[str], None], prefix: str) -> Callable[[str], None]:
-    """A teller that says a line of trials now and then, other steps always."""
-    last = [0.0]
+    """A teller that says the first line of trials and then one now and again, other steps always."""
+    last = -math.inf
 
     def tell(step: str) -> None:
-        now = time.monotonic()
-        if not step.startswith("trial ") or now - last[0] >= seconds_between_lines():
-            last[0] = now
-            say(prefix + step)
+        nonlocal last
+        if step.startswith("trial "):
+            now = time.monotonic()
+            if now - last < seconds_between_lines():
+                return
+            last = now
+        say(prefix + step)
 
     return tell
 

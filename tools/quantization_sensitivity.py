@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...ir.errors import ToolError
-from ..console import plain, print_json, print_line, print_table, progress
-from ..feeds import calibration_feeds
-from ..options import load_model
+from ..ir.errors import ToolError
+from .console import plain, print_json, print_line, print_table, progress
+from .feeds import calibration_feeds
+from .options import load_model
 
 if TYPE_CHECKING:
-    from ...passes.quantization.sensitivity import QuantizationScan
-    from ...passes.quantization.trials import Outcome
+    from ..passes.quantization.sensitivity import QuantizationScan
+    from ..passes.quantization.trials import Outcome
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Request:
 
 def run(request: Request) -> None:
     """Scan and show, or write, what was found."""
-    from ...backends.target import resolve_target
-    from ...ir.shapes import infer_shapes
-    from ...passes.base import PassContext
-    from ...passes.insert_qdq import InsertQdq
-    from ...passes.pipeline import parse_pipeline
-    from ...passes.quantization.calibration import as_calibration
-    from ...passes.quantization.sensitivity import scan
-    from ...passes.quantization.trials import Trials
+    from ..backends.target import resolve_target
+    from ..ir.shapes import infer_shapes
+    from ..passes.base import PassContext
+    from ..passes.insert_qdq import InsertQdq
+    from ..passes.pipeline import parse_pipeline
+    from ..passes.quantization.calibration import as_calibration
+    from ..passes.quantization.sensitivity import scan
+    from ..passes.quantization.trials import Trials
 
     (chosen,) = parse_pipeline(f"insert-qdq{{{request.options}}}")
     assert isinstance(chosen, InsertQdq)
@@ -99,7 +99,7 @@ def tables(found: QuantizationScan) -> list[tuple[str, list[str], list[list[str]
 
 def svg(found: QuantizationScan) -> str:
     """Two charts over the layers in graph order: each alone, and all but each."""
-    from ..sensitivity_plot import HEIGHT, WIDTH, chart
+    from .sensitivity_plot import HEIGHT, WIDTH, chart
 
     alone = [(float(i), _finite(point.alone.sqnr_db)) for i, point in enumerate(found.points)]
     without = [(float(i), _finite(point.without.sqnr_db)) for i, point in enumerate(found.points)]
