@@ -127,7 +127,8 @@ class Target:
     def __str__(self) -> str:
         if self.kind == "cuda":
             return f"{self.name} ({self.cpu})"
-        return f"{self.name} ({self.cpu}, {self.vector_bits}-bit vectors, {self.cores} cores)"
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return f"{self.name} ({self.cpu}, {self.vector_bits}-bit vectors, {cores})"
 
 
 def host_target() -> Target:
