@@ -215,7 +215,8 @@ def run_tool(
                 again = _process([*command, "1", str(settings.repeats)], settings, limit)
             result = _process(["simplify_judge", str(source), target], settings, settings.timeout)
         except _Failed as error:
-            return replace(known, error=str(error))
+            return replace(known, error=str(error).replace(f"{folder}/", ""))
+        result["error"] = result["error"].replace(f"{folder}/", "")
     return replace(
         known,
         wall=statistics.median(again["wall"]),
