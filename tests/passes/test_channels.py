@@ -139,10 +139,8 @@ def test_deep_graph_is_linear(network):
         find_groups(analyse(net.built))
         return time.process_time() - start
 
-    seconds(50)
-    small, large = seconds(100), seconds(800)
+    small, large = (min(seconds(depth) for _ in range(3)) for depth in (100, 800))
     assert large < 8 * small * 3
-    assert large < 10
 
 
 # fmt: off
