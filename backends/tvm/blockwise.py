@@ -19,7 +19,7 @@ from .lazy import Index
 from .op import type_of
 
 if TYPE_CHECKING:
-    from .anchor_kernels import AnchorKernel
+    from .anchor_views import AnchorKernel
     from .decompose import Assembler
     from .spec import GroupSpec
 
@@ -119,12 +119,12 @@ def turned_back(value: ir.Value) -> ir.Node | None:
 
 def attention_kernel(spec: GroupSpec) -> AnchorKernel | None:
     """How the kernel's view of the operator relates to it."""
-    from .anchor_kernels import AnchorKernel, _external
+    from .anchor_views import AnchorKernel, as_is, external
     from .kernels.attention import attention
     from .kernels.attention_spec import AttentionSpec
 
     op = spec.anchor_op
-    data = [_external(spec, position) for position in range(len(op.inputs))]
+    data = [external(spec, position) for position in range(len(op.inputs))]
     if any(each is None or each[1].layout.channels_last for each in data):
         return None
     flags = {name: bool(op.attr(name)) for name in ("q_inner", "k_inner", "v_inner", "out_inner")}
@@ -157,7 +157,7 @@ def attention_kernel(spec: GroupSpec) -> AnchorKernel | None:
         (),
         (batch, heads, rows, value_size),
         logical,
-        lambda value, parameters: lambda index: value,
+        as_is,
     )
 
 

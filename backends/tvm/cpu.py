@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import loops
-from .anchor_kernels import AnchorKernel, anchor_kernel
+from .anchor_kernels import anchor_kernel
+from .anchor_views import AnchorKernel
 from .emission import Argument, Emitted, Packed, Parameters, tir_parameters
 from .expressions import cast
 from .layout import CANONICAL, Layout

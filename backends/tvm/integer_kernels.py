@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
 
-from .anchor_kernels import AnchorKernel, _external, _logical_of, _pairs, _pool, _spatial, _widened
-from .anchors import conv_window
+from .anchor_views import (
+    AnchorKernel,
+    as_is,
+    conv2d_spec,
+    convolved,
+    external,
+    logical_of,
+    multiplied,
+    pool_kernel,
+    same_index,
+    spatial,
+    widened,
+    with_bias,
+)
 from .integer_ops import AVERAGE, CONV, MATMUL, WEIGHT_MATMUL
-from .lazy import Index
-from .spec import GroupSpec, evaluate
+from .spec import GroupSpec
 
 
 def integer_kernel(spec: GroupSpec) -> AnchorKernel | None:
@@ -21,57 +31,21 @@ def integer_kernel(spec: GroupSpec) -> AnchorKernel | None:
     return _PLANS[op.type](spec)
 
 
-def _with_bias(spec: GroupSpec, axis: int) -> Callable[[Any, Any], Callable[[Index], Any]]:
-    """Adds the int32 bias, input 2 of an integer anchor, along an axis of its output."""
-    inputs = spec.members[spec.anchor].inputs
-    ref = inputs[2] if len(inputs) > 2 else None
-
-    def finish(value: Any, parameters: Any) -> Callable[[Index], Any]:
-        if ref is None:
-            return lambda index: value
-        (bias,) = evaluate(spec, parameters.bind, parameters.derive, wanted=[ref])
-        return lambda index: value + bias.read((index[axis],))
-
-    return finish
-
-
 def _conv(spec: GroupSpec) -> AnchorKernel | None:
-    from .kernels import Conv2dSpec
     from .kernels.integer_conv import integer_conv2d
 
-    op = spec.anchor_op
-    data, weight = _external(spec, 0), _external(spec, 1)
-    if data is None or weight is None or op.rank not in (3, 4) or not spec.layout.channels_last:
+    op, operands = spec.anchor_op, convolved(spec)
+    shape = conv2d_spec(op) if operands else None
+    if operands is None or shape is None:
         return None
-    window = _pairs(conv_window(op))
-    if any(pad < 0 for pad in window.pads):
-        return None
-    batch, channels, height, width = _spatial(op.input(0).shape)
-    out = _spatial(op.outputs[0].shape)
-    shape = Conv2dSpec(
-        batch,
-        channels,
-        height,
-        width,
-        out[1],
-        window.kernel,  # type: ignore[arg-type]
-        window.strides,  # type: ignore[arg-type]
-        window.dilations,  # type: ignore[arg-type]
-        window.pads,  # type: ignore[arg-type]
-        op.attr("group", 1),
-    )
-    if (shape.out_height, shape.out_width) != out[2:]:
-        return None
-    types = (op.input(0).dtype, op.input(1).dtype)
+    types, zero_point = (op.input(0).dtype, op.input(1).dtype), op.attr("zero_point", 0)
     return AnchorKernel(
-        lambda epilogue, target: _widened(
-            integer_conv2d(shape, types, op.attr("zero_point", 0), epilogue, target), op
-        ),
-        (data[0],),
-        (weight[0],),
-        out,
-        _logical_of(op.rank),
-        _with_bias(spec, 1),
+        lambda epilogue, target: widened(integer_conv2d(shape, types, zero_point, epilogue, target), op),
+        operands[:1],
+        operands[1:],
+        spatial(op.outputs[0].shape),
+        logical_of(op.rank),
+        with_bias(spec, 1),
         value_dtype="int32",
     )
 
@@ -80,10 +54,10 @@ def _matmul(spec: GroupSpec) -> AnchorKernel | None:
     from .kernels import MatmulSpec, Operand
     from .kernels.integer_matmul import IntegerOperands, integer_matmul
 
-    op = spec.anchor_op
-    a, b = _external(spec, 0), _external(spec, 1)
-    if a is None or b is None or a[1].layout.channels_last or b[1].layout.channels_last:
+    op, given = spec.anchor_op, multiplied(spec)
+    if given is None:
         return None
+    a, b = given
     shape_a, shape_b = op.input(0).shape, op.input(1).shape
     right = Operand(shape_b, perm=(1, 0) if op.attr("transB", 0) else None)
     constant = b[1].constant and len(shape_b) == 2
@@ -97,8 +71,8 @@ def _matmul(spec: GroupSpec) -> AnchorKernel | None:
         (a[0],) if constant else (a[0], b[0]),
         (b[0],) if constant else (),
         product.out_shape,
-        lambda index: index,
-        _with_bias(spec, -1),
+        same_index,
+        with_bias(spec, -1),
         value_dtype="int32",
     )
 
@@ -108,7 +82,7 @@ def _weight_matmul(spec: GroupSpec) -> AnchorKernel | None:
     from .kernels.weight_matmul import WeightForm, weight_matmul
 
     op = spec.anchor_op
-    given = [_external(spec, position) for position in range(len(op.inputs))]
+    given = [external(spec, position) for position in range(len(op.inputs))]
     if given[0] is None or given[0][1].layout.channels_last or None in given:
         return None
     right = Operand(op.input(1).shape, perm=(1, 0) if op.attr("transB", 0) else None)
@@ -119,8 +93,8 @@ def _weight_matmul(spec: GroupSpec) -> AnchorKernel | None:
         (given[0][0],),
         tuple(each[0] for each in given[1:] if each is not None),
         product.out_shape,
-        lambda index: index,
-        lambda value, parameters: lambda index: value,
+        same_index,
+        as_is,
     )
 
 
@@ -128,6 +102,6 @@ _PLANS: dict[str, Callable[[GroupSpec], AnchorKernel | None]] = {
     CONV: _conv,
     MATMUL: _matmul,
     WEIGHT_MATMUL: _weight_matmul,
-    AVERAGE: _pool,
-    "MaxPool": _pool,
+    AVERAGE: pool_kernel,
+    "MaxPool": pool_kernel,
 }

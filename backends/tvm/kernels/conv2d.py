@@ -75,6 +75,17 @@ def is_pointwise(spec: Conv2dSpec) -> bool:
     return spec.kernel == (1, 1) and spec.stride == (1, 1) and not any(spec.pads)
 
 
+def pixel_index(spec: Conv2dSpec) -> Callable[[Index, Any, Any], Index]:
+    """(group, pixel, channel of the group) of a 1x1 convolution's product -> logical output index."""
+    per_group = spec.out_channels // spec.groups
+
+    def index(batch: Index, row: Any, column: Any) -> Index:
+        n, h, w = emit.unravel(row, (spec.batch, spec.height, spec.width))
+        return (n, batch[0] * per_group + column, h, w)
+
+    return index
+
+
 def _packer(spec: Conv2dSpec, tile: Tile) -> Callable[[np.ndarray], np.ndarray]:
     return lambda weights: pack_conv_weights(weights, spec.groups, tile.block)
 
@@ -90,10 +101,6 @@ def _pointwise(spec: Conv2dSpec, writer: Writer, target: TargetNumbers) -> Kerne
     view, declaration = emit.flat_view(data, prod(spec.data_shape))
     flat_weights, declare_weights = emit.flat_view(weights, spec.groups * count * depth * tile.block)
 
-    def index(batch: Index, row: Any, column: Any) -> Index:
-        n, h, w = emit.unravel(row, (spec.batch, spec.height, spec.width))
-        return (n, batch[0] * per_group + column, h, w)
-
     product = Product(
         (spec.groups,),
         pixels,
@@ -104,7 +111,7 @@ def _pointwise(spec: Conv2dSpec, writer: Writer, target: TargetNumbers) -> Kerne
         lambda batch, block, k, v: emit.load(
             weights, [batch[0] * count + block, 0, 0, k, v * tile.lanes], tile.lanes
         ),
-        index,
+        pixel_index(spec),
         weights=flat_weights,
     )
     func = emit.function(

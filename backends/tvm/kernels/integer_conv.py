@@ -7,7 +7,8 @@ once padding holds the data's zero point, and belongs to the bias. Dense weights
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -15,10 +16,11 @@ import numpy as np
 
 from . import emit
 from .arithmetic import Arithmetic, integer_arithmetic
-from .conv2d import is_pointwise
+from .conv2d import is_pointwise, pixel_index
+from .emit import Statements
 from .integer_depthwise import integer_depthwise, suits_integer_depthwise
 from .integer_stage import Staged, filled, stage_image
-from .interface import Conv2dSpec, Epilogue, Index, Kernel, nhwc
+from .interface import Conv2dSpec, Epilogue, Kernel, nhwc
 from .microkernel import Writer
 from .product import Product
 from .spatial import SpatialConvolution, pack_conv_weights
@@ -48,9 +50,59 @@ def integer_conv2d(
     if suits_integer_depthwise(spec):
         return integer_depthwise(spec, types, zero_point, writer, target)
     arithmetic = integer_arithmetic(*types, target)
-    data = emit.buffer("data", spec.data_shape, types[0])
-    build = _pointwise if is_pointwise(spec) else _spatial
-    return build(spec, types[0], zero_point, arithmetic, data, writer, target)
+    plan = _Plan(spec, types[0], zero_point, arithmetic, writer, target)
+    return _pointwise(plan) if is_pointwise(spec) else _spatial(plan)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is convolved, how its products are formed, and where they go."""
+
+    spec: Conv2dSpec
+    dtype: str
+    zero_point: int
+    arithmetic: Arithmetic
+    writer: Writer
+    target: TargetNumbers
+
+    @cached_property
+    def data(self) -> Any:
+        """The buffer of the data."""
+        return emit.buffer("data", self.spec.data_shape, self.dtype)
+
+    def staged(self, padded: bool) -> tuple[Staged, Conv2dSpec]:
+        """The data as tiles read it, in place where that is possible, and the convolution of it in steps."""
+        spec, arithmetic = self.spec, self.arithmetic
+        channels = filled(spec.in_channels, spec.groups, arithmetic.depth)
+        if not padded and channels == spec.in_channels and self.dtype == arithmetic.data:
+            flat, declaration = emit.flat_view(self.data, prod(spec.data_shape))
+            staged = Staged(flat, channels, [declaration])
+        else:
+            staged = stage_image(
+                self.data,
+                spec.data_shape,
+                spec.pads if padded else (0, 0, 0, 0),
+                spec.groups,
+                arithmetic.data,
+                arithmetic.depth,
+                self.zero_point,
+            )
+        spec = padded_spec(spec) if padded else spec
+        return staged, replace(spec, in_channels=staged.channels // arithmetic.depth)
+
+    def kernel(self, name: str, staged: Staged, tile: Tile, weights: Any, body: Statements) -> Kernel:
+        """The kernel around the loops."""
+        func = emit.function(
+            f"integer_{name}", [self.data, weights, *self.writer.extras, self.writer.output], body
+        )
+        copied = " staged" if len(staged.statements) > 1 else ""
+        groups, depth = self.spec.groups, self.arithmetic.depth
+        return Kernel(
+            func,
+            (lambda weights: pack_integer_weights(weights, groups, tile.block, depth),),
+            self.spec.flops,
+            f"int8 {name} {tile} {self.arithmetic.name}{copied}",
+        )
 
 
 def pack_integer_weights(weights: np.ndarray, groups: int, block: int, depth: int) -> np.ndarray:
@@ -63,26 +115,6 @@ def pack_integer_weights(weights: np.ndarray, groups: int, block: int, depth: in
     return np.ascontiguousarray(split.swapaxes(-1, -2))
 
 
-def _in_steps(spec: Conv2dSpec, arithmetic: Arithmetic, channels: int) -> Conv2dSpec:
-    """The convolution with input channels counted in steps."""
-    return replace(spec, in_channels=channels // arithmetic.depth)
-
-
-def _staged(
-    spec: Conv2dSpec, dtype: str, zero_point: int, arithmetic: Arithmetic, data: Any, padded: bool
-) -> tuple[Staged, Conv2dSpec]:
-    """The data as tiles read it, in place where that is possible, and the convolution of it."""
-    channels = filled(spec.in_channels, spec.groups, arithmetic.depth)
-    if not padded and channels == spec.in_channels and dtype == arithmetic.data:
-        flat, declaration = emit.flat_view(data, prod(spec.data_shape))
-        return Staged(flat, channels, [declaration]), spec
-    pads = spec.pads if padded else (0, 0, 0, 0)
-    staged = stage_image(
-        data, spec.data_shape, pads, spec.groups, arithmetic.data, arithmetic.depth, zero_point
-    )
-    return staged, padded_spec(spec) if padded else spec
-
-
 def _weights(spec: Conv2dSpec, arithmetic: Arithmetic, tile: Tile) -> tuple[Any, Any, Any]:
     """Buffer, flat view and its declaration; `spec` counts channels in steps."""
     depth, per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
@@ -93,57 +125,30 @@ def _weights(spec: Conv2dSpec, arithmetic: Arithmetic, tile: Tile) -> tuple[Any,
     return weights, flat, declaration
 
 
-def _spatial(
-    spec: Conv2dSpec,
-    dtype: str,
-    zero_point: int,
-    arithmetic: Arithmetic,
-    data: Any,
-    writer: Writer,
-    target: TargetNumbers,
-) -> Kernel:
-    original = spec
+def _spatial(plan: _Plan) -> Kernel:
+    spec, arithmetic, target = plan.spec, plan.arithmetic, plan.target
     per_group = spec.out_channels // spec.groups
     depth = blocks(spec.in_channels // spec.groups, arithmetic.depth)
     tile = choose_tile(
         spec.out_width, per_group, depth * prod(spec.kernel), target, spec.batch * spec.out_height
     )
     # Where padding is zero its products are left out; otherwise it must be there to be multiplied.
-    padded = any(spec.pads) and (zero_point != 0 or choose_padded(spec, tile))
-    staged, spec = _staged(spec, dtype, zero_point, arithmetic, data, padded)
-    spec = _in_steps(spec, arithmetic, staged.channels)
+    padded = any(spec.pads) and (plan.zero_point != 0 or choose_padded(spec, tile))
+    staged, spec = plan.staged(padded)
     weights, flat_weights, declare = _weights(spec, arithmetic, tile)
-    loops = SpatialConvolution(spec, tile, staged.flat, flat_weights, writer, arithmetic=arithmetic)
-    func = emit.function(
-        "integer_conv2d",
-        [data, weights, *writer.extras, writer.output],
-        [*staged.statements, declare, loops.body(target)],
-    )
-    return _kernel("conv2d", func, original, arithmetic, tile, staged)
+    loops = SpatialConvolution(spec, tile, staged.flat, flat_weights, plan.writer, arithmetic=arithmetic)
+    return plan.kernel("conv2d", staged, tile, weights, [*staged.statements, declare, loops.body(target)])
 
 
-def _pointwise(
-    spec: Conv2dSpec,
-    dtype: str,
-    zero_point: int,
-    arithmetic: Arithmetic,
-    data: Any,
-    writer: Writer,
-    target: TargetNumbers,
-) -> Kernel:
+def _pointwise(plan: _Plan) -> Kernel:
     """A 1x1 convolution: the product of (pixels, C) by (C, O) in every group."""
+    spec, arithmetic, target = plan.spec, plan.arithmetic, plan.target
     per_group, pixels = spec.out_channels // spec.groups, spec.batch * spec.height * spec.width
-    staged, _ = _staged(spec, dtype, zero_point, arithmetic, data, False)
-    counted = _in_steps(spec, arithmetic, staged.channels)
+    staged, counted = plan.staged(False)
     steps, depth = counted.in_channels, counted.in_channels // spec.groups
     tile = choose_tile(pixels, per_group, depth, target)
     count = blocks(per_group, tile.block)
     weights, flat_weights, declare = _weights(counted, arithmetic, tile)
-
-    def index(batch: Index, row: Any, column: Any) -> Index:
-        n, h, w = emit.unravel(row, (spec.batch, spec.height, spec.width))
-        return (n, batch[0] * per_group + column, h, w)
-
     product = Product(
         (spec.groups,),
         pixels,
@@ -156,25 +161,9 @@ def _pointwise(
             ((batch[0] * count + block) * depth + k) * tile.block + v * tile.lanes,
             tile.lanes,
         ),
-        index,
+        pixel_index(spec),
         weights=flat_weights,
         arithmetic=arithmetic,
     )
-    func = emit.function(
-        "integer_conv2d_1x1",
-        [data, weights, *writer.extras, writer.output],
-        [*staged.statements, declare, product.body(writer, target)],
-    )
-    return _kernel("conv2d_1x1", func, spec, arithmetic, tile, staged)
-
-
-def _kernel(
-    name: str, func: Any, spec: Conv2dSpec, arithmetic: Arithmetic, tile: Tile, staged: Staged
-) -> Kernel:
-    copied = " staged" if len(staged.statements) > 1 else ""
-    return Kernel(
-        func,
-        (lambda weights: pack_integer_weights(weights, spec.groups, tile.block, arithmetic.depth),),
-        spec.flops,
-        f"int8 {name} {tile} {arithmetic.name}{copied}",
-    )
+    body = [*staged.statements, declare, product.body(plan.writer, target)]
+    return plan.kernel("conv2d_1x1", staged, tile, weights, body)
