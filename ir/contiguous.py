@@ -1,4 +1,4 @@
-"""Transposed matrices, written out in the order of their elements."""
+"""Arrays in the order of their elements: transposed matrices written out, and memory as bytes."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def contiguous(array: np.ndarray) -> np.ndarray:
             block = slice(top, top + _ROWS), slice(left, left + _COLUMNS)
             out[block] = array[block]
     return out
+
+
+def bytes_of(array: np.ndarray) -> np.ndarray:
+    """The memory of an array in C order as flat uint8, without a copy where it lies so already."""
+    return contiguous(array).reshape(-1).view(np.uint8)

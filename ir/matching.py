@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from .contiguous import bytes_of
 from .provenance import module_path
 from .text import bodies
 
@@ -231,4 +232,4 @@ def same_content(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
 
 def raw_bytes(tensor: ir.TensorProtocol) -> np.ndarray:
     """The memory of a tensor's array as bytes, without a copy where the array is contiguous."""
-    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)
+    return bytes_of(tensor.numpy())

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir import serde
 
-from .contiguous import contiguous
+from .contiguous import bytes_of
 from .file_data import FileSpan, FileTensor
 from .local_paths import PathFilter
 from .tensors import byte_count
@@ -132,7 +132,7 @@ def tensor_bytes(tensor: ir.TensorProtocol) -> bytes | memoryview:
         return tensor.tobytes()
     if array.nbytes != tensor.nbytes:
         return tensor.tobytes()
-    return contiguous(array).reshape(-1).view(np.uint8).data
+    return bytes_of(array).data
 
 
 class _Writer:

@@ -19,9 +19,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir.errors import PassError
-from .base import Pass, PassContext
-from .quantization.repair.pairs import Sample, sampled_layers
+from .base import PassContext
+from .quantization.repair.pairs import Sample
 from .quantization.repair.rounding import Grids, input_rows, keep_better, replace_codes, report
+from .quantization.repair.sampled import LayerRepair
 from .registry import register
 
 _STORED_ROWS = 8192
@@ -34,7 +35,7 @@ _LOW, _HIGH = -0.1, 1.1
 
 @register
 @dataclass(frozen=True)
-class AdaRound(Pass):
+class AdaRound(LayerRepair):
     """Learn the rounding of integer weights, layer by layer (AdaRound; needs calibration data).
 
     For behind `insert-qdq` or `quantize-weights` in the same pipeline, or with the float model's file. Every
@@ -49,18 +50,10 @@ class AdaRound(Pass):
     """Steps of the optimization for each layer."""
     regularization: float = 10.0
     """How strongly weights are driven to one side, against the error that rounding makes on average."""
-    samples: int = 128
-    """Samples of the calibration data that are looked at."""
-    original: str | None = None
-    """File of the float model; by default the one that this pipeline quantized."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in ("samples", "iterations"):
-            if getattr(self, option) < 1:
-                raise PassError(
-                    f"{self.name}: option '{option}' must be at least 1, not {getattr(self, option)}"
-                )
+        self.require_positive("iterations")
         if not self.regularization > 0.0:
             raise PassError(
                 f"{self.name}: option 'regularization' must be above 0, not {self.regularization}"
@@ -74,7 +67,7 @@ class AdaRound(Pass):
         """
         rewriter = context.rewriter(model)
         generator = np.random.default_rng(context.seed)
-        for sample in sampled_layers(model, self, context, original=self.original, samples=self.samples):
+        for sample in self.layers(model, context):
             inputs = _rows(sample, generator)
             layer, grids = sample.layer, Grids.of(sample.layer)
             if not np.isfinite(inputs).all():

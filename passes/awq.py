@@ -18,12 +18,12 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir.errors import PassError
-from .base import Pass, PassContext
-from .quantization.calibration import as_calibration
+from .base import PassContext
 from .quantization.repair.linear_sites import is_linear, linear_sites
+from .quantization.repair.sampled import SampledPass
 from .quantization.repair.scaling import Constants, Edit, Site
 from .quantization.repair.smoothing import rows_at
-from .quantization.repair.walk import Walk, some_batches
+from .quantization.repair.walk import Walk
 from .quantization.weight_forms import WEIGHT_FORMS, encode
 from .registry import register
 
@@ -34,7 +34,7 @@ _ROWS = 2048
 
 @register
 @dataclass(frozen=True)
-class Awq(Pass):
+class Awq(SampledPass):
     """Scale and clip weights by the activations they meet, before quantize-weights (AWQ).
 
     For MatMul and Gemm with constant weights; needs calibration data. Give it the options that
@@ -56,13 +56,9 @@ class Awq(Pass):
     """Cut the range of blocks where that lowers the layer's error."""
     min_size: int = 1024
     """Weights with fewer numbers stay as they are, as in quantize-weights."""
-    samples: int = 128
-    """Samples of the calibration data that are looked at."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1:
-            raise PassError(f"{self.name}: option 'samples' must be at least 1, not {self.samples}")
         if self.block is not None and self.block < 0:
             raise PassError(f"{self.name}: option 'block' must be 0 or more, not {self.block}")
         if not self.symmetric and WEIGHT_FORMS[self.form].asymmetric is None:
@@ -74,17 +70,14 @@ class Awq(Pass):
         Raises:
             PassError: There is no calibration data, or it does not suit the model.
         """
-        if context.calibration is None:
-            raise PassError(
-                "it measures activations: give `--calibration FILE.npz|FOLDER` (in Python: `calibration=`)"
-            )
+        self.require_data(context, "measures activations")
         sites, left = linear_sites(model.graph, self.selects)
         first = {site.readers[0]: site for site in sites}
         linear = [node for node in model.graph if is_linear(node) and self.selects(node)]
         if not linear:
             context.note("no MatMul or Gemm has constant weights")
             return
-        batches = some_batches(as_calibration(context.calibration), model, self.samples)
+        batches = self.batches(model, context)
         walk, generator = Walk(model, batches), np.random.default_rng(context.seed)
         constants = Constants()
         # Inputs are those of the model as it was; a factor that was moved is what they are divided by.

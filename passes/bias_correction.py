@@ -10,24 +10,24 @@ back, each on the model as corrected so far.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
 
 from ..ir.constants import constant_array
-from ..ir.errors import PassError
 from ..ir.static import input_of, only_reader, producer_of
-from .base import Pass, PassContext
-from .quantization.repair.pairs import Sample, sampled_layers
+from .base import PassContext
+from .quantization.repair.pairs import Sample
+from .quantization.repair.sampled import LayerRepair
 from .registry import register
 from .rewriter import Rewriter
 
 
 @register
 @dataclass(frozen=True)
-class BiasCorrection(Pass):
+class BiasCorrection(LayerRepair):
     """Add to every bias what quantization changed in the mean of its channel (needs calibration data).
 
     For behind `insert-qdq` or `quantize-weights` in the same pipeline, or with the float model's file. An
@@ -38,15 +38,8 @@ class BiasCorrection(Pass):
     name: ClassVar[str] = "bias-correction"
     lossless: ClassVar[bool] = False
 
-    samples: int = 256
+    samples: int = field(default=256, kw_only=True)
     """Samples of the calibration data that means are taken over."""
-    original: str | None = None
-    """File of the float model; by default the one that this pipeline quantized."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples < 1:
-            raise PassError(f"{self.name}: option 'samples' must be at least 1, not {self.samples}")
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Correct layer by layer.
@@ -56,7 +49,7 @@ class BiasCorrection(Pass):
         """
         rewriter = context.rewriter(model)
         rows = []
-        for sample in sampled_layers(model, self, context, original=self.original, samples=self.samples):
+        for sample in self.layers(model, context):
             shift = _mean_error(sample)
             if not np.isfinite(shift).all():
                 context.leave(sample.layer.node, "its results are not finite")

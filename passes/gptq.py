@@ -20,8 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir.errors import PassError
-from .base import Pass, PassContext
-from .quantization.repair.pairs import sampled_layers
+from .base import PassContext
 from .quantization.repair.rounding import (
     Grids,
     gram_of,
@@ -31,6 +30,7 @@ from .quantization.repair.rounding import (
     replace_codes,
     report,
 )
+from .quantization.repair.sampled import LayerRepair
 from .registry import register
 
 _ROWS = 4096
@@ -40,7 +40,7 @@ _BLOCK = 128
 
 @register
 @dataclass(frozen=True)
-class Gptq(Pass):
+class Gptq(LayerRepair):
     """Round integer weights anew so that errors of a layer's features cancel (GPTQ; needs calibration data).
 
     For behind `quantize-weights` or `insert-qdq` in the same pipeline, or with the float model's file. Takes
@@ -55,15 +55,9 @@ class Gptq(Pass):
     """Added to the diagonal of H, as a share of its mean."""
     act_order: bool = True
     """Round the features with the largest inputs first."""
-    samples: int = 128
-    """Samples of the calibration data that are looked at."""
-    original: str | None = None
-    """File of the float model; by default the one that this pipeline quantized."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 1:
-            raise PassError(f"{self.name}: option 'samples' must be at least 1, not {self.samples}")
         if not 0.0 < self.damping <= 1.0:
             raise PassError(
                 f"{self.name}: option 'damping' must be above 0 and at most 1, not {self.damping}"
@@ -77,7 +71,7 @@ class Gptq(Pass):
         """
         rewriter = context.rewriter(model)
         generator = np.random.default_rng(context.seed)
-        for sample in sampled_layers(model, self, context, original=self.original, samples=self.samples):
+        for sample in self.layers(model, context):
             layer = sample.layer
             if layer.linear.features > _MAX_FEATURES:
                 context.leave(layer.node, f"its {layer.linear.features} inputs are too many for GPTQ")

@@ -19,15 +19,15 @@ from ..ir.constants import constant_array
 from ..ir.errors import PassError
 from ..ir.reference import Reference
 from ..ir.static import input_of
-from .base import Pass, PassContext
-from .quantization.calibration import Feeds, as_calibration
-from .quantization.repair.walk import some_batches
+from .base import PassContext
+from .quantization.calibration import Feeds
+from .quantization.repair.sampled import SampledPass
 from .registry import register
 
 
 @register
 @dataclass(frozen=True)
-class RelaxClips(Pass):
+class RelaxClips(SampledPass):
     """Replace Clip(0, m) by Relu where the calibration data hardly ever reaches m; for before `equalize`.
 
     Clips that cut more than `share` of what they see stay and are reported. Exact on the data where nothing
@@ -39,15 +39,11 @@ class RelaxClips(Pass):
 
     share: float = 0.0
     """Share of the numbers, 0 to 1, that may be above the bound; 1 replaces every one."""
-    samples: int = 128
-    """Samples of the calibration data that are looked at."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0.0 <= self.share <= 1.0:
             raise PassError(f"{self.name}: option 'share' must be 0 to 1, not {self.share}")
-        if self.samples < 1:
-            raise PassError(f"{self.name}: option 'samples' must be at least 1, not {self.samples}")
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Count what each clip cuts, and replace those that cut little.
@@ -58,11 +54,8 @@ class RelaxClips(Pass):
         clips = [(node, bound) for node in model.graph if self.selects(node) and (bound := _bound(node))]
         if not clips:
             return
-        if context.calibration is None:
-            raise PassError(
-                "it counts what clips cut: give `--calibration FILE.npz|FOLDER` (in Python: `calibration=`)"
-            )
-        batches = some_batches(as_calibration(context.calibration), model, self.samples)
+        self.require_data(context, "counts what clips cut")
+        batches = self.batches(model, context)
         shares = _shares(model, [(str(node.name), bound) for node, bound in clips], batches)
         rewriter = context.rewriter(model)
         for node, bound in clips:

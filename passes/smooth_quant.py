@@ -18,14 +18,15 @@ import onnx_ir as ir
 
 from ..ir.errors import PassError
 from ..ir.static import rank_of
-from .base import Pass, PassContext
-from .quantization.calibration import Feeds, as_calibration
+from .base import PassContext
+from .quantization.calibration import Feeds
 from .quantization.repair.linear_sites import insertable, linear_sites
 from .quantization.repair.magnitudes import measure_magnitudes
 from .quantization.repair.places import Place
+from .quantization.repair.sampled import SampledPass
 from .quantization.repair.scaling import Constants, Edit, Site, weight_edit
 from .quantization.repair.smoothing import best_strength, rows_at
-from .quantization.repair.walk import Walk, some_batches
+from .quantization.repair.walk import Walk
 from .registry import register
 from .rewriter import Rewriter
 
@@ -34,7 +35,7 @@ _LARGEST = 2.0**16
 
 @register
 @dataclass(frozen=True)
-class SmoothQuant(Pass):
+class SmoothQuant(SampledPass):
     """Move outlier channels of activations into the weights behind them, before insert-qdq (SmoothQuant).
 
     For MatMul and Gemm with constant weights; needs calibration data. Outputs stay the same up to float
@@ -50,15 +51,11 @@ class SmoothQuant(Pass):
     place gets the strength that errs least at 8 bits on held-out rows, and none where none helps."""
     insert: bool = False
     """Multiply in front of layers whose factor nothing else can take, which costs time on the device."""
-    samples: int = 128
-    """Samples of the calibration data that are looked at."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha is not None and not 0.0 <= self.alpha <= 1.0:
             raise PassError(f"{self.name}: option 'alpha' must be 0 to 1, not {self.alpha}")
-        if self.samples < 1:
-            raise PassError(f"{self.name}: option 'samples' must be at least 1, not {self.samples}")
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Find where factors can go, measure, and move them.
@@ -66,10 +63,7 @@ class SmoothQuant(Pass):
         Raises:
             PassError: There is no calibration data, or it does not suit the model.
         """
-        if context.calibration is None:
-            raise PassError(
-                "it measures activations: give `--calibration FILE.npz|FOLDER` (in Python: `calibration=`)"
-            )
+        self.require_data(context, "measures activations")
         rewriter = context.rewriter(model)
         sites, left = linear_sites(model.graph, self.selects)
         inserted = _inserted(left) if self.insert else {}
@@ -79,7 +73,7 @@ class SmoothQuant(Pass):
         values = [value for site in sites for value, _ in site.entries] + list(inserted)
         if not values:
             return
-        batches = some_batches(as_calibration(context.calibration), model, self.samples)
+        batches = self.batches(model, context)
         scan = _Scan(self, model, batches, [str(value.name) for value in values], context)
         constants = Constants()
         for site in sites:

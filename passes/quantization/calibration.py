@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...ir.contiguous import bytes_of
 from ...ir.errors import PassError
 from .calibration_files import read_npy, read_npz
 
@@ -305,7 +306,7 @@ def _digest_of(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, array in sorted(arrays.items()):
         digest.update(repr((name, str(array.dtype), array.shape)).encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        digest.update(bytes_of(array).data)
     return digest.hexdigest()
 
 

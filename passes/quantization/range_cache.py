@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.bodies import all_graphs
+from ...ir.contiguous import bytes_of
 from ...ir.errors import PassError
 from .extremes import Calibrator, Range
 
@@ -174,7 +175,7 @@ def _feed(digest: Any, tensor: ir.TensorProtocol) -> None:
     if array.dtype.kind == "O":
         digest.update(repr(array.tolist()).encode())
     else:
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        digest.update(bytes_of(array).data)
 
 
 def _digest(*texts: str) -> str:

@@ -4,7 +4,6 @@ In the texts every graph input but `x` becomes an initializer with random conten
 """
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from graphwright.ir.compare import compare
@@ -17,56 +16,15 @@ from graphwright.passes.quantization.calibration import Calibration
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from .quantization_models import model_of, optimized_in_onnx_runtime, samples_for
+
 ONNX_RUNTIME_TABLES = ("x86", "x86-vnni", "generic")
-
-
-def model_of(text: str, seed: int = 0, keep: str = "x", **contents) -> ir.Model:
-    """Parses a graph and makes initializers of all inputs but `keep`; `contents` gives arrays by name."""
-    model = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]>\n{text}')
-    rng = np.random.default_rng(seed)
-    for value in list(model.graph.inputs):
-        if value.name in keep.split():
-            continue
-        model.graph.inputs.remove(value)
-        shape = tuple(value.shape)
-        fan = max(int(np.prod(shape[1:])), 1)
-        array = np.asarray(
-            contents.get(value.name, rng.normal(size=shape) / np.sqrt(fan)), value.dtype.numpy()
-        )
-        value.const_value = ir.tensor(array, name=value.name)
-        model.graph.register_initializer(value)
-    for i, node in enumerate(node for graph in model.graphs() for node in graph):
-        node.name = f"{node.op_type}_{i}"
-    return model
-
-
-def samples_for(model: ir.Model, count: int = 16, seed: int = 1) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    shapes = {
-        value.name: [d if isinstance(d, int) else count for d in value.shape] for value in model.graph.inputs
-    }
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def quantize(model: ir.Model, options: str = "target=generic", data=None):
     data = [samples_for(model)] if data is None else data
     result = optimize(model, f"insert-qdq{{{options}}}", calibration=data)
     return result.model, result.report.records[0]
-
-
-def with_optimizations(model: ir.Model, feeds, tmp_path):
-    """Outputs and operators of ONNX Runtime with its graph optimizations on."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    session = onnxruntime.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    names = [output.name for output in session.get_outputs()]
-    outputs = dict(zip(names, session.run(names, feeds), strict=True))
-    return outputs, [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
 
 
 def ops(model: ir.Model) -> list[str]:
@@ -127,7 +85,7 @@ def test_a_small_cnn_stays_close_to_float(cnn, table):
 def test_onnx_runtime_runs_integer_kernels_only(cnn, table, tmp_path):
     model, _ = quantize(cnn, f"target={table}")
     feeds = samples_for(cnn, seed=7)
-    outputs, kernels = with_optimizations(model, feeds, tmp_path)
+    outputs, kernels = optimized_in_onnx_runtime(model, feeds, tmp_path)
     assert [kernel for kernel in kernels if kernel != "Transpose"] == [
         *("QuantizeLinear", "QLinearConv", "QLinearConv", "QLinearConv", "QLinearAdd", "NhwcMaxPool"),
         *("QLinearConv", "QLinearGlobalAveragePool", "Flatten", "QGemm"),
@@ -172,7 +130,7 @@ def test_matrix_products(case, table, tmp_path):
     quantized, _ = quantize(model, f"target={table}", data=[feeds])
     expected_outputs = run_reference(quantized, feeds)
     assert compare(run_reference(model, feeds), expected_outputs).sqnr_db > (32 if table == "x86" else 36)
-    outputs, kernels = with_optimizations(quantized, feeds, tmp_path)
+    outputs, kernels = optimized_in_onnx_runtime(quantized, feeds, tmp_path)
     assert [kernel for kernel in kernels if "MatMul" in kernel or "Gemm" in kernel] == expected
     assert compare(expected_outputs, outputs).max_rel < 1 / 100
 
@@ -250,7 +208,7 @@ def test_hard_tanh_grid_stays_inside_its_bounds(tmp_path):
     quantizer = quantized_by(node_named(quantized, "Clip_1").outputs[0])
     scale, zero = (value.const_value.numpy().astype(np.float64) for value in quantizer.inputs[1:])
     assert -zero * scale >= np.float32(-0.7) and (255 - zero) * scale <= 1.0
-    _, kernels = with_optimizations(quantized, samples_for(model), tmp_path)
+    _, kernels = optimized_in_onnx_runtime(quantized, samples_for(model), tmp_path)
     assert kernels.count("QLinearConv") == 2
 
 
@@ -284,7 +242,7 @@ def test_concat_of_signed_and_unsigned_keeps_the_relu_fused(table, tmp_path):
     relu, signed = node_named(model, "Concat_3").inputs
     assert scale_of(relu).name != scale_of(signed).name
     assert scale_of(signed).name == scale_of(node_named(model, "Conv_4").inputs[0]).name
-    _, kernels = with_optimizations(model, samples_for(source), tmp_path)
+    _, kernels = optimized_in_onnx_runtime(model, samples_for(source), tmp_path)
     assert kernels.count("QLinearConv") == 3 and kernels.count("QLinearConcat") == 1
 
 
@@ -335,7 +293,7 @@ def test_inputs_and_outputs_keep_names_and_types(tmp_path):
     model, _ = quantize(source)
     assert [(v.name, v.dtype) for v in model.graph.inputs] == [("x", ir.DataType.FLOAT)]
     assert [(v.name, v.dtype) for v in model.graph.outputs] == [(n, ir.DataType.FLOAT) for n in "yr"]
-    _, kernels = with_optimizations(model, samples_for(source), tmp_path)
+    _, kernels = optimized_in_onnx_runtime(model, samples_for(source), tmp_path)
     assert kernels.count("QLinearConv") == 2
 
 

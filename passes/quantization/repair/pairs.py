@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ....ir.errors import PassError
 from ...base import Pass, PassContext
 from ..calibration import as_calibration
 from ..original import original_of
@@ -47,12 +46,8 @@ def sampled_layers(
         samples: Samples of the calibration data that are looked at.
 
     Raises:
-        PassError: There is no data, it does not suit the model, or the float model is not known.
+        PassError: The data does not suit the model, or the float model is not known.
     """
-    if context.calibration is None:
-        raise PassError(
-            "it compares layers on data: give `--calibration FILE.npz|FOLDER` (in Python: `calibration=`)"
-        )
     before = original_of(model, original)
     layers = find_layers(model, before, instance.selects, context.leave)
     if not layers:
