@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from .op import type_of
 
 if TYPE_CHECKING:
     from ..target import Target
+    from .groups import Group
+    from .prepare import Prepared
     from .spec import GroupSpec
     from .strategy import Schedules
 
@@ -45,6 +48,8 @@ class KernelInfo:
     """Key of its tuning records; "" where its template has nothing to choose."""
     tuned: bool = False
     """Whether the schedule of a record was used."""
+    entry: str = "main"
+    """The program that calls it."""
 
 
 @dataclass
@@ -72,32 +77,72 @@ def lower(model: ir.Model, target: Target, schedules: Schedules | None = None) -
         CompileError: an operator has no lowering.
         ShapeError: a shape is not static.
     """
-    from ...ir.clone import clone
+    return lower_programs({"main": model}, target, schedules)
+
+
+def lower_programs(
+    programs: Mapping[str, ir.Model],
+    target: Target,
+    schedules: Schedules | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Lowered:
+    """Lower several models, such as one for several batch sizes, into one module.
+
+    They share functions of the same structure and weights of the same contents; each program takes the
+    weights of all of them. Inputs and outputs of the result are those of the first.
+
+    Args:
+        programs: prepared models by the name of their function; not changed.
+        target: what the code will run on.
+        schedules: those of measured records, by workload.
+        shapes: functions without parameters that return these integers, by name.
+
+    Raises:
+        CompileError: an operator has no lowering.
+        ShapeError: a shape is not static.
+    """
     from ..tvm_import import import_tvm
-    from .decompose import decompose
-    from .groups import form_groups
-    from .integer import integerize
-    from .module_builder import ModuleBuilder
-    from .prepare import prepare
+    from .module_builder import ModuleBuilder, Shared
     from .strategy import strategy_for
 
     tvm = import_tvm()
+    strategy = strategy_for(target, schedules)
+    shared = Shared()
+    builders = []
+    with tvm.target.Target(target.to_tvm()):
+        for entry, model in programs.items():
+            prepared, groups = _grouped(model, target)
+            opset = prepared.graph.opset_imports.get("", 23)
+            builders.append(ModuleBuilder(prepared, strategy, opset, shared, entry))
+            builders[-1].collect(groups)
+        for builder in builders:
+            builder.write()
+        for name, sizes in (shapes or {}).items():
+            shared.add_shape(name, sizes)
+        module = shared.finish(strategy)
+    first = next(iter(programs.values()))
+    return Lowered(
+        module,
+        shared.weights.arrays,
+        _infos(first.graph.inputs),
+        _infos(first.graph.outputs),
+        [kernel for builder in builders for kernel in builder.kernels()],
+        {key: spec for builder in builders for key, spec in builder.workloads().items()},
+    )
+
+
+def _grouped(model: ir.Model, target: Target) -> tuple[Prepared, list[Group]]:
+    from ...ir.clone import clone
+    from .decompose import decompose
+    from .groups import form_groups
+    from .integer import integerize
+    from .prepare import prepare
+
     own = clone(model)
     decompose(own, target)
     integerize(own, target)
     prepared = prepare(own)
-    groups = form_groups(prepared.graph, prepared.ops)
-    builder = ModuleBuilder(prepared, strategy_for(target, schedules), own.opset_imports.get("", 23))
-    with tvm.target.Target(target.to_tvm()):
-        module = builder.build(groups)
-    return Lowered(
-        module,
-        builder.weights.arrays,
-        _infos(model.graph.inputs),
-        _infos(model.graph.outputs),
-        builder.kernels(),
-        builder.workloads(),
-    )
+    return prepared, form_groups(prepared.graph, prepared.ops)
 
 
 def _infos(values: Any) -> list[TensorInfo]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,16 +28,22 @@ from .strategy import Strategy
 
 @dataclass
 class Weights:
-    """Constant arguments, each stored once."""
+    """Constant arguments, each stored once: equal contents share a place, whatever they were made from."""
 
     arrays: list[np.ndarray] = field(default_factory=list)
     _known: dict[object, int] = field(default_factory=dict)
+    _contents: dict[object, int] = field(default_factory=dict)
 
     def add(self, key: object, make: Callable[[], np.ndarray]) -> int:
         """Position of the array behind `key`, which `make` computes if it is new."""
         if key not in self._known:
-            self._known[key] = len(self.arrays)
-            self.arrays.append(np.require(make(), requirements="C"))
+            array = np.require(make(), requirements="C")
+            digest = hashlib.blake2b(array.reshape(-1).view(np.uint8).data, digest_size=16).digest()
+            content = (array.shape, array.dtype, digest)
+            if content not in self._contents:
+                self._contents[content] = len(self.arrays)
+                self.arrays.append(array)
+            self._known[key] = self._contents[content]
         return self._known[key]
 
 
@@ -46,10 +53,6 @@ class _Function:
     emitted: Emitted
     variable: Any
     name: str
-    calls: int = 0
-    nodes: list[str] = field(default_factory=list)
-    nodes_per_call: list[int] = field(default_factory=list)
-    origins: dict[str, None] = field(default_factory=dict)
 
     @property
     def has_choices(self) -> bool:
@@ -63,62 +66,113 @@ class _Function:
         return choices is not None and len(choices.ignored) < len(choices.given)
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One call of `main`, recorded first and emitted when the weights are all known."""
+@dataclass
+class _Use:
+    """What one program makes of a function."""
 
-    emit: Callable[[], None]
+    calls: int = 0
+    nodes: list[str] = field(default_factory=list)
+    nodes_per_call: list[int] = field(default_factory=list)
+    origins: dict[str, None] = field(default_factory=dict)
+
+
+class Shared:
+    """What the programs of one module have in common: functions and weights."""
+
+    def __init__(self) -> None:
+        from tvm import relax
+
+        self.builder = relax.BlockBuilder()
+        self.functions: dict[str, _Function] = {}
+        self.taken: dict[str, int] = {}
+        self.weights = Weights()
+
+    def add_shape(self, name: str, sizes: Sequence[int]) -> None:
+        """A function without parameters that returns integers, for those who load the library."""
+        from tvm import relax
+
+        with self.builder.function(name, []):
+            with self.builder.dataflow():
+                shape = self.builder.emit_output(relax.ShapeExpr(list(sizes)))
+            self.builder.emit_func_output(shape)
+
+    def finish(self, strategy: Strategy) -> Any:
+        """The module, every function scheduled."""
+        from tvm import relax, transform
+
+        module = transform.Sequential(
+            [
+                relax.backend.DispatchSampling(),
+                relax.backend.DispatchSortScan(),
+                relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
+                relax.transform.DeadCodeElimination(),
+            ]
+        )(self.builder.get())
+        return strategy.schedule(module)
 
 
 class ModuleBuilder:
-    """Builds `main(inputs..., weights)` and the functions it calls."""
+    """Builds `entry(inputs..., weights)` and the functions it calls.
 
-    def __init__(self, prepared: Prepared, strategy: Strategy, opset: int):
-        from tvm import relax
+    Every program takes the weights of all programs that share with it, so all must have collected theirs
+    before the first one is written.
 
+    Args:
+        prepared: the graph.
+        strategy: how groups become functions.
+        opset: of the graph.
+        shared: what is common to the programs of the module.
+        entry: name of the function.
+    """
+
+    def __init__(
+        self, prepared: Prepared, strategy: Strategy, opset: int, shared: Shared, entry: str = "main"
+    ):
         self._prepared, self._strategy, self._opset = prepared, strategy, opset
-        self._builder = relax.BlockBuilder()
-        self._functions: dict[str, _Function] = {}
-        self._taken: dict[str, int] = {}
+        self._shared, self._builder, self._entry = shared, shared.builder, entry
+        self._functions = shared.functions
+        self._uses: dict[str, _Use] = {}
+        self._groups: list[tuple[Group, PlacedGroup | None]] = []
         self._layouts: dict[ir.Value, Layout] = {}
         self._values: dict[tuple[ir.Value, Layout], Any] = {}
         self._weight_variables: dict[int, Any] = {}
         self._tuple: Any = None
-        self.weights = Weights()
+        self.weights = shared.weights
 
-    def build(self, groups: Sequence[Group]) -> Any:
-        """The module, every function scheduled."""
-        placed = self._place(groups)
-        for group, place in zip(groups, placed, strict=True):
+    def collect(self, groups: Sequence[Group]) -> None:
+        """Make the functions that are new and store the weights."""
+        self._groups = list(zip(groups, self._place(groups), strict=True))
+        for group, place in self._groups:
             if place is not None:
                 self._collect(group, place)
         for value in self._prepared.graph.outputs:
             if value in self._prepared.constants:
                 self._raw(value)
-        module = self._main(groups, placed)
-        return self._finish(module)
 
     def kernels(self) -> list[KernelInfo]:
         """What the functions are, for reports."""
+        used = [(self._functions[key], use) for key, use in self._uses.items()]
         return [
             KernelInfo(
                 each.name,
                 each.emitted.kind,
-                each.calls,
+                use.calls,
                 each.emitted.flops,
                 each.emitted.note,
-                tuple(each.nodes),
-                tuple(each.origins),
-                tuple(each.nodes_per_call),
+                tuple(use.nodes),
+                tuple(use.origins),
+                tuple(use.nodes_per_call),
                 each.emitted.workload if each.has_choices else "",
                 each.is_tuned,
+                self._entry,
             )
-            for each in self._functions.values()
+            for each, use in used
         ]
 
     def workloads(self) -> dict[str, GroupSpec]:
         """A group for each workload whose template has something to choose."""
-        return {each.emitted.workload: each.spec for each in self._functions.values() if each.has_choices}
+        used = [self._functions[key] for key in self._uses]
+        return {each.emitted.workload: each.spec for each in used if each.has_choices}
 
     def _place(self, groups: Sequence[Group]) -> list[PlacedGroup | None]:
         """Layouts and structure of all groups; None for those left to converters and for plain views."""
@@ -165,12 +219,11 @@ class ModuleBuilder:
 
     def _collect(self, group: Group, place: PlacedGroup) -> None:
         """Make the group's function if its structure is new, and store its weights."""
-        function = self._function(place.spec)
-        function.calls += 1
-        function.nodes.extend(node.name or node.op_type for node in group.nodes)
-        function.nodes_per_call.append(len(group.nodes))
+        function, use = self._function(place.spec), self._use(place.spec)
+        use.nodes.extend(node.name or node.op_type for node in group.nodes)
+        use.nodes_per_call.append(len(group.nodes))
         origins = (node.metadata_props.get(FUNCTION_KEY) for node in group.nodes)
-        function.origins.update(dict.fromkeys(origin for origin in origins if origin))
+        use.origins.update(dict.fromkeys(origin for origin in origins if origin))
         for argument in function.emitted.arguments:
             self._weight(function, argument, place)
 
@@ -182,9 +235,16 @@ class ModuleBuilder:
             self._functions[spec.key] = _Function(spec, emitted, self._builder.add_func(func, name), name)
         return self._functions[spec.key]
 
+    def _use(self, spec: GroupSpec) -> _Use:
+        """This program's account of a function, with one more call."""
+        use = self._uses.setdefault(spec.key, _Use())
+        use.calls += 1
+        return use
+
     def _unique(self, stem: str) -> str:
-        self._taken[stem] = self._taken.get(stem, -1) + 1
-        return f"{stem}_{self._taken[stem]}" if self._taken[stem] else stem
+        taken = self._shared.taken
+        taken[stem] = taken.get(stem, -1) + 1
+        return f"{stem}_{taken[stem]}" if taken[stem] else stem
 
     def _weight(self, function: _Function, argument: Argument, place: PlacedGroup) -> int | None:
         constants, values = self._prepared.constants, place.values
@@ -201,7 +261,8 @@ class ModuleBuilder:
     def _raw(self, value: ir.Value) -> int:
         return self.weights.add(("raw", value), lambda: self._prepared.constants[value])
 
-    def _main(self, groups: Sequence[Group], placed: Sequence[PlacedGroup | None]) -> Any:
+    def write(self) -> None:
+        """Add the function that sequences the groups."""
         from tvm import relax
 
         graph = self._prepared.graph
@@ -215,13 +276,12 @@ class ModuleBuilder:
             parameters.append(variable)
         fields = [relax.TensorType(array.shape, str(array.dtype)) for array in self.weights.arrays]
         self._tuple = relax.Var("weights", relax.TupleType(fields))
-        with self._function_scope("main", [*parameters, self._tuple]):
+        with self._function_scope(self._entry, [*parameters, self._tuple]):
             with self._builder.dataflow():
-                for group, place in zip(groups, placed, strict=True):
+                for group, place in self._groups:
                     self._emit(group, place)
                 results = [self._builder.emit_output(self._result(value)) for value in graph.outputs]
             self._builder.emit_func_output(results[0] if len(results) == 1 else relax.Tuple(results))
-        return self._builder.get()
 
     @contextlib.contextmanager
     def _function_scope(self, name: str, parameters: Sequence[Any]) -> Iterator[None]:
@@ -276,7 +336,7 @@ class ModuleBuilder:
         else:
             place = _copy(value, kind, own, layout)
             function = self._function(place.spec)
-            function.calls += 1
+            self._use(place.spec)
             variable = self._call(function, place)
         self._values[value, layout] = variable
         return variable
@@ -311,19 +371,6 @@ class ModuleBuilder:
         if value in self._prepared.constants:
             return self._weight_variable(self._raw(value))
         return self._fetch(value, CANONICAL)
-
-    def _finish(self, module: Any) -> Any:
-        from tvm import relax, transform
-
-        module = transform.Sequential(
-            [
-                relax.backend.DispatchSampling(),
-                relax.backend.DispatchSortScan(),
-                relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
-                relax.transform.DeadCodeElimination(),
-            ]
-        )(module)
-        return self._strategy.schedule(module)
 
 
 def _copy(value: ir.Value, kind: Type, own: Layout, layout: Layout) -> PlacedGroup:
