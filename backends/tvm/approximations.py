@@ -32,6 +32,8 @@ def _is_exact(x: Any) -> bool:
 
 
 _EXP_LOW, _EXP_HIGH = -104.0, 89.0
+_EXP_NORMAL = -87.0
+"""Above this e^x is a normal number."""
 _LOG2_E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 # Cephes expf: exp(r) = 1 + r + r^2 P(r) on |r| <= ln(2)/2.
@@ -82,14 +84,41 @@ def exp(x: Any) -> Any:
 
 
 def _exp_clamped(x: Any) -> Any:
+    return _let(_rounded(x), lambda n: _let(_rest(x, n), lambda r: _scaled(_power(r), n)))
+
+
+def _rounded(x: Any) -> Any:
+    """The power of two nearest to e^x."""
     from tvm import tirx
 
-    return _let(tirx.floor(x * _f(_LOG2_E) + _f(0.5)), lambda n: _exp_of_parts(x, n))
+    return tirx.floor(x * _f(_LOG2_E) + _f(0.5))
 
 
-def _exp_of_parts(x: Any, n: Any) -> Any:
-    r = x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
-    return _let(r, lambda r: _scaled(_horner(_EXP_TERMS, r) * r * r + r + _f(1.0), n))
+def _rest(x: Any, n: Any) -> Any:
+    return x - n * _f(_LN2_HIGH) - n * _f(_LN2_LOW)
+
+
+def _power(r: Any) -> Any:
+    return _horner(_EXP_TERMS, r) * r * r + r + _f(1.0)
+
+
+def falling_exp(x: Any) -> Any:
+    """E to the power of x <= 0, as softmax needs it; zero below the normal range.
+
+    Arithmetic on numbers below it takes a processor a hundred cycles each, and masks of -100 make many.
+    """
+    from tvm import tirx
+
+    if _is_exact(x):
+        return tirx.exp(x)
+
+    def build(x: Any) -> Any:
+        return tirx.Select(x < _f(_EXP_NORMAL), _f(0.0), _let(_rounded(x), lambda n: parts(x, n)))
+
+    def parts(x: Any, n: Any) -> Any:
+        return _let(_rest(x, n), lambda r: _power(r) * _exponent(tirx.Cast("int32", n)))
+
+    return _let(x, build)
 
 
 def _scaled(value: Any, n: Any) -> Any:

@@ -110,7 +110,7 @@ def softmax_rows(op: Op, x: Lazy, layout: Layout, emit: Emit, scratch: Scratch, 
         find, top = row.reduce(dtype, -np.inf, tirx.max, first)
 
         def second(index: Index, lane: Any) -> tuple[Any, list[Any]]:
-            power = scoped(lambda: approx.exp(scratch.load(index) - row.value(top, lane)))
+            power = scoped(lambda: approx.falling_exp(scratch.load(index) - row.value(top, lane)))
             return (power, []) if log else scratch.keep(index, power)
 
         add, total = row.reduce(dtype, 0.0, lambda a, b: a + b, second)

@@ -256,3 +256,13 @@ def test_exp_keeps_infinities_nan_and_underflow():
     with np.errstate(over="ignore"):
         wanted = np.exp(x)
     assert np.allclose(evaluated(approximations.exp, x), wanted, rtol=1e-5, equal_nan=True)
+
+
+def test_falling_exp_is_close_and_makes_no_denormal_numbers():
+    from graphwright.backends.tvm import approximations
+
+    x = np.concatenate([np.linspace(-120, 0, 4001), [-np.inf, np.nan, -0.0, -87, -1e-6]]).astype(np.float32)
+    given = evaluated(approximations.falling_exp, x)
+    wanted = np.where(x < -87, 0, np.exp(x.astype(np.float64)))
+    assert np.allclose(given, wanted, rtol=2e-6, atol=0, equal_nan=True)
+    assert np.nanmin(given[given != 0]) > np.finfo(np.float32).tiny

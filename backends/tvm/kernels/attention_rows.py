@@ -79,7 +79,7 @@ class ScoreRows:
 
             def weigh(first: Any, lane: Any) -> Any:
                 value = self._score(r, first + lane)
-                power = scoped(lambda: approx.exp(value - base))
+                power = scoped(lambda: approx.falling_exp(value - base))
                 if self._has_nothing:
                     power = tirx.Select(value == emit.constant(_LOWEST), emit.constant(0.0), power)
                 return [
@@ -99,7 +99,7 @@ class ScoreRows:
                 tail = [emit.store(self.total, total, [r])]
                 statements += [hold_new, hold_base]
             else:
-                faded = scoped(lambda: approx.exp(old - base))
+                faded = scoped(lambda: approx.falling_exp(old - base))
                 faded = tirx.Select(old == emit.constant(_LOWEST), emit.constant(0.0), faded)
                 statements += [
                     hold_old,
