@@ -18,8 +18,11 @@ _FUSED_BEHIND = 8
 
 def shorten_tails(model: ir.Model, rewriter: Rewriter) -> None:
     """Drop limits that saturation implies, scale sums once, and let quantizers behind them multiply."""
-    for node in list(model.graph):
-        if node.graph is None or node.op_type != "QuantizeLinear" or node.domain != "":
+    quantizers = [node for node in model.graph if node.op_type == "QuantizeLinear" and node.domain == ""]
+    for node in quantizers:
+        _drop_inner_pair(node, rewriter)
+    for node in quantizers:
+        if node.graph is None:
             continue
         while _drop_limit(node, rewriter):
             pass
@@ -65,6 +68,34 @@ def _drop_limit(node: ir.Node, rewriter: Rewriter) -> bool:
     rewriter.set_input(node, 0, limit.inputs[0])
     rewriter.erase_unread(limit)
     return True
+
+
+def _drop_inner_pair(node: ir.Node, rewriter: Rewriter) -> None:
+    """A pair in front of a Relu or Clip where the one behind has its scale: rounding once is the same.
+
+    Limits commute with rounding, and the numbers between lie on the grid already. Such pairs stand there for
+    runtimes that would not see an integer kernel otherwise.
+    """
+    limit = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if limit is None or limit.op_type not in ("Relu", "Clip") or limit.domain != "":
+        return
+    restored = limit.inputs[0].producer() if limit.inputs[0] is not None else None
+    if restored is None or restored.op_type != "DequantizeLinear" or restored.inputs[0] is None:
+        return
+    inner = restored.inputs[0].producer()
+    if inner is None or inner.op_type != "QuantizeLinear" or not only_reader(restored.outputs[0]):
+        return
+    own, other = _grid(node), _grid(inner)
+    if (
+        own is None
+        or other is None
+        or own[:2] != other[:2]
+        or inner.outputs[0].dtype != node.outputs[0].dtype
+    ):
+        return
+    if all(each is not None and restored.inputs[i] is each for i, each in enumerate(inner.inputs) if i):
+        rewriter.set_input(limit, 0, inner.inputs[0])
+        rewriter.erase_unread(restored)
 
 
 def _bounds(clip: ir.Node) -> list[ir.Value | None]:

@@ -26,10 +26,14 @@ from .arithmetic import (
     zero_points,
 )
 from .mixing import Mixture
-from .operators import WeightedNode
+from .operators import WeightedNode, clip_bounds
 from .placement import Plan
 from .precisions import Formats
 from .scales import Scale, Scales
+from .tables import Table
+
+# Of a bias with a scale of its own: rounded far below float32, with room for corrections.
+_BIAS_BITS = 28
 
 
 def emit(
@@ -68,6 +72,9 @@ def emit(
         written.update(follower.results)
         for value in follower.inputs:
             readers[value].append(follower.node)
+    for before, behind in _unfitting_tails(plan, scales, formats.table):
+        activations.attach(before, scales.of[behind], [], everywhere=True)
+        context.count("pairs in front of activations")
     for value in plan.values:
         restored = activations.attach(value, scales.of[value], readers[value], everywhere=value in written)
         context.count("quantized activations")
@@ -76,6 +83,34 @@ def emit(
                 activations.attach(restored, scales.extra[value, grid], nodes, everywhere=False)
                 context.count("requantized activations")
     drop_unread(rewriter, [value for part in plan.weighted for value in (part.weight, part.bias)])
+
+
+def _unfitting_tails(plan: Plan, scales: Scales, table: Table) -> list[tuple[ir.Value, ir.Value]]:
+    """What kernels leave in front of a Relu or Clip that the grid behind it does not imply, and that behind.
+
+    ONNX Runtime drops an activation whose bounds are those of the grid, and only then sees an integer kernel.
+    Where zero lies inside the grid, a pair of the same scale in front of the activation makes it see one, and
+    changes no number: rounding and clipping commute. TensorRT fuses activations as they are.
+    """
+    if table.restore_floats != "cast":
+        return []
+    found = []
+    tails = [*(part.tail for part in plan.weighted), *(part.tail for part in plan.followers)]
+    for tail in tails:
+        behind = tail[-1].outputs[0] if tail else None
+        if behind is None or behind not in scales.of or tail[-1].op_type not in ("Relu", "Clip"):
+            continue
+        scale, limits, before = scales.of[behind], clip_bounds(tail[-1]), tail[-1].inputs[0]
+        if limits is None or before is None or scale.grid.is_float or scale.grid.steps > 255:
+            continue
+        low, high = (
+            (end - scale.zero_point) * float(scale.scale) for end in (scale.grid.low, scale.grid.high)
+        )
+        # Half a step of rounding apart, as the runtime looks at it.
+        half = 0.5 * float(scale.scale)
+        if low < limits[0] - half or high > limits[1] + half:
+            found.append((before, behind))
+    return found
 
 
 class _ActivationStore:
@@ -212,9 +247,9 @@ class _WeightStore:
         self._rewriter.set_input(matched.node, 1, self._made[key])
         if matched.weight_factor != 1.0:
             self._rewriter.set_attribute(matched.node, "alpha", 1.0)
-        if matched.bias is None or matched.kind.bias != "int32":
+        restored = self._restored_bias(matched, input_scale, scales)
+        if restored is None:
             return
-        restored = self._dequantized_bias(matched, input_scale, scales)
         if matched.bias_factor != 1.0:
             self._rewriter.set_attribute(matched.node, "beta", 1.0)
         assert matched.bias_node is not None
@@ -242,12 +277,26 @@ class _WeightStore:
         factor = rewriter.initializer(f"{hint}_scale", scales)
         return restore_by_cast(rewriter, before, held, factor, hint, after=False)
 
-    def _dequantized_bias(self, matched: WeightedNode, input_scale: Scale, scales: np.ndarray) -> ir.Value:
+    def _restored_bias(
+        self, matched: WeightedNode, input_scale: Scale, scales: np.ndarray
+    ) -> ir.Value | None:
+        """The bias as int32; None where it stays as it is."""
         bias = matched.bias_array()
-        assert bias is not None and matched.bias is not None
-        products = matched.per_channel(np.asarray(scales * input_scale.scale, np.float32))
+        if bias is None or matched.bias is None:
+            return None
+        if matched.kind.bias == "int32":
+            products = matched.per_channel(np.asarray(scales * input_scale.scale, np.float32))
+        elif self._formats.weights(matched.node, matched.kind).is_float or not np.isfinite(bias).all():
+            return None
+        else:
+            # ONNX Runtime rounds a float bias between integers to the product of their scales, which 32 bits
+            # do not hold where both have 16 bits. At a scale of its own it is left alone.
+            largest = float(np.abs(bias).max(initial=0.0))
+            products = np.asarray(largest * 2.0**-_BIAS_BITS if largest > 0.0 else 1.0, np.float32)
+            products = np.asarray(np.maximum(products, np.finfo(np.float32).tiny))
         stored = quantize_bias(bias, products)
-        return self._dequantize(matched.node, stored, products, str(matched.bias.name), 0)
+        axis = 0 if products.ndim else None
+        return self._dequantize(matched.node, stored, products, str(matched.bias.name), axis)
 
     def _dequantize(
         self,

@@ -191,7 +191,6 @@ _DELICATE = (
     *("Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization", "InstanceNormalization"),
     *("GroupNormalization", "Gelu", "Erf", "Attention", "RotaryEmbedding"),
 )
-_KEEPS_FLOAT = dict.fromkeys(_DELICATE, _PRECISION)
 # Operators that ONNX Runtime's CPU provider turns into integer kernels; found by reading its optimized
 # graphs.
 _CPU_WEIGHTED = {
@@ -202,7 +201,10 @@ _CPU_WEIGHTED = {
 _CPU_MOVES = tuple(name for name in _MOVES if name != "SpaceToDepth")
 _CPU_COMPUTED = ("Add", "Mul", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
 _CPU_PRECISIONS = ("int8", "a16w8", "a16w16", "a8w4")
-_CPU_NO_KERNEL = {"ConvTranspose": "there is no integer kernel for it on this target"}
+_NO_KERNEL = "there is no integer kernel for it on this target"
+_RECURRENT = dict.fromkeys(("LSTM", "GRU", "RNN"), _NO_KERNEL)
+_KEEPS_FLOAT = dict.fromkeys(_DELICATE, _PRECISION) | _RECURRENT
+_CPU_NO_KERNEL = {"ConvTranspose": _NO_KERNEL}
 
 _TABLES = (
     Table(

@@ -331,3 +331,22 @@ def test_small_weights_stay_small(through_tvm, pipeline, bits, limit, rows):
     assert [kernel.note[:4] for kernel in lowered.kernels] == [f"int{bits}"] * 2
     np.testing.assert_allclose(*results.values(), *expected.values(), rtol=1e-4, atol=1e-5)
     assert sum(array.nbytes for array in lowered.weights) <= limit * (first.nbytes + second.nbytes)
+
+
+def test_a_pair_in_front_of_a_relu_costs_nothing(through_tvm):
+    g = Graph(3)
+    x = tensor("x", (1, 16, 6, 6))
+    w = g.random.integers(-127, 128, (16, 16, 1, 1)).astype(np.int8)
+    scale, zero = g.constant(np.float32(0.05)), g.constant(np.int8(0))
+
+    def pair(value):
+        return g("DequantizeLinear", g("QuantizeLinear", value, scale, zero), scale, zero)
+
+    weight = g("DequantizeLinear", g.constant(w), g.constant(np.float32(0.01)), g.constant(np.int8(0)))
+    y = g("QuantizeLinear", g("Relu", pair(g("Conv", pair(x), weight))), scale, zero)
+    results, expected, lowered = through_tvm(g.model({"x": x}, y))
+    assert_integer(lowered)
+    # One rounding of the input and one of the sums; what follows only brings the result into its layout.
+    assert [kernel.name.count("quantizelinear") for kernel in lowered.kernels][:2] == [1, 2]
+    assert sum("_relu_" in kernel.name for kernel in lowered.kernels) == 1
+    np.testing.assert_array_equal(*results.values(), *expected.values())

@@ -162,3 +162,41 @@ def test_whole_models(name, least, tmp_path):
     for kernel, kinds in (("Conv", {"Conv", "FusedConv"}), ("Gemm", {"Gemm", "FusedGemm"})):
         assert sum(each in kinds for each in kernels) <= left.count(kernel)
     assert sum(each in ("MatMul", "FusedMatMul") for each in kernels) <= left.count("MatMul")
+
+
+@pytest.mark.parametrize("activation", ["Relu(a)", "Clip(a, lo, hi)"])
+def test_an_activation_inside_a_symmetric_grid_leaves_an_integer_kernel_in_front_of_it(activation, tmp_path):
+    text = f"g ({HEAD}, float lo, float hi) => (float[N,16,H,W] y) {{ a = Conv(x, wa)  m = {activation}  y = Conv(m, wb) }}"
+    model = model_of(text, lo=0.0, hi=0.7)
+    feeds = samples_for(model, 4)
+    plain = optimize(model, "insert-qdq{target=generic}", calibration=[feeds]).model
+    symmetric = optimize(model, "insert-qdq{target=generic symmetric_activations=true}", calibration=[feeds])
+    outputs, kernels = optimized_in_onnx_runtime(symmetric.model, feeds, tmp_path)
+    assert kernels.count("QLinearConv") == 2 and not FLOAT_KERNELS & {*kernels}
+    assert compare(run_reference(symmetric.model, feeds), outputs).sqnr_db > 40
+    # A grid that begins at zero drops the activation by itself; TensorRT fuses it as it is.
+    count = [node.op_type for node in symmetric.model.graph].count("QuantizeLinear")
+    assert count == 1 + [node.op_type for node in plain.graph].count("QuantizeLinear")
+    cuda = optimize(model, "insert-qdq{target=cuda}", calibration=[feeds]).model
+    assert [node.op_type for node in cuda.graph].count("QuantizeLinear") == count - 1
+
+
+def test_a_pair_in_front_of_an_activation_changes_no_number():
+    text = f"g ({HEAD}) => (float[N,16,H,W] y) {{ a = Conv(x, wa)  y = Relu(a) }}"
+    model = model_of(text)
+    feeds = samples_for(model, 4)
+    made = optimize(model, "insert-qdq{target=generic symmetric_activations=true}", calibration=[feeds]).model
+    both = run_reference(made, feeds)["y"]
+    (relu,) = [node for node in made.graph if node.op_type == "Relu"]
+    first = relu.inputs[0].producer().inputs[0].producer()
+    relu.replace_input_with(0, first.inputs[0])
+    np.testing.assert_array_equal(run_reference(made, feeds)["y"], both)
+
+
+def test_onnx_runtime_keeps_the_bias_between_16_bit_numbers(tmp_path):
+    text = "g (float[N,16,8,8] x, float[16,16,1,1] wa, float[16] b) => (float[N,16,8,8] y) { y = Conv(x, wa, b) }"
+    model = model_of(text, wa=np.full((16, 16, 1, 1), 1e-3), b=np.linspace(-9, 9, 16))
+    feeds = {"x": samples_for(model, 4)["x"] * np.float32(1e-2)}
+    made = optimize(model, "insert-qdq{target=generic precision=a16w16}", calibration=[feeds]).model
+    outputs, _ = optimized_in_onnx_runtime(made, feeds, tmp_path)
+    assert compare(run_reference(model, feeds), outputs).sqnr_db > 70
