@@ -20,10 +20,11 @@ def conv_norm_act(
 class SqueezeExcite(nn.Module):
     """Scales channels by what their means say."""
 
-    def __init__(self, width: int, inner: nn.Module, gate: nn.Module):
+    def __init__(self, width: int, inner: nn.Module, gate: nn.Module, squeezed: int | None = None):
         super().__init__()
+        squeezed = squeezed or width // 4
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.down, self.up = nn.Conv2d(width, width // 4, 1), nn.Conv2d(width // 4, width, 1)
+        self.down, self.up = nn.Conv2d(width, squeezed, 1), nn.Conv2d(squeezed, width, 1)
         self.inner, self.gate = inner, gate
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,14 +101,20 @@ def build_mobilenet_v3(*, image: int = 64, scale: int = 2, classes: int = 10) ->
     return finished(nn.Sequential(*layers, nn.Linear(1280 // scale, classes)), 1, 3, image, image)
 
 
-def build_efficientnet(*, image: int = 64, scale: int = 2, classes: int = 10) -> TorchModel:
-    """EfficientNet-B0 with all channels divided by `scale`; input [1, 3, image, image]."""
+def build_efficientnet(
+    *, image: int = 64, scale: int = 2, classes: int = 10, published: bool = False
+) -> TorchModel:
+    """EfficientNet-B0 with all channels divided by `scale`; input [1, 3, image, image].
+
+    As `published`, squeeze-and-excite narrows to a quarter of a block's input, not of its expanded channels.
+    """
     layers: list[nn.Module] = [conv_norm_act(3, 32 // scale, 3, 2, act=nn.SiLU())]
     inputs = 32 // scale
     for expansion, channels, kernel, stride, repeats in EFFICIENTNET_B0:
         for number in range(repeats):
             wide, outputs = expansion * inputs, channels // scale
-            excite = SqueezeExcite(wide, nn.SiLU(), nn.Sigmoid())
+            squeezed = inputs // 4 if published else None
+            excite = SqueezeExcite(wide, nn.SiLU(), nn.Sigmoid(), squeezed)
             step = stride if number == 0 else 1
             layers.append(InvertedResidual(inputs, wide, outputs, kernel, step, nn.SiLU, excite))
             inputs = outputs

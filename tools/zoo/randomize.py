@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -49,8 +51,10 @@ def finished(
 
 
 def _randomize_parameters(child: nn.Module, generator: torch.Generator) -> None:
-    if isinstance(child, nn.Conv2d | nn.Linear):
+    if isinstance(child, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         fan_in = child.weight[0].numel()
+        if isinstance(child, nn.ConvTranspose2d):
+            fan_in = child.weight[:, 0].numel() // math.prod(child.stride)
         child.weight.normal_(0.0, (2.0 / fan_in) ** 0.5, generator=generator)
         if child.bias is not None:
             child.bias.normal_(0.0, 0.1, generator=generator)

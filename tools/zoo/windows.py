@@ -93,7 +93,7 @@ class PatchMerging(nn.Module):
 class Swin(nn.Module):
     """Stages of shifted-window blocks with patch merging between them."""
 
-    def __init__(self, image: int, width: int, depths: tuple[int, ...], size: int, classes: int):
+    def __init__(self, image: int, width: int, depths: tuple[int, ...], size: int, classes: int, head: int):
         super().__init__()
         self.patches = nn.Conv2d(3, width, 4, 4)
         side = image // 4
@@ -104,7 +104,7 @@ class Swin(nn.Module):
                 side, width = side // 2, 2 * width
             for number in range(depth):
                 shift = size // 2 if number % 2 and side > size else 0
-                layers.append(SwinBlock(width, max(width // 16, 1), size, shift, side))
+                layers.append(SwinBlock(width, max(width // head, 1), size, shift, side))
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
@@ -121,9 +121,10 @@ def build_swin(
     depths: tuple[int, ...] = (2, 2, 4),
     size: int = 4,
     classes: int = 10,
+    head: int = 16,
 ) -> TorchModel:
-    """A Swin transformer; input [1, 3, image, image], output [1, classes]."""
-    return finished(Swin(image, width, depths, size, classes), 1, 3, image, image)
+    """A Swin transformer with heads of `head` channels; input [1, 3, image, image], output [1, classes]."""
+    return finished(Swin(image, width, depths, size, classes, head), 1, 3, image, image)
 
 
 class MixerBlock(nn.Module):

@@ -1,0 +1,103 @@
+"""From the start of a process to its first result, and its peak memory: ours beside ONNX Runtime, in turns.
+
+`python -m graphwright.tools.runtime_startup FOLDER FILE THREADS REPEATS` prints a line of JSON. What runs in
+the fresh process is what a user would write: import, load, read the inputs, run once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from .runtime_contenders import ARTIFACT, ORT, OURS
+
+_LIMIT = 120.0
+_REPORT = """
+print("done", flush=True)
+with open("/proc/self/status") as file:
+    print(next(line.split()[1] for line in file if line.startswith("VmHWM:")), flush=True)
+"""
+_OURS = f"""
+import sys
+import numpy
+from graphwright.backends.artifact import load_executable
+executable = load_executable("{ARTIFACT}", threads=int(sys.argv[1]))
+with numpy.load("feeds.npz") as feeds:
+    results = executable.run(dict(feeds))
+{_REPORT}"""
+_ORT = f"""
+import sys
+import numpy
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads, options.inter_op_num_threads = int(sys.argv[1]), 1
+options.log_severity_level = 4
+session = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+with numpy.load("feeds.npz") as feeds:
+    results = session.run(None, dict(feeds))
+{_REPORT}"""
+
+
+def measure_startup(folder: Path, file: str, threads: int, repeats: int) -> dict[str, Any]:
+    """Seconds and bytes, by contender; the first turn only fills the page cache.
+
+    Args:
+        folder: prepared by `runtime_prepare`.
+        file: in it, what ONNX Runtime loads.
+        threads: threads of both.
+        repeats: turns that count.
+
+    Raises:
+        subprocess.CalledProcessError: a process fails; its last words are in `stderr`.
+    """
+    codes = {OURS: _OURS, ORT: _ORT}
+    found: dict[str, list[tuple[float, int]]] = {name: [] for name in codes}
+    for turn in range(repeats + 1):
+        for name, code in codes.items():
+            result = _once(code, folder, [str(threads), file])
+            if turn:
+                found[name].append(result)
+    return {
+        name: {
+            "seconds": statistics.median(seconds for seconds, _ in each),
+            "fastest": min(seconds for seconds, _ in each),
+            "slowest": max(seconds for seconds, _ in each),
+            "peak_bytes": statistics.median(size for _, size in each),
+            "turns": len(each),
+        }
+        for name, each in found.items()
+    }
+
+
+def _once(code: str, folder: Path, arguments: list[str]) -> tuple[float, int]:
+    command = [sys.executable, "-c", code, *arguments]
+    start = time.perf_counter()
+    with subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        limit = threading.Timer(_LIMIT, process.kill)
+        limit.start()
+        try:
+            done = process.stdout.readline()
+            seconds = time.perf_counter() - start
+            rest, errors = process.communicate()
+        finally:
+            limit.cancel()
+    if done.strip() != "done" or process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command[:1], done, errors)
+    return seconds, int(rest) << 10
+
+
+if __name__ == "__main__":
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    result = measure_startup(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    print(json.dumps(result), file=channel, flush=True)
