@@ -7,7 +7,7 @@ WORKERS ?= 2
 DEMO_OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning bench-repair bench-int8 coverage lint format arm-tools clean
+.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning bench-repair bench-int8 bench-runtimes coverage lint format arm-tools clean
 
 help:
 	@echo "make demo       train, prune, quantize and compile a small CNN; print the report"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench      measure the models of the zoo against ONNX Runtime; print the tables"
 	@echo "make readme     put the tables of the last demo and bench into the README"
 	@echo "make bench-simplify  compare simplify with onnxsim, onnxslim, onnxscript and ONNX Runtime"
+	@echo "make bench-runtimes  ours beside ONNX Runtime, OpenVINO and torch.compile on full-size models (hours)"
 	@echo "make bench-int8      int8 on TVM beside float on TVM and ONNX Runtime on the same QDQ files"
 	@echo "make bench-repair    what equalization, GPTQ, bias correction and the like give back to quantized models"
 	@echo "make bench-pruning   accuracy after pruning, by criterion, on two networks trained on digits"
@@ -55,10 +56,13 @@ readme: $(STAMP)
 		docs/simplify-benchmark.md --table simplify=$(DEMO_OUT)/simplify.md
 
 # The rivals may want another onnx than we do; they get an environment of their own.
-bench-simplify: $(STAMP)
-	@test -x $(VENV)-rivals/bin/onnxsim || { \
-		"$(PYTHON)" -m venv $(VENV)-rivals && \
-		$(VENV)-rivals/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,rivals]'; }
+RIVALS_STAMP := $(VENV)-rivals/.installed
+$(RIVALS_STAMP): pyproject.toml constraints.txt
+	@test -x $(VENV)-rivals/bin/pip || "$(PYTHON)" -m venv $(VENV)-rivals
+	$(VENV)-rivals/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[torch,rivals]'
+	@touch $@
+
+bench-simplify: $(RIVALS_STAMP)
 	mkdir -p $(DEMO_OUT)
 	$(VENV)-rivals/bin/graphwright bench --simplify --models $(DEMO_OUT)/models -o $(DEMO_OUT)/simplify.md
 
@@ -73,6 +77,13 @@ bench-repair: $(STAMP)
 	mkdir -p $(DEMO_OUT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m graphwright.tools.repair_bench --folder $(DEMO_OUT) -o $(DEMO_OUT)/repair.md
 	$(BIN)/python -m graphwright.tools.readme docs/quantization-repair.md --table repair=$(DEMO_OUT)/repair.md
+
+# Goes on where it was stopped; RUNTIMES holds further options, as in RUNTIMES='--models resnet18 --threads 1'.
+RUNTIMES ?=
+bench-runtimes: $(RIVALS_STAMP)
+	mkdir -p $(DEMO_OUT)
+	$(VENV)-rivals/bin/python -m graphwright.tools.runtime_bench --records $(DEMO_OUT)/runtimes \
+		-o docs/runtime-benchmark.md $(RUNTIMES)
 
 bench-int8: $(STAMP)
 	mkdir -p $(DEMO_OUT)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from .executable import Executable, Timing
+from .executable import Timing
 
 TURNS = 8
 """Turns that the runs of one contender are spread over."""
@@ -20,8 +20,22 @@ PAUSE_SECONDS = 0.005
 """Between turns: idle worker threads of the previous contender stop spinning."""
 
 
+class Timed(Protocol):
+    """Whatever can time its own runs, as every `Executable` can."""
+
+    def benchmark(
+        self,
+        feeds: Mapping[str, Any] | None = None,
+        *,
+        threads: int = 1,
+        repeats: int | None = None,
+        warmup: int = 3,
+    ) -> Timing:
+        """Time single runs; see `Executable.benchmark`."""
+
+
 def measure_interleaved(
-    contenders: Mapping[str, Executable],
+    contenders: Mapping[str, Timed],
     feeds: Mapping[str, Any],
     *,
     threads: int = 1,
