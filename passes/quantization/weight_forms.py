@@ -186,7 +186,8 @@ def block_size(columns: int, wanted: int, *, exact: bool) -> int:
 
 
 def codes_per_byte(levels: int) -> int:
-    """How many codes of so many levels go into a byte: 8 of two, 5 of three, 4 of four, 2 of sixteen."""
+    """How many codes of so many levels go into a byte: 8 of up to two, 5 of three, 2 of sixteen."""
+    levels = max(levels, 2)
     count = 1
     while levels ** (count + 1) <= 256:
         count += 1

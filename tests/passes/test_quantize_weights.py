@@ -194,6 +194,17 @@ def test_what_stays_is_reported(weights, reason):
     assert [node.op_type for node in result.model.graph] == ["MatMul"]
 
 
+@pytest.mark.parametrize("number", [0.0, 0.25, -2.0])
+@pytest.mark.parametrize("options", EXPECTED)
+def test_weights_of_one_number_have_one_level(options, number):
+    text = "g (float[N,64] x, float[64,64] w) => (float[N,64] y) { y = MatMul(x, w) }"
+    model = model_of(text, w=np.full((64, 64), number))
+    small = optimize(model, f"quantize-weights{{form={options}}}").model
+    feeds = {"x": np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)}
+    found, wanted = run_reference(small, feeds)["y"], run_reference(model, feeds)["y"]
+    np.testing.assert_allclose(found, wanted, rtol=0.1, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
@@ -215,8 +226,6 @@ def test_mistakes_are_one_line(mixed, options, line):
 @settings(max_examples=60, deadline=None)
 def test_packing_loses_nothing(levels, count, seed):
     codes = np.random.default_rng(seed).integers(0, levels, size=count).astype(np.uint8)
-    if levels == 1:
-        return
     table = byte_table(np.arange(levels, dtype=np.float32))
     assert table.shape == (levels ** codes_per_byte(levels), codes_per_byte(levels))
     np.testing.assert_array_equal(table[pack(codes, levels)].reshape(-1)[:count], codes)
