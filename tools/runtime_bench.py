@@ -148,13 +148,17 @@ def _start(record: Record, folder: Path, settings: Settings) -> None:
     """Start-up and memory; ONNX Runtime loads the file that it was fastest with."""
     for threads in settings.threads:
         file = record.choice(ORT, threads) or ORIGINAL
-        record.startup[str(threads)] = run_step(
-            "runtime_startup",
-            [str(folder), file, str(threads), str(_STARTUP_TURNS)],
-            timeout=settings.timeout,
-            threads=threads,
-            prefix=shlex.split(settings.exclusive or ""),
-        )
+        try:
+            record.startup[str(threads)] = run_step(
+                "runtime_startup",
+                [str(folder), file, str(threads), str(_STARTUP_TURNS)],
+                timeout=settings.timeout,
+                threads=threads,
+                prefix=shlex.split(settings.exclusive or ""),
+            )
+        except ToolError as error:
+            # What was timed stays.
+            record.notes.append(str(error))
 
 
 def installed_rivals(text: str | None) -> tuple[str, ...]:

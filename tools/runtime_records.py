@@ -31,6 +31,7 @@ class Record:
         contenders: by name and threads: how each loaded, its error, why it failed, and its timings by state.
         startup: by threads and contender: seconds to the first result, and peak memory.
         profiles: by threads: our share of the machine's peak.
+        notes: what could not be measured besides.
         failure: why there is nothing more.
     """
 
@@ -44,6 +45,7 @@ class Record:
     contenders: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     startup: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     failure: str = ""
 
     @property

@@ -272,6 +272,7 @@ def _marked(rows: Sequence[Record]) -> Iterator[str]:
 def _troubles(rows: Sequence[Record]) -> Iterator[str]:
     lines = [f"- {_name(*row.key)}: {row.failure}" for row in rows if row.failure]
     for row in rows:
+        lines += [f"- {_name(*row.key)}: {note}" for note in row.notes]
         for name in (OURS, *RIVALS):
             reasons = {row.trouble(name, threads) for threads in _thread_counts([row])} - {""}
             lines += [f"- {_name(*row.key)}, {TITLES[name]}: {reason}" for reason in sorted(reasons)]

@@ -11,11 +11,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from ..ir.errors import ToolError
 from .runtime_contenders import ARTIFACT, ORT, OURS
 
 _LIMIT = 120.0
@@ -55,7 +57,7 @@ def measure_startup(folder: Path, file: str, threads: int, repeats: int) -> dict
         repeats: turns that count.
 
     Raises:
-        subprocess.CalledProcessError: a process fails; its last words are in `stderr`.
+        ToolError: a process fails; the text holds its last words.
     """
     codes = {OURS: _OURS, ORT: _ORT}
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in codes}
@@ -79,21 +81,25 @@ def measure_startup(folder: Path, file: str, threads: int, repeats: int) -> dict
 def _once(code: str, folder: Path, arguments: list[str]) -> tuple[float, int]:
     command = [sys.executable, "-c", code, *arguments]
     start = time.perf_counter()
-    with subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
         assert process.stdout is not None
         limit = threading.Timer(_LIMIT, process.kill)
         limit.start()
         try:
             done = process.stdout.readline()
             seconds = time.perf_counter() - start
-            rest, errors = process.communicate()
+            peak = process.stdout.read()
+            process.wait()
         finally:
             limit.cancel()
+        errors.seek(0)
+        last = errors.read().strip().splitlines()[-1:]
     if done.strip() != "done" or process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command[:1], done, errors)
-    return seconds, int(rest) << 10
+        raise ToolError(f"a fresh process fails: {last[0] if last else process.returncode}")
+    return seconds, int(peak) << 10
 
 
 if __name__ == "__main__":
