@@ -15,6 +15,7 @@ from .lazy import Index, Lazy, element, from_buffer, shared
 from .loops import Machine
 from .op import Derived
 from .plain_groups import emit_plain
+from .recurrent import RECURRENCE, emit_recurrence
 from .reduce import Scratch, accumulator_dtype, norm_rows, reduce_rows, softmax_rows
 from .roles import REDUCTIONS
 from .spec import GroupSpec, Ref, aligned_runs, evaluate
@@ -93,6 +94,8 @@ def _layout_of(spec: GroupSpec, ref: Ref) -> Layout:
 
 def emit_anchor(spec: GroupSpec, target: Target) -> Emitted | None:
     """A convolution, product or pooling by a kernel of ours; None where none covers it."""
+    if spec.anchor_op.type == RECURRENCE:
+        return emit_recurrence(spec, target)
     plan = anchor_kernel(spec)
     if plan is None:
         return None

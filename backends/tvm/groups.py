@@ -16,6 +16,7 @@ import onnx_ir as ir
 from .expressions import EXPENSIVE
 from .movement import VIEWS
 from .op import Op
+from .recurrent import RECURRENCE
 from .roles import Role, role_of
 
 _PER_CHANNEL = frozenset({"QuantizeLinear", "DequantizeLinear", "BatchNormalization"})
@@ -89,7 +90,8 @@ class _Former:
         if self.roles[node] not in (Role.ANCHOR, Role.ROWS, Role.OPAQUE):
             return
         opaque = self.roles[node] is Role.OPAQUE
-        taken, output = ([], node.outputs[0]) if opaque else self._epilogue(node)
+        alone = opaque or self.ops[node].type == RECURRENCE
+        taken, output = ([], node.outputs[0]) if alone else self._epilogue(node)
         group = Group([node, *taken], output, node, opaque, {node, *taken})
         self.groups.append(group)
         for member in group.nodes:

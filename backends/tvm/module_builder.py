@@ -200,7 +200,7 @@ class ModuleBuilder:
         wanted = data_layout(group, self._strategy)
         if wanted is None or group.anchor is None:
             return {}
-        count = 4 if group.anchor.op_type == "Attention" else 2
+        count = {"Attention": 4, "Recurrence": 7}.get(group.anchor.op_type, 2)
         reads = [value for value in group.anchor.inputs[:count] if value is not None]
         return {value: wanted for value in reads if value not in self._prepared.constants}
 

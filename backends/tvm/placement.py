@@ -27,7 +27,7 @@ def data_layout(group: Group, strategy: Strategy) -> Layout | None:
     rank = len(group.anchor.outputs[0].shape or ())
     if group.anchor.op_type in _SPATIAL and rank in (3, 4):
         return strategy.convolution_layout
-    return CANONICAL if group.anchor.op_type in {"MatMul", "Gemm", "Attention"} else None
+    return CANONICAL if group.anchor.op_type in {"MatMul", "Gemm", "Attention", "Recurrence"} else None
 
 
 def needs_channels_last(groups: Sequence[Group], prepared: Prepared, strategy: Strategy) -> set[ir.Value]:

@@ -12,6 +12,7 @@ from .expressions import is_identity_training
 from .integer_ops import INTEGER_ANCHORS
 from .movement import MOVEMENT, VIEWS
 from .op import STATIC_INPUTS, Op
+from .recurrent import RECURRENCE
 from .stencil import STENCIL
 
 
@@ -61,7 +62,7 @@ def role_of(op: Op) -> Role:
         return Role.MOVEMENT if op.type in MOVEMENT else Role.STENCIL
     if op.type in CONVOLUTIONS or op.type in PRODUCTS:
         return Role.ANCHOR if _is_float(op) else Role.OPAQUE
-    if op.type in INTEGER_ANCHORS or op.type == ATTENTION:
+    if op.type in INTEGER_ANCHORS or op.type in (ATTENTION, RECURRENCE):
         return Role.ANCHOR
     if op.type in POOLS:
         return Role.ANCHOR if not any(op.used_outputs[1:]) else Role.OPAQUE

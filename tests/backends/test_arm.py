@@ -73,6 +73,33 @@ def test_the_check_of_compile_can_be_emulated(mlp):
     assert check.comparison.max_rel <= 1e-4
 
 
+@pytest.mark.parametrize("target", ["armv8-a", "cortex-a76"])
+def test_recurrent_layers_run_their_steps_on_threads(tmp_path, build_model, target):
+    model = build_model(
+        """net (float[9,1,6] x, float[1,600,6] w, float[1,600,150] r, float[1,1200] b,
+                float[2,63,150] v, float[2,63,21] s) => (float[9,2,1,21] y, float[2,1,21] last)
+        {
+          a, a_h, a_c = LSTM<hidden_size = 150>(x, w, r, b)
+          axis = Constant<value_ints = [1]>()
+          rows = Squeeze(a, axis)
+          y, last = GRU<hidden_size = 21, direction = "bidirectional">(rows, v, s)
+        }""",
+        w=(1, 600, 6),
+        r=(1, 600, 150),
+        b=(1, 1200),
+        v=(2, 63, 150),
+        s=(2, 63, 21),
+    )
+    exe = gw.compile(model, target)
+    folder = exe.save(tmp_path / "artifact")
+    feeds = random_inputs(model, seed=2)
+    expected = run_reference(model, feeds)
+    for threads in (1, 2):
+        result = run_artifact(folder, exe.target, [feeds["x"]], runs=1, threads=threads)
+        for name, found in zip(("y", "last"), result.outputs, strict=True):
+            assert compare(expected[name], found).max_rel <= 1e-5
+
+
 def test_sorting_runs_without_python(build_model):
     model = build_model(
         """net (float[2,9] x) => (float[2,3] values, int64[2,3] places)
@@ -135,3 +162,16 @@ def test_a_runtime_that_was_not_fetched_is_told_how_to_get(monkeypatch, tmp_path
 def test_unknown_element_types_do_not_reach_the_runner(tmp_path):
     with pytest.raises(ToolError):
         write_weights(tmp_path / "x.bin", [np.zeros(2, complex)])
+
+
+def test_batch_sizes_and_their_pieces_run_under_qemu(build_model):
+    from graphwright.backends.cross import run_emulated
+
+    model = build_model(
+        "net (float[N,3,8,8] x, float[8,3,3,3] w) => (float[N,8,8,8] y) { c = Conv<pads=[1,1,1,1]>(x, w) y = Relu(c) }",
+        w=(8, 3, 3, 3),
+    )
+    executable = gw.compile(model, "arm", batch_sizes=[1, 2], check="qemu")
+    assert [row.check.where for row in executable.report.batches.rows] == ["qemu", "qemu"]
+    feeds = random_inputs(model, dims={"N": 3})
+    assert compare(run_reference(model, feeds), run_emulated(executable, feeds)).max_rel <= 1e-4

@@ -181,7 +181,7 @@ def test_keys_turned_before_attention_and_a_float_mask(through_tvm):
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_recurrent_steps_share_their_functions(through_tvm, build_model, kind):
+def test_recurrent_layers_are_a_product_and_a_loop(through_tvm, build_model, kind):
     gates = {"LSTM": 4, "GRU": 3}[kind]
     model = build_model(
         f"""g (float[12,2,6] x, float[2,{gates * 8},6] w, float[2,{gates * 8},8] r, float[2,{gates * 16}] b)
@@ -194,8 +194,9 @@ def test_recurrent_steps_share_their_functions(through_tvm, build_model, kind):
     outputs, expected, lowered = through_tvm(model)
     assert_same(outputs, expected)
     calls = kinds(lowered)
-    assert sum(calls.values()) > 60
-    assert len(calls) < 25
+    # All steps and the last ones come out of one kernel and are told apart behind it.
+    assert sum(calls.values()) == 4
+    assert list(calls)[:2] == ["matmul_add", "recurrence__recurrence"]
 
 
 def test_outputs_that_are_inputs_constants_or_views(through_tvm):

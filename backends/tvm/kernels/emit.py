@@ -50,6 +50,26 @@ def parallel(name: str, extent: int, body: Callable[[Any], Any], enabled: bool =
     return loop(name, extent, body, ForKind.PARALLEL if enabled and extent > 1 else ForKind.SERIAL)
 
 
+def region(*parts: Any) -> Any:
+    """Statements that all worker threads run at once; they divide the parallel loops inside among them."""
+    return _pragma("pragma_parallel_launch_point", parts)
+
+
+def barrier(*parts: Any) -> Any:
+    """Inside of a region: behind the statements the worker threads wait for each other."""
+    return _pragma("pragma_parallel_barrier_when_finish", parts)
+
+
+def _pragma(name: str, parts: Sequence[Any]) -> Any:
+    one = tirx.const(1, "int32")
+    return tirx.AttrStmt(one, name, one, flatten(parts))
+
+
+def vectorized(name: str, lanes: int, body: Callable[[Any], Any]) -> Any:
+    """A loop whose iterations are the lanes of one vector."""
+    return loop(name, lanes, body, ForKind.VECTORIZED)
+
+
 def bind(name: str, value: Any) -> tuple[Any, Statements]:
     """A variable that holds `value`, and the statement that binds it (none for a constant)."""
     if isinstance(value, int):

@@ -1,0 +1,217 @@
+"""Recurrent layers: the whole loop over time in one function.
+
+Products with the input are done before, for all steps at once. A step multiplies the state by recurrent
+weights that are packed per register tile and come from the caches again and again, and finishes the gates of
+a tile while its sums are at hand. Threads either take sequences and directions apart, or divide the units of
+every step among them and wait for each other behind it, inside one parallel region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from tvm import tirx
+
+from . import emit
+from . import recurrence_cells as cells
+from .emit import Statements
+from .interface import Kernel
+from .microkernel import Accumulators
+from .recurrence_buffers import Buffers, Row
+from .recurrence_cells import Vector
+from .recurrence_plan import Block, choose_block, choose_split, packer
+from .recurrence_spec import RecurrenceSpec
+from .tile import TargetNumbers, Tile, blocks
+
+_SHARING = {"none": "", "sequences": ", one thread per sequence", "units": ", threads share each step"}
+
+
+def recurrence(spec: RecurrenceSpec, target: TargetNumbers) -> Kernel:
+    """The steps of an LSTM, GRU or RNN.
+
+    Buffers: products with the input, recurrent weights (packed once per phase if constant, else as ONNX has
+    them), then bias, lengths, first h, first c and peepholes where they are given; the output.
+    """
+    return _Recurrence(spec, target).kernel()
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Products with a state for some gates, and what is made of them."""
+
+    gates: tuple[int, ...]
+    block: Block
+    finish: Callable[[RecurrenceSpec, Vector], Statements]
+    weights: Any
+    """Packed: (D, tiles, H, gates * units)."""
+    second: bool = False
+    """Whether the state behind the reset gate is multiplied."""
+
+
+class _Recurrence:
+    def __init__(self, spec: RecurrenceSpec, target: TargetNumbers):
+        self.spec, self.target = spec, target
+        self.phases = self._phases()
+        block = self.phases[0].block
+        self.tiles = blocks(spec.batch, block.rows)
+        self.split = choose_split(spec, block, target)
+        self.buffers = Buffers(spec, block.rows, self.tiles, len(self.phases))
+
+    def _phases(self) -> list[_Phase]:
+        spec, target = self.spec, self.target
+        if spec.cell != "GRU" or spec.reset_after:
+            finish = {"LSTM": cells.lstm, "GRU": cells.gru, "RNN": cells.rnn}[spec.cell]
+            gates = tuple(range(spec.gates))
+            block = choose_block(spec, spec.gates, target, "gates")
+            return [_Phase(gates, block, finish, self._weights(gates, block))]
+        first = choose_block(spec, 2, target, "gates")
+        second = choose_block(spec, 1, target, "new", first.rows)
+        return [
+            _Phase((0, 1), first, cells.gru_gates, self._weights((0, 1), first)),
+            _Phase((2,), second, cells.gru_new, self._weights((2,), second), second=True),
+        ]
+
+    def _weights(self, gates: tuple[int, ...], block: Block) -> Any:
+        hidden = self.spec.hidden
+        shape = (self.spec.directions, block.count(hidden), hidden, len(gates) * block.units)
+        name = f"weights{gates[0]}"
+        return emit.buffer(name, shape)
+
+    def kernel(self) -> Kernel:
+        spec, buffers = self.spec, self.buffers
+        weights = [phase.weights for phase in self.phases]
+        packs = tuple(packer(spec, phase.gates, phase.block) for phase in self.phases)
+        stage: Statements = []
+        if not spec.constant_weights:
+            raw = emit.buffer("raw", (spec.directions, spec.gates * spec.hidden, spec.hidden))
+            stage = [self._pack(raw, phase) for phase in self.phases]
+            weights, packs = [raw], ()
+        body = [*stage, *buffers.allocations, buffers.start(), self._steps(), buffers.last()]
+        parameters = [buffers.products, *weights, *buffers.optional, buffers.out]
+        tiles = " ".join(str(phase.block) for phase in self.phases)
+        note = f"{spec.cell} of {spec.steps} steps, {tiles}{_SHARING[self.split]}"
+        return Kernel(emit.function("recurrence", parameters, body), packs, spec.flops, note)
+
+    def _pack(self, raw: Any, phase: _Phase) -> Any:
+        """The weights in the order of the tiles, where they are not constant."""
+        hidden, block = self.spec.hidden, phase.block
+        shape = tuple(int(size) for size in phase.weights.shape)
+
+        def row(t: Any) -> Any:
+            d, tile, k = emit.unravel(t, shape[:3])
+            first = emit.minimum(tile * block.units, hidden - block.units)
+
+            def gate(number: int) -> Any:
+                def unit(u: Any) -> Any:
+                    value = emit.load(raw, [d, phase.gates[number] * hidden + first + u, k])
+                    return emit.store(phase.weights, value, [d, tile, k, number * block.units + u])
+
+                return emit.loop("unit", block.units, unit)
+
+            return [gate(number) for number in range(len(phase.gates))]
+
+        return [tirx.AllocBuffer(phase.weights), emit.parallel("row", prod(shape[:3]), row)]
+
+    def _steps(self) -> Any:
+        """All steps of all sequences."""
+        if self.split == "sequences":
+            return emit.parallel("task", self.spec.directions * self.tiles, self._alone)
+        shares = self.split == "units"
+
+        def phase_of(s: Any, phase: _Phase) -> Any:
+            shape = (self.spec.directions, phase.block.count(self.spec.hidden))
+
+            def piece(t: Any) -> Any:
+                d, block = emit.unravel(t, shape)
+                return emit.loop("tile", self.tiles, lambda tile: self._tile(phase, s, d, block, tile))
+
+            divided = emit.parallel("piece", prod(shape), piece, enabled=shares)
+            return emit.barrier(divided) if shares else divided
+
+        loop = emit.loop("step", self.spec.steps, lambda s: [phase_of(s, phase) for phase in self.phases])
+        return emit.region(loop) if shares else loop
+
+    def _alone(self, t: Any) -> Any:
+        """All steps of one tile of sequences of one direction."""
+        d, tile = emit.unravel(t, (self.spec.directions, self.tiles))
+
+        def phase_of(s: Any, phase: _Phase) -> Any:
+            count = phase.block.count(self.spec.hidden)
+            return emit.loop("block", count, lambda block: self._tile(phase, s, d, block, tile))
+
+        return emit.loop("step", self.spec.steps, lambda s: [phase_of(s, phase) for phase in self.phases])
+
+    def _tile(self, phase: _Phase, s: Any, d: Any, block: Any, tile: Any) -> Statements:
+        """One step of some sequences and some units of one direction."""
+        shape, gates = phase.block, len(phase.gates)
+        unit, bound = emit.bind("unit", emit.minimum(block * shape.units, self.spec.hidden - shape.units))
+        accumulators = Accumulators(Tile(shape.rows, gates * shape.vectors, shape.lanes))
+        staged, allocation = emit.allocate("staged", (shape.rows * gates * shape.units,))
+
+        def begin(p: Any) -> Statements:
+            row, bindings = self.buffers.row(s, d, tile, p)
+
+            def gate(number: int) -> Any:
+                def vector(v: Any) -> Any:
+                    value = self._first_sum(phase.gates[number], row, unit + v * shape.lanes, shape.lanes)
+                    at = accumulators.position(p, number * shape.vectors + v)
+                    return emit.store(accumulators.buffer, value, [at], shape.lanes)
+
+                return emit.unrolled("vector", shape.vectors, vector)
+
+            return [*bindings, *(gate(number) for number in range(gates))]
+
+        def multiply(k: Any) -> Statements:
+            return accumulators.multiply_add(
+                range(shape.rows),
+                lambda p: self._factor(phase, s, d, tile * shape.rows + p, k),
+                lambda v: emit.load(phase.weights, [d, block, k, v * shape.lanes], shape.lanes),
+            )
+
+        def finish(p: Any) -> Statements:
+            row, bindings = self.buffers.row(s, d, tile, p)
+
+            def vector(v: Any) -> Any:
+                def at(gate: int) -> Any:
+                    return accumulators.position(p, gate * shape.vectors + v)
+
+                return self._finish(phase, row, unit + v * shape.lanes, staged, at)
+
+            return [*bindings, emit.loop("vector", shape.vectors, vector)]
+
+        return [
+            *bound,
+            *accumulators.declare(),
+            emit.unrolled("row", shape.rows, begin),
+            emit.loop("k", self.spec.hidden, multiply),
+            allocation,
+            *accumulators.copy_to(staged),
+            emit.loop("row", shape.rows, finish),
+        ]
+
+    def _first_sum(self, gate: int, row: Row, unit: Any, lanes: int) -> Any:
+        """What the sum of a gate begins with."""
+        if self.spec.cell == "GRU" and self.spec.reset_after and gate == 2:
+            return self.buffers.recurrent_bias(row, unit, lanes)
+        return self.buffers.product(row, gate, unit, lanes)
+
+    def _factor(self, phase: _Phase, s: Any, d: Any, slot: Any, k: Any) -> Any:
+        """One value of the state that is multiplied."""
+        if phase.second:
+            return emit.load(self.buffers.reset, [d, slot, k])
+        return emit.load(self.buffers.h, [emit.floormod(s, 2), d, slot, k])
+
+    def _finish(self, phase: _Phase, row: Row, unit: Any, sums: Any, at: Callable[[int], Any]) -> Any:
+        """The cells of one vector of units, sums of whose gates are staged."""
+        lanes = phase.block.lanes
+        kinds = self.spec.activations if len(set(self.spec.activations)) > 1 else self.spec.activations[:1]
+        done = [
+            emit.flatten(phase.finish(self.spec, Vector(self.buffers, row, unit, lanes, sums, at, kind)))
+            for kind in kinds
+        ]
+        alive = emit.when(row.direction == 0, *done) if len(done) > 1 else done[0]
+        frozen = emit.vectorized("lane", lanes, lambda lane: self.buffers.freeze(row, unit + lane))
+        return emit.when(row.alive, alive, frozen)

@@ -1,0 +1,128 @@
+"""How a recurrent layer is divided: register tiles, and work for the threads.
+
+Every step reads all recurrent weights once for each tile of sequences, so a tile holds as many sequences as
+registers allow. With one sequence the weights stream out of a cache, and enough independent sums hide the
+latency of multiply-adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .choices import Option, choose
+from .product import SERIAL_FLOPS
+from .recurrence_spec import RecurrenceSpec
+from .tile import L3_BYTES_PER_CYCLE, TargetNumbers, blocks, lanes_of
+
+_FMA_CHAINS = 10
+_L2_BYTES_PER_CYCLE = 32.0
+_MOST_SUMS = 24
+"""Accumulators per tile where registers abound: more only lengthens the code."""
+_BARRIER_CYCLES = 3000
+"""What it costs that threads wait for each other once per step."""
+_CELL_CYCLES = 90
+"""What the activations of one vector of units cost, about."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A register tile: `rows` sequences by `vectors` vectors of `lanes` units, for each of some gates."""
+
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def units(self) -> int:
+        """Hidden units per tile."""
+        return self.vectors * self.lanes
+
+    def count(self, hidden: int) -> int:
+        """Tiles that cover the hidden units; the last one overlaps the one before it."""
+        return blocks(hidden, self.units)
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.vectors}x{self.lanes}"
+
+
+def choose_block(
+    spec: RecurrenceSpec, gates: int, target: TargetNumbers, name: str, rows: int | None = None
+) -> Block:
+    """The tile for the products of some gates, by estimated time; `rows` where they are decided already."""
+    lanes = min(lanes_of(target), spec.hidden)
+    ranked = []
+    for vectors in range(1, max(spec.hidden // lanes, 1) + 1):
+        columns = gates * vectors
+        for count in range(1, spec.batch + 1) if rows is None else [rows]:
+            sums = count * columns
+            if sums + min(count, columns) + 1 > target.vector_registers or sums > _MOST_SUMS:
+                break
+            block = Block(count, vectors, lanes)
+            ranked.append((block, _step_cycles(spec, block, gates, target)))
+    if not ranked:
+        return Block(rows or 1, 1, lanes)
+    best = min(ranked, key=lambda each: each[1])
+    value = (best[0].rows, best[0].vectors, lanes)
+    options = [Option((b.rows, b.vectors, lanes), cost / best[1]) for b, cost in ranked]
+    chosen = choose(name, value, lambda: [each for each in options if each.cost < 2])
+    assert isinstance(chosen, tuple)
+    return Block(*chosen)
+
+
+def _step_cycles(spec: RecurrenceSpec, block: Block, gates: int, target: TargetNumbers) -> float:
+    """Estimated cycles of one step of one direction on one core."""
+    columns = gates * block.vectors
+    weight_bytes = 4 * gates * spec.hidden * spec.hidden
+    fits = weight_bytes <= target.l2_bytes * 3 // 4
+    stream = columns * block.lanes * 4 / (_L2_BYTES_PER_CYCLE if fits else L3_BYTES_PER_CYCLE)
+    loads = (block.rows + columns) / 2
+    one = max(block.rows * columns, loads, _FMA_CHAINS) / 2
+    # Only the first tile of sequences finds the weights far away if a block fits the nearest cache.
+    is_near = 4 * columns * block.lanes * spec.hidden <= target.l1_bytes * 3 // 4
+    tiles = blocks(spec.batch, block.rows)
+    product = spec.hidden * (max(one, stream) + (tiles - 1) * (one if is_near else max(one, stream)))
+    cells = tiles * block.rows * block.vectors * _CELL_CYCLES
+    return block.count(spec.hidden) * (product + cells)
+
+
+def choose_split(spec: RecurrenceSpec, block: Block, target: TargetNumbers) -> str:
+    """How threads share the work: "none", "sequences" (each its own) or "units" (together, step by step)."""
+    if spec.flops <= SERIAL_FLOPS or target.cores == 1:
+        return "none"
+    step = _step_cycles(spec, block, spec.gates, target)
+    tiles = blocks(spec.batch, block.rows)
+    tasks = spec.directions * tiles
+    apart = blocks(tasks, target.cores) / tiles * step
+    pieces = spec.directions * block.count(spec.hidden)
+    phases = 2 if spec.cell == "GRU" and not spec.reset_after else 1
+    together = blocks(pieces, target.cores) / block.count(spec.hidden) * step + phases * _BARRIER_CYCLES
+    costs = {"none": spec.directions * step, "sequences": apart, "units": together}
+    best = min(costs, key=lambda each: costs[each])
+    if tasks == 1 and best == "sequences":
+        best = "none"
+    chosen = choose("split", best, lambda: [Option(each, cost / costs[best]) for each, cost in costs.items()])
+    assert isinstance(chosen, str)
+    return chosen
+
+
+def units_of(block: Block, hidden: int) -> np.ndarray:
+    """(tiles, units) -> number of the hidden unit; the last tile is moved up to end with the units."""
+    first = np.minimum(np.arange(block.count(hidden)) * block.units, hidden - block.units)
+    return first[:, None] + np.arange(block.units)
+
+
+def packer(spec: RecurrenceSpec, gates: tuple[int, ...], block: Block) -> Callable[[np.ndarray], np.ndarray]:
+    """Recurrent weights (D, G H, H) -> (D, tiles, H, gates * units)."""
+
+    def pack(weights: np.ndarray) -> np.ndarray:
+        hidden, count = spec.hidden, block.count(spec.hidden)
+        split = weights.reshape(spec.directions, spec.gates, hidden, hidden)[:, list(gates)]
+        tiles = split[:, :, units_of(block, hidden)]  # direction, gate, tile, unit, k
+        turned = tiles.transpose(0, 2, 4, 1, 3)
+        shape = (spec.directions, count, hidden, len(gates) * block.units)
+        return np.ascontiguousarray(turned.reshape(shape))
+
+    return pack
