@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import TargetError, ToolError
+from .batches import Batches
 from .compile_report import versions
 from .executable import Executable, TensorSpec
 from .target import Target
 from .weights import read_weights, write_weights
 
 FORMAT = "graphwright-artifact"
-VERSION = 1
+VERSION, BATCHED_VERSION = 1, 2
+"""Of artifacts with one program; of those with a program per batch size."""
 MANIFEST = "manifest.json"
 LIBRARY = "model.so"
 WEIGHTS = "weights.bin"
@@ -116,14 +118,18 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         raise ToolError(f"cannot read {folder / MANIFEST}: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ToolError(f"{folder} is no artifact: its {MANIFEST} is of another kind")
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in (VERSION, BATCHED_VERSION):
         raise ToolError(
-            f"{folder} has artifact version {manifest.get('version')}, this program reads {VERSION}"
+            f"{folder} has artifact version {manifest.get('version')}, this program reads {VERSION} and "
+            f"{BATCHED_VERSION}"
         )
     missing = {"backend", "inputs", "outputs", "target", "pipeline", "versions", "files"} - manifest.keys()
+    missing |= {"batches"} - manifest.keys() if manifest["version"] == BATCHED_VERSION else set()
     if missing:
         raise ToolError(f"{folder / MANIFEST} lacks {sorted(missing)[0]!r}")
-    damaged = next((name for name, sound in _FORM.items() if not sound(manifest[name])), None)
+    damaged = next(
+        (name for name, sound in _FORM.items() if name in manifest and not sound(manifest[name])), None
+    )
     if damaged:
         raise ToolError(f"{folder / MANIFEST} is damaged: {damaged!r} is not of the form it should have")
     return manifest
@@ -140,12 +146,21 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+def _is_batches(value: Any) -> bool:
+    try:
+        Batches.from_json(value)
+    except ValueError:
+        return False
+    return True
+
+
 _FORM: dict[str, Callable[[Any], bool]] = {
     "backend": ("tvm", "onnxruntime").__contains__,
     "inputs": _is_signature,
     "outputs": _is_signature,
     "target": _is_table,
     "versions": _is_table,
+    "batches": _is_batches,
     "files": lambda files: (
         _is_table(files) and all({"bytes", "sha256"} <= {*each} for each in files.values())
     ),
@@ -172,7 +187,9 @@ def _load_tvm(folder: Path, manifest: dict[str, Any], target: Target, verify: bo
     for name in (LIBRARY, WEIGHTS):
         _check_file(folder, name, manifest, verify)
     weights = read_weights(folder / WEIGHTS)
-    executable = TvmExecutable(folder.resolve() / LIBRARY, weights, *_signature(manifest), target)
+    executable = TvmExecutable(
+        folder.resolve() / LIBRARY, weights, *_signature(manifest), target, batches=_batches(manifest)
+    )
     executable.graph_file = _graph_file(folder)
     return executable
 
@@ -185,8 +202,13 @@ def _load_onnxruntime(folder: Path, manifest: dict[str, Any], target: Target, ve
         if name.startswith(GRAPH):
             _check_file(folder, name, manifest, verify)
     executable = OnnxRuntimeExecutable(load(folder / GRAPH), target=target)
+    executable.batches = _batches(manifest)
     executable.graph_file = _graph_file(folder)
     return executable
+
+
+def _batches(manifest: dict[str, Any]) -> Batches | None:
+    return Batches.from_json(manifest["batches"]) if "batches" in manifest else None
 
 
 def _graph_file(folder: Path) -> Path | None:
@@ -265,9 +287,10 @@ def _manifest(executable: Executable, folder: Path) -> dict[str, Any]:
         }
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if executable.batches is None else BATCHED_VERSION,
         "backend": executable.backend,
         **kept,
+        **({"batches": executable.batches.to_json()} if executable.batches is not None else {}),
         "inputs": [spec.to_json() for spec in executable.inputs],
         "outputs": [spec.to_json() for spec in executable.outputs],
         "target": executable.target.to_json(),

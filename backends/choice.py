@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +28,14 @@ class Choice:
     Attributes:
         chosen: "tvm" or "onnxruntime".
         reason: why there was nothing to measure, or which one failed; "" where both were timed.
-        timings: latency by backend, where both were timed.
+        timings: latency by backend, where both were timed; with several batch sizes that of the first.
+        batches: latency by backend for each batch size, where there are several.
     """
 
     chosen: str
     reason: str = ""
     timings: Mapping[str, Timing] = field(default_factory=dict)
+    batches: tuple[Mapping[str, Timing], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
@@ -41,6 +44,7 @@ class Choice:
             "chosen": self.chosen,
             "reason": self.reason,
             "timings": {name: timing.to_json() for name, timing in self.timings.items()},
+            "batches": [{name: timing.to_json() for name, timing in each.items()} for each in self.batches],
         }
 
     def __str__(self) -> str:
@@ -49,6 +53,15 @@ class Choice:
             return f"backend auto: {name} without a comparison: {self.reason}"
         other = next(each for each in self.timings if each != self.chosen)
         own, slower = self.timings[self.chosen], self.timings[other]
+        if self.batches:
+            pairs = "; ".join(
+                f"{_text(each[self.chosen])} against {_text(each[other])}" for each in self.batches
+            )
+            return (
+                f"backend auto: {name} is the faster one here by the geometric mean over the batch sizes: "
+                f"{pairs} of {_NAMES[other]} on {own.threads} thread(s), medians (10th-90th percentile) of "
+                "runs in turns"
+            )
         return (
             f"backend auto: {name} is the faster one here: {_text(own)} against {_text(slower)} of "
             f"{_NAMES[other]} on {own.threads} thread(s), median (10th-90th percentile) of {own.samples} and "
@@ -89,23 +102,26 @@ def attempt(
 def decide(
     made: Mapping[str, Executable],
     failures: Mapping[str, CompileError],
-    feeds: Mapping[str, np.ndarray],
+    cases: Sequence[Mapping[str, np.ndarray]],
     *,
     threads: int,
 ) -> Choice:
     """The faster of two backends by the median of interleaved runs, or the one that is left.
 
+    Over several batch sizes the geometric mean of the medians decides.
+
     Args:
         made: executables by backend, checked.
         failures: errors of the backends that are not among them.
-        feeds: inputs by name to time them on.
+        cases: inputs by name to time them on, for each batch size.
         threads: threads that both may use.
     """
     if failures:
         failed, error = next(iter(failures.items()))
         return Choice(next(iter(made)), f"{_NAMES[failed]} failed: {error}")
-    timings = measure_interleaved(made, feeds, threads=threads, seconds=_SECONDS)
-    return Choice(min(timings, key=lambda name: timings[name].median_ms), timings=timings)
+    timed = [measure_interleaved(made, feeds, threads=threads, seconds=_SECONDS) for feeds in cases]
+    chosen = min(made, key=lambda name: math.prod(each[name].median_ms for each in timed))
+    return Choice(chosen, timings=timed[0], batches=tuple(timed) if len(timed) > 1 else ())
 
 
 def _text(timing: Timing) -> str:

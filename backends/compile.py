@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,27 +15,22 @@ from ..ir.account import account
 from ..ir.clone import clone
 from ..ir.errors import CompileError, TargetError
 from ..ir.inputs import random_inputs
-from ..ir.shapes import bind_dims, infer_shapes, require_static
+from ..ir.shapes import bind_dims, infer_shapes
 from ..ir.upgrade import upgrade
 from ..ir.verify import verify
 from ..passes.manager import Observer
 from ..passes.optimize import optimize
-from .check import Check
-from .checking import check_against_reference
+from .batches import checked_sizes
 from .choice import AUTO, BACKENDS, ONNXRUNTIME, TVM, Choice, attempt, decide, why_no_choice
 from .compile_report import CompileReport
 from .cross import linker_for
-from .executable import Executable, specs_of
-from .functions import without_functions
+from .executable import Executable
 from .host import usable_cores
+from .making import CheckMode, Maker
 from .meter import latency_meter, wants_clock
+from .specialize import Specialized, batch_feeds, free_batch, specialize
 from .target import Target, resolve_target
-from .tuning.database import Database
 from .tuning.session import open_database, why_not_tunable
-from .tuning.step import tuned
-
-if TYPE_CHECKING:
-    from .tvm.strategy import Schedules
 
 DEFAULT_PIPELINE = (
     "simplify,fold-batch-norm,"
@@ -49,11 +41,6 @@ DEFAULT_PIPELINE = (
 
 Of `fuse` these make standard operators, for which there are kernels; functions would be taken apart again.
 """
-
-_WORKING_BYTES = 128 << 20
-"""Room for object files and a library; the largest of the usual networks take a third of it."""
-
-CheckMode = bool | Literal["qemu"]
 
 
 def compile(
@@ -66,6 +53,7 @@ def compile(
     calibration: Any = None,
     backend: str = "tvm",
     threads: int = 1,
+    batch_sizes: Sequence[int] | None = None,
     check: CheckMode = True,
     check_feeds: Mapping[str, np.ndarray] | None = None,
     dims: Mapping[str, int] | None = None,
@@ -89,6 +77,10 @@ def compile(
         backend: "tvm"; "onnxruntime" to run the optimized graph there; "auto" for the faster of the two on
             this machine, or TVM, with a note, where the target does not run here.
         threads: threads that "auto" times both with, and that records and trials are for.
+        batch_sizes: build a program for each of these sizes of the inputs' leading dimension into one
+            library; they share weights, and a run takes the one that fits. A batch of another size is run
+            in pieces (5 as 4 + 1) if rows do not depend on each other, which is proven on the reference,
+            and refused if they do.
         check: run once against the reference where the target runs here. "qemu" also runs libraries for
             64-bit ARM, emulated.
         check_feeds: inputs for the check; random ones if None.
@@ -109,6 +101,7 @@ def compile(
     """
     resolved = resolve_target(target)
     _refuse_early(resolved, trials, backend, threads)
+    sizes = () if batch_sizes is None else checked_sizes(batch_sizes)
     records = open_database(database) if trials or database is not None else None
     say = progress or (lambda step: None)
     if isinstance(model, str | Path):
@@ -129,6 +122,7 @@ def compile(
         upgrade(working)
         bind_dims(working, dict(dims or {}))
         infer_shapes(working)
+        symbol = free_batch(working) if sizes else ""
         report.source = _source(given, source)
         report.sizes["before"] = _sizes(working)
     with report.step("optimize"):
@@ -150,42 +144,44 @@ def compile(
             report.pipeline = result.report.pipeline
             report.passes = [record.to_json() for record in result.report.records]
     report.sizes["after"] = _sizes(working)
-    feeds = dict(check_feeds) if check_feeds is not None else None
-
-    def make(name: str) -> Executable:
-        build = functools.partial(_build_tvm, records=records, trials=trials, threads=threads, seed=seed)
-        return _make(name, working, report, say, feeds, check, seed, build)
-
+    special = None
+    if sizes:
+        with report.step("specialize"):
+            say("specialize")
+            again = DEFAULT_PIPELINE if text != "" else ""
+            special = specialize(
+                working, symbol, sizes, lambda sized: _refined(sized, again, resolved), seed=seed
+            )
+    cases = _cases(working, special, check_feeds, seed)
+    make = Maker(working, special, report, say, cases, check, records, trials, threads, seed)
     if backend != AUTO:
         return make(backend)
-    return _faster(make, resolved, report, say, feeds or random_inputs(working, seed=seed), threads)
+    return _faster(make, resolved, report, say, cases, threads)
 
 
-def _make(
-    backend: str,
-    model: ir.Model,
-    common: CompileReport,
-    say: Callable[[str], None],
-    feeds: dict[str, np.ndarray] | None,
-    check: CheckMode,
-    seed: int,
-    build: Callable[[ir.Model, CompileReport, Callable[[str], None]], Executable],
-) -> Executable:
-    """Build for one backend and check; the report shares what is common to all."""
-    report = replace(common, backend=backend, notes=list(common.notes))
-    if backend == ONNXRUNTIME:
-        executable = _onnxruntime(model, report, say)
-    else:
-        flat = without_functions(model)
-        require_static(flat)
-        executable = build(flat, report, say)
-    executable.model = model
-    executable.report = report
-    with report.step("check"):
-        say("check")
-        given = random_inputs(model, seed=seed) if feeds is None else feeds
-        report.check = _check(executable, model, given, check)
-    return executable
+def _refined(model: ir.Model, pipeline: str, target: Target) -> ir.Model:
+    """A graph whose shapes have become known: what depended on them can go."""
+    infer_shapes(model)
+    if not pipeline:
+        return model
+    return optimize(model, pipeline, target=target).model
+
+
+def _cases(
+    model: ir.Model, special: Specialized | None, given: Mapping[str, np.ndarray] | None, seed: int
+) -> list[dict[str, np.ndarray]]:
+    """Inputs to check with: one set, or one per batch size."""
+    if special is None:
+        return [dict(given) if given is not None else random_inputs(model, seed=seed)]
+    batches = special.batches
+    feeds = {size: batch_feeds(model, batches.symbol, size, seed) for size in batches.sizes}
+    if given is not None:
+        names = [value.name for value in model.graph.inputs if value.name not in model.graph.initializers]
+        arrays = [np.asarray(given[str(name)]) for name in names if name in given]
+        size = batches.size_of(arrays) if len(arrays) == len(names) else 0
+        if size in feeds:
+            feeds[size] = dict(given)
+    return list(feeds.values())
 
 
 def _faster(
@@ -193,7 +189,7 @@ def _faster(
     target: Target,
     report: CompileReport,
     say: Callable[[str], None],
-    feeds: dict[str, np.ndarray],
+    cases: Sequence[dict[str, np.ndarray]],
     threads: int,
 ) -> Executable:
     reason = why_no_choice(target)
@@ -203,7 +199,7 @@ def _faster(
         made, failures = attempt({name: functools.partial(make, name) for name in (TVM, ONNXRUNTIME)})
         with report.step("time both backends"):
             say("time both backends")
-            choice = decide(made, failures, feeds, threads=threads)
+            choice = decide(made, failures, cases, threads=threads)
         executable = made[choice.chosen]
         executable.set_threads(usable_cores())
     assert executable.report is not None
@@ -231,105 +227,6 @@ def _refuse_early(target: Target, trials: int, backend: str, threads: int) -> No
             )
         return
     linker_for(target)
-
-
-def _onnxruntime(model: ir.Model, report: CompileReport, say: Callable[[str], None]) -> Executable:
-    from .onnxruntime import OnnxRuntimeExecutable
-
-    with report.step("build"):
-        say("build")
-        executable = OnnxRuntimeExecutable(model, threads=usable_cores(), target=report.target)
-    report.weight_bytes = report.sizes["after"]["parameter_bytes"]
-    return executable
-
-
-def _build_tvm(
-    model: ir.Model,
-    report: CompileReport,
-    say: Callable[[str], None],
-    *,
-    records: Database | None,
-    trials: int,
-    threads: int,
-    seed: int,
-) -> Executable:
-    """Build by the analytic model, by records, or after tuning."""
-    target = report.target
-
-    def build(schedules: Schedules | None) -> Executable:
-        return _tvm(model, target, report, say, schedules)
-
-    if records is None:
-        return build(None)
-    if trials:
-        return tuned(model, target, records, trials, threads, build, report, say, seed)
-    executable = build(records.schedules(target, threads))
-    report.notes += [str(line) for line in records.bad_lines]
-    count = sum(kernel["tuned"] for kernel in report.kernels)
-    report.notes.append(f"{count} of {len(report.kernels)} kernels are built by records of {records.path}")
-    return executable
-
-
-def _tvm(
-    model: ir.Model,
-    target: Target,
-    report: CompileReport,
-    say: Callable[[str], None],
-    schedules: Schedules | None,
-) -> Executable:
-    from .compiled import TvmExecutable
-    from .library import build_library
-
-    folder = tempfile.TemporaryDirectory(prefix="graphwright-")
-    try:
-        _require_space(folder.name)
-        built = build_library(model, target, Path(folder.name), report, say, schedules)
-    except OSError as error:
-        folder.cleanup()
-        raise CompileError(f"cannot write the library to {folder.name}: {error.strerror or error}") from error
-    except BaseException:
-        folder.cleanup()
-        raise
-    report.kernels = built.kernels
-    report.library_bytes = built.path.stat().st_size
-    report.weight_bytes = sum(weight.nbytes for weight in built.weights)
-    return TvmExecutable(
-        built.path,
-        built.weights,
-        specs_of(_runtime_inputs(model)),
-        specs_of(model.graph.outputs),
-        target,
-        folder,
-    )
-
-
-def _require_space(folder: str) -> None:
-    """LLVM ends the process if the disk fills up while it writes, so that is found out before."""
-    free = shutil.disk_usage(folder).free
-    if free < _WORKING_BYTES:
-        raise CompileError(
-            f"{tempfile.gettempdir()} has {free >> 20} MB left, compiling needs about "
-            f"{_WORKING_BYTES >> 20} MB; make room there or point TMPDIR elsewhere"
-        )
-
-
-def _check(executable: Executable, model: ir.Model, feeds: dict[str, np.ndarray], mode: CheckMode) -> Check:
-    if not mode:
-        return Check(False, reason="it was switched off")
-    reason = executable.target.why_not_here()
-    if reason is None:
-        return check_against_reference(model, executable.run, feeds)
-    if mode != "qemu":
-        return Check(False, reason=f"the library cannot run here: {reason}")
-    from .compiled import TvmExecutable
-    from .cross import run_emulated
-
-    assert isinstance(executable, TvmExecutable)
-    return check_against_reference(model, lambda f: run_emulated(executable, f), feeds, where="qemu")
-
-
-def _runtime_inputs(model: ir.Model) -> list[ir.Value]:
-    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
 
 
 def _sizes(model: ir.Model) -> dict[str, Any]:

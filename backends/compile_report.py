@@ -14,6 +14,7 @@ from .choice import Choice
 from .target import Target
 
 if TYPE_CHECKING:
+    from .batch_report import BatchReport
     from .tuning.step import Outcome
 
 _PACKAGES = ("graphwright", "apache-tvm", "apache-tvm-ffi", "numpy", "onnx-ir", "onnxruntime")
@@ -39,6 +40,7 @@ class CompileReport:
         check: the comparison with the reference.
         tuning: trials and what they gained, where any were to be spent.
         choice: how the backend was chosen, where it was left to measurement.
+        batches: what the library holds for each batch size, where there are several.
         notes: what else the reader should know.
     """
 
@@ -57,6 +59,7 @@ class CompileReport:
     check: Check = field(default_factory=lambda: Check(False, reason="it was not asked for"))
     tuning: Outcome | None = None
     choice: Choice | None = None
+    batches: BatchReport | None = None
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -91,6 +94,7 @@ class CompileReport:
             "check": self.check.to_json(),
             "tuning": self.tuning.to_json() if self.tuning else None,
             "choice": self.choice.to_json() if self.choice else None,
+            "batches": self.batches.to_json() if self.batches else None,
             "notes": list(self.notes),
             "versions": versions(),
         }
@@ -109,6 +113,8 @@ class CompileReport:
                 ["packed weights", _bytes(self.weight_bytes)],
             ],
         )
+        if self.batches:
+            lines += ["", "## Batch sizes", "", *_table(*self.batches.cells()), "", f"{self.batches.others}."]
         if self.sizes:
             columns = list(self.sizes)
             keys = list(self.sizes[columns[0]])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.errors import ModelError, TargetError
+from .batches import ENTRY, Batches
 from .executable import Executable, TensorSpec
 from .host import logical_cores, usable_cores
 from .target import Target
@@ -31,6 +32,7 @@ class TvmExecutable(Executable):
         outputs: what it returns.
         target: what the library was built for.
         folder: a temporary folder that holds the library and lives as long as this object.
+        batches: the batch sizes that it has programs for; None if there is one program.
     """
 
     backend = "tvm"
@@ -45,8 +47,9 @@ class TvmExecutable(Executable):
         outputs: Sequence[TensorSpec],
         target: Target,
         folder: Any = None,
+        batches: Batches | None = None,
     ):
-        super().__init__(inputs, outputs, target)
+        super().__init__(inputs, outputs, target, batches)
         self.library = library
         self.weights = list(weights)
         self.threads = usable_cores()
@@ -74,18 +77,29 @@ class TvmExecutable(Executable):
         return self._program
 
     def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        return self.load().run(arrays)
+        if self.batches is None:
+            return self.load().run(arrays)
+        entries = self.batches.entries
+        return self.batches.run(arrays, lambda size, part: self.load().run(part, entries[size]))
 
     def _timed_runs(self, arrays: list[np.ndarray], repeats: int) -> list[float]:
         program = self.load()
-        tensors = program.prepare(arrays)
+        parts = [(entry, program.prepare(part)) for entry, part in self.calls(arrays)]
         samples = []
         for _ in range(repeats):
             start = time.perf_counter()
-            program.invoke(tensors)
+            for entry, tensors in parts:
+                program.invoke(tensors, entry)
             program.synchronize()
             samples.append((time.perf_counter() - start) * 1e3)
         return samples
+
+    def calls(self, arrays: list[np.ndarray]) -> list[tuple[str, list[np.ndarray]]]:
+        """The programs that a run on checked inputs calls, with their inputs: one, or one per piece."""
+        if self.batches is None:
+            return [(ENTRY, arrays)]
+        pieces = self.batches.plan(self.batches.size_of(arrays))
+        return [(self.batches.entries[piece.size], self.batches.cut(arrays, piece)) for piece in pieces]
 
     def profile(
         self,

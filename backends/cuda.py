@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +32,7 @@ if TYPE_CHECKING:
     from .compile_report import CompileReport
     from .library import Library
 
-GRAPH, REQUEST, ANSWER, LIBRARY, WEIGHTS = (
-    "model.onnx",
-    "request.json",
-    "answer.json",
-    "model.so",
-    "weights.bin",
-)
+REQUEST, ANSWER, LIBRARY, WEIGHTS = "request.json", "answer.json", "model.so", "weights.bin"
 _STUB = "libcuda.so.1"
 
 
@@ -74,7 +68,12 @@ def cuda_tools() -> CudaTools:
 
 
 def build_apart(
-    model: ir.Model, target: Target, folder: Path, report: CompileReport, say: Callable[[str], None]
+    programs: Mapping[str, ir.Model],
+    target: Target,
+    folder: Path,
+    report: CompileReport,
+    say: Callable[[str], None],
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Library:
     """Lower and build in a process of its own; see `library.build_library`."""
     from .library import Library
@@ -82,15 +81,17 @@ def build_apart(
     tools = cuda_tools()
     if tools.problem:
         report.notes.append(tools.problem)
-    save(model, folder / GRAPH)
-    folder.joinpath(REQUEST).write_text(json.dumps(target.to_json()), encoding="utf-8")
+    for entry, model in programs.items():
+        save(model, folder / f"{entry}.onnx")
+    request = {"target": target.to_json(), "programs": list(programs), "shapes": dict(shapes or {})}
+    folder.joinpath(REQUEST).write_text(json.dumps(request), encoding="utf-8")
     say("build")
     start = time.perf_counter()
     answer = _run_child(folder, tools)
     elapsed = time.perf_counter() - start
     report.steps["start a process"] = elapsed - sum(answer["steps"].values())
     report.steps.update(answer["steps"])
-    return Library(folder / LIBRARY, read_weights(folder / WEIGHTS), answer["kernels"])
+    return Library(folder / LIBRARY, read_weights(folder / WEIGHTS), answer["kernels"], answer["used"])
 
 
 def _run_child(folder: Path, tools: CudaTools) -> dict[str, Any]:

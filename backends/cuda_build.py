@@ -1,6 +1,6 @@
 """The process that compiles for CUDA: `python -m graphwright.backends.cuda_build FOLDER`, see `cuda.py`.
 
-Reads the graph and the target from FOLDER and leaves the library, its weights and an answer there.
+Reads the graphs and the target from FOLDER and leaves the library, its weights and an answer there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from ..ir.errors import GraphwrightError
 from ..ir.load import load
 from .compile_report import CompileReport
-from .cuda import ANSWER, GRAPH, REQUEST, WEIGHTS
+from .cuda import ANSWER, REQUEST, WEIGHTS
 from .library import build_here
 from .target import Target
 from .weights import write_weights
@@ -21,12 +21,14 @@ from .weights import write_weights
 
 def main(folder: Path) -> int:
     """Build what the folder asks for; the exit code is 0 if that succeeded."""
-    target = Target.from_json(json.loads(folder.joinpath(REQUEST).read_text(encoding="utf-8")))
+    request = json.loads(folder.joinpath(REQUEST).read_text(encoding="utf-8"))
+    target = Target.from_json(request["target"])
     report = CompileReport("", target, "tvm")
     try:
-        built = build_here(load(folder / GRAPH), target, folder, report, lambda step: None)
+        programs = {entry: load(folder / f"{entry}.onnx") for entry in request["programs"]}
+        built = build_here(programs, target, folder, report, lambda step: None, shapes=request["shapes"])
         write_weights(folder / WEIGHTS, built.weights)
-        answer: dict[str, Any] = {"kernels": built.kernels, "steps": report.steps}
+        answer: dict[str, Any] = {"kernels": built.kernels, "used": built.used, "steps": report.steps}
     except GraphwrightError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except OSError as error:

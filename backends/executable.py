@@ -16,6 +16,7 @@ from ..ir.errors import CompileError, ModelError, TargetError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from .batches import Batches
     from .compile import CompileReport
     from .profile import Profile
     from .target import Target
@@ -117,14 +118,22 @@ class Executable(abc.ABC):
         report: how the executable came about, where it was compiled rather than loaded.
         manifest: the manifest of the artifact that it was loaded from.
         graph_file: the optimized graph's file in that artifact.
+        batches: the batch sizes that it was compiled for; None where it was for one, or for any.
     """
 
     backend: str = ""
 
-    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], target: Target):
+    def __init__(
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        target: Target,
+        batches: Batches | None = None,
+    ):
         self.inputs = list(inputs)
         self.outputs = list(outputs)
         self.target = target
+        self.batches = batches
         self.threads = 1
         self.model: ir.Model | None = None
         self.report: CompileReport | None = None
@@ -170,14 +179,24 @@ class Executable(abc.ABC):
         results = tuple(self.run({**feeds, **named}).values())
         return results[0] if len(results) == 1 else results
 
-    def random_feeds(self, seed: int = 0) -> dict[str, np.ndarray]:
-        """Random inputs of the right shapes: normal floats, integers in the range the model can take."""
+    def random_feeds(self, seed: int = 0, *, batch: int | None = None) -> dict[str, np.ndarray]:
+        """Random inputs of the right shapes: normal floats, integers in the range the model can take.
+
+        Args:
+            seed: of the generator.
+            batch: rows, where the executable was compiled for several batch sizes; the smallest size if None.
+        """
+        sizes: dict[str, int] = {}
+        if self.batches is not None:
+            sizes[self.batches.symbol] = self.batches.sizes[0] if batch is None else batch
+        elif batch is not None:
+            raise ModelError("this executable was not compiled for several batch sizes")
         if self.model is not None:
             from ..ir.inputs import random_inputs
 
-            return random_inputs(self.model, seed=seed)
+            return random_inputs(self.model, seed=seed, dims=sizes)
         generator = np.random.default_rng(seed)
-        return {spec.name: _random(spec, generator) for spec in self.inputs}
+        return {spec.name: _random(spec, generator, sizes) for spec in self.inputs}
 
     def benchmark(
         self,
@@ -290,8 +309,8 @@ def _listed(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(map(str, specs)) or "no inputs"
 
 
-def _random(spec: TensorSpec, generator: np.random.Generator) -> np.ndarray:
-    shape = [size if isinstance(size, int) else 1 for size in spec.shape]
+def _random(spec: TensorSpec, generator: np.random.Generator, sizes: Mapping[str, int]) -> np.ndarray:
+    shape = [size if isinstance(size, int) else sizes.get(size, 1) for size in spec.shape]
     dtype = spec.numpy_dtype()
     if dtype.kind in "iub":
         return generator.integers(0, 2, shape).astype(dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir.errors import CompileError, GraphwrightError
+from .batches import ENTRY
 from .compile_report import CompileReport
 from .cross import linker_for
 from .target import Target
@@ -32,30 +33,34 @@ class Library:
         path: the shared library.
         weights: packed weights in the order it takes them.
         kernels: what its functions compute, JSON-able.
+        used: positions of the weights that each program reads.
     """
 
     path: Path
     weights: list[np.ndarray]
     kernels: list[dict[str, Any]]
+    used: dict[str, list[int]]
 
 
 def build_library(
-    model: ir.Model,
+    programs: Mapping[str, ir.Model],
     target: Target,
     folder: Path,
     report: CompileReport,
     say: Callable[[str], None],
     schedules: Schedules | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Library:
     """Lower and build.
 
     Args:
-        model: a graph with static shapes.
+        programs: graphs with static shapes, by the name of the function that each becomes.
         target: what to build for.
         folder: an empty folder of the caller's that takes the library.
         report: gets the times of the steps.
         say: called with the name of each step as it begins.
         schedules: those of tuning records, by workload; for CPUs.
+        shapes: functions of the library that return these integers.
 
     Raises:
         CompileError: an operator has no lowering, or TVM or the linker fails.
@@ -64,17 +69,18 @@ def build_library(
     if target.kind == "cuda":
         from .cuda import build_apart
 
-        return build_apart(model, target, folder, report, say)
-    return build_here(model, target, folder, report, say, schedules)
+        return build_apart(programs, target, folder, report, say, shapes)
+    return build_here(programs, target, folder, report, say, schedules, shapes)
 
 
 def build_here(
-    model: ir.Model,
+    programs: Mapping[str, ir.Model],
     target: Target,
     folder: Path,
     report: CompileReport,
     say: Callable[[str], None],
     schedules: Schedules | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
 ) -> Library:
     """Lower and build in this process; see `build_library`."""
     from .tvm_import import import_tvm
@@ -83,13 +89,13 @@ def build_here(
     with report.step("load TVM"):
         import_tvm()
     from .tvm.build import build
-    from .tvm.lower import lower
+    from .tvm.lower import lower_programs
 
     path = folder / "model.so"
     try:
         with report.step("lower"):
             say("lower")
-            lowered = lower(model, target, schedules)
+            lowered = lower_programs(programs, target, schedules, shapes)
         with report.step("build"):
             say("build")
             build(lowered, target, path, fcompile=linker)
@@ -101,7 +107,7 @@ def build_here(
         raise CompileError("there is not enough memory to compile this model") from None
     except Exception as error:
         raise _tvm_error(error) from error
-    return Library(path, lowered.weights, [_kernel(kernel) for kernel in lowered.kernels])
+    return Library(path, lowered.weights, [_kernel(kernel) for kernel in lowered.kernels], lowered.used)
 
 
 def _kernel(kernel: Any) -> dict[str, Any]:
@@ -116,6 +122,7 @@ def _kernel(kernel: Any) -> dict[str, Any]:
         "from": list(kernel.functions),
         "workload": kernel.workload,
         "tuned": kernel.tuned,
+        **({"entry": kernel.entry} if kernel.entry != ENTRY else {}),
     }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.errors import ModelError, TargetError, ToolError
+from .batches import ENTRY
 from .executable import Timing, check_inputs
 
 if TYPE_CHECKING:
@@ -208,16 +209,24 @@ def profile_library(
     given = executable.random_feeds() if feeds is None else feeds
     total = executable.benchmark(given, threads=threads, repeats=repeats)
     program = TvmProgram(executable.library, executable.weights, executable.target.device)
-    tensors = program.prepare(check_inputs(executable.inputs, given))
+    parts = executable.calls(check_inputs(executable.inputs, given))
+    if len(parts) > 1 and executable.batches is not None:
+        raise ModelError(
+            f"profile times one program, but this batch runs in {len(parts)} pieces; give one of "
+            f"{', '.join(map(str, executable.batches.sizes))}"
+        )
+    ((entry, arrays),) = parts
+    tensors = program.prepare(arrays)
     watcher = _Watcher()
     program.watch(watcher)
     runs = []
     for _ in range(_WARMUP + repeats):
         watcher.begin()
-        program.invoke(tensors)
+        program.invoke(tensors, entry)
         runs.append(watcher.times)
     measured = _peaks(total.threads) if peaks else None
     table, missing = executable.kernel_table()
+    table = [kernel for kernel in table if kernel.get("entry", ENTRY) == entry]
     calls = _calls(watcher.seen, np.array(runs[_WARMUP:]), table, total.threads, measured)
     return Profile(tuple(calls), total, measured, _notes(calls, total, missing))
 

@@ -86,13 +86,17 @@ def from_model(
 def measure_all(
     contenders: Mapping[str, Executable], threads: Sequence[int], *, repeats: int | None, seconds: float
 ) -> list[Row]:
-    """A row per number of threads and contender, ours first."""
-    feeds = next(iter(contenders.values())).random_feeds()
+    """A row per batch size, where there are several, number of threads and contender, ours first."""
+    first = next(iter(contenders.values()))
+    sizes: Sequence[int | None] = first.batches.sizes if first.batches is not None else (None,)
     rows = []
-    for count in threads:
-        timings = measure_interleaved(contenders, feeds, threads=count, repeats=repeats, seconds=seconds)
-        ours = timings[OURS].median_ms
-        rows += [Row(name, timing, timing.median_ms / ours) for name, timing in timings.items()]
+    for size in sizes:
+        feeds = first.random_feeds(batch=size)
+        mark = "" if size is None else f", batch {size}"
+        for count in threads:
+            timings = measure_interleaved(contenders, feeds, threads=count, repeats=repeats, seconds=seconds)
+            ours = timings[OURS].median_ms
+            rows += [Row(name + mark, timing, timing.median_ms / ours) for name, timing in timings.items()]
     return rows
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .console import plain
+from .console import plain, print_line, print_table
 from .measure import measure_interleaved
 from .passes_report import did_lines
 from .steps import Step, StepRecorder, StepTable
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from ..backends.executable import Executable
+
+
+_BATCH_SECONDS = 0.5
+"""Time for the runs of each batch size."""
 
 
 def complete_table(
@@ -66,6 +70,25 @@ def complete_table(
     )
     steps[0].latency[_column("onnxruntime", threads)] = timings["original"]
     compiled.latency[_column(executable.backend, threads)] = timings["ours"]
+
+
+def time_batches(executable: Executable, threads: int) -> None:
+    """Latency of each batch size, where there are several and the target runs here."""
+    report = executable.report
+    if report is None or report.batches is None or not executable.target.runs_here:
+        return
+    for row in report.batches.rows:
+        feeds = executable.random_feeds(batch=row.size)
+        row.timing = executable.benchmark(feeds, threads=threads, seconds=_BATCH_SECONDS)
+
+
+def print_batches(executable: Executable) -> None:
+    """The batch sizes of a library, where there are several, and what becomes of others."""
+    report = executable.report
+    if report is None or report.batches is None:
+        return
+    print_table(None, *report.batches.cells())
+    print_line(report.batches.others)
 
 
 def report_files(executable: Executable, table: StepTable) -> dict[str, str]:

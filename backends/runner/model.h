@@ -15,10 +15,13 @@
 #include <tvm/ffi/function.h>
 
 #include <cstdlib>
+#include <cstring>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "batches.h"
 #include "gww.h"
 
 namespace graphwright {
@@ -32,7 +35,7 @@ struct Input {
   DLDataType dtype{kDLFloat, 32, 1};
 };
 
-// A tensor of the model's; `tensor` keeps its memory alive.
+// A tensor of the model's; `tensor` keeps its memory alive. Aligned, contiguous memory of the CPU.
 struct Output {
   ffi::Tensor tensor;
 
@@ -59,13 +62,67 @@ class Model {
     machine_ = (*(*library_)->GetFunction("vm_load_executable", true))().cast<ffi::Module>();
     constexpr int kPooledAllocator = 2;
     (*(*machine_)->GetFunction("vm_initialization", true))(static_cast<int>(kDLCPU), 0, kPooledAllocator);
-    main_ = (*machine_)->GetFunction("main", true);
+    batches_ = Batches(*machine_);
   }
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
-  // Runs on inputs in the order of the model's signature; they must have its shapes and types.
+  // The batch sizes that the artifact was compiled for; empty where there is one program.
+  const std::vector<int64_t>& batch_sizes() const { return batches_.sizes(); }
+
+  // Runs on inputs in the order of the model's signature; they must have its shapes and types. With several batch
+  // sizes the leading dimension says which program runs; a size that is not there runs in pieces where the artifact
+  // allows it, and its outputs are copied together.
   std::vector<Output> Run(const std::vector<Input>& inputs) {
+    std::vector<std::vector<int64_t>> shapes;
+    for (const Input& input : inputs) shapes.push_back(input.shape);
+    const std::vector<Piece> plan = batches_.Plan(shapes);
+    if (plan.size() == 1 && plan[0].full()) return RunOne(inputs, plan[0].entry());
+    std::vector<std::vector<Output>> parts;
+    for (const Piece& piece : plan) parts.push_back(RunPiece(inputs, piece));
+    std::vector<Output> joined;
+    for (size_t i = 0; i < parts[0].size(); ++i) joined.push_back(Joined(parts, plan, i));
+    return joined;
+  }
+
+ private:
+  // Full pieces are read where they lie; a part of one is copied, its last row repeated.
+  std::vector<Output> RunPiece(const std::vector<Input>& inputs, const Piece& piece) {
+    std::vector<Input> given = inputs;
+    std::vector<std::vector<char>> copies;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (!batches_.HasBatch(i)) continue;
+      const size_t row = Bytes(inputs[i]) / static_cast<size_t>(inputs[i].shape[0]);
+      const char* first = static_cast<const char*>(inputs[i].data) + row * static_cast<size_t>(piece.start);
+      given[i].shape[0] = piece.size;
+      given[i].data = first;
+      if (piece.full()) continue;
+      std::vector<char>& copy = copies.emplace_back(row * static_cast<size_t>(piece.size));
+      for (int64_t each = 0; each < piece.size; ++each) {
+        const size_t source = static_cast<size_t>(std::min(each, piece.rows - 1));
+        std::memcpy(copy.data() + row * static_cast<size_t>(each), first + row * source, row);
+      }
+      given[i].data = copy.data();
+    }
+    return RunOne(given, piece.entry());
+  }
+
+  static Output Joined(const std::vector<std::vector<Output>>& parts, const std::vector<Piece>& plan, size_t index) {
+    std::vector<int64_t> shape = parts[0][index].shape();
+    shape[0] = plan.back().start + plan.back().rows;
+    auto allocate = ffi::Function::GetGlobalRequired("runtime.TVMTensorAllocWithScope");
+    auto whole = allocate(ffi::Shape(shape), parts[0][index].tensor.dtype(), DLDevice{kDLCPU, 0}, nullptr)
+                     .cast<ffi::Tensor>();
+    const size_t row = ffi::GetDataSize(whole) / static_cast<size_t>(shape[0]);
+    for (size_t part = 0; part < parts.size(); ++part) {
+      char* to = static_cast<char*>(whole.data_ptr()) + row * static_cast<size_t>(plan[part].start);
+      std::memcpy(to, parts[part][index].tensor.data_ptr(), row * static_cast<size_t>(plan[part].rows));
+    }
+    return Output{whole};
+  }
+
+  std::vector<Output> RunOne(const std::vector<Input>& inputs, const std::string& entry) {
+    if (!programs_.count(entry)) programs_[entry] = *(*machine_)->GetFunction(entry, true);
     std::vector<std::vector<int64_t>> shapes;  // Tensors in place borrow them.
     shapes.reserve(inputs.size());
     std::vector<ffi::Any> arguments;
@@ -76,14 +133,19 @@ class Model {
     arguments.emplace_back(packed_);
     std::vector<ffi::AnyView> views(arguments.begin(), arguments.end());
     ffi::Any result;
-    (*main_).CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
+    programs_[entry].CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
     if (auto single = result.as<ffi::Tensor>()) return {Output{*single}};
     std::vector<Output> outputs;
     for (const ffi::Tensor& output : result.cast<ffi::Array<ffi::Tensor>>()) outputs.push_back(Output{output});
     return outputs;
   }
 
- private:
+  static size_t Bytes(const Input& input) {
+    size_t bytes = (input.dtype.bits * input.dtype.lanes + 7) / 8;
+    for (int64_t extent : input.shape) bytes *= static_cast<size_t>(extent);
+    return bytes;
+  }
+
   static ffi::Tensor InPlace(void* data, std::vector<int64_t>& shape, DLDataType dtype) {
     auto* managed = new DLManagedTensor{};
     auto rank = static_cast<int32_t>(shape.size());
@@ -106,7 +168,8 @@ class Model {
   std::vector<gww::Tensor> weights_;
   ffi::Array<ffi::Tensor> packed_;
   ffi::Optional<ffi::Module> library_, machine_;
-  ffi::Optional<ffi::Function> main_;
+  std::map<std::string, ffi::Function> programs_;
+  Batches batches_;
 };
 
 }  // namespace graphwright

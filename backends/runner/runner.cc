@@ -3,7 +3,7 @@
 //   runner DIR INPUTS.bin OUTPUTS.bin [--runs N] [--threads N] [--device cpu|cuda]
 //
 // DIR holds model.so and weights.bin. INPUTS.bin and OUTPUTS.bin are GWW1 files like weights.bin, with the model's
-// inputs and outputs in the order of its signature. Prints the time of every run. Exit code 2 with one line on
+// inputs and outputs in the order of its signature; of several batch sizes it takes what fits, in pieces if need be. Prints the time of every run. Exit code 2 with one line on
 // stderr if anything is wrong.
 //
 // The runtime is reached through its registered functions, since TVM's wheel ships only the headers of its
@@ -18,11 +18,13 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <string>
 #include <vector>
 
+#include "batches.h"
 #include "gww.h"
 
 namespace ffi = tvm::ffi;
@@ -84,6 +86,35 @@ ffi::Tensor ToDevice(gww::Tensor& tensor, DLDevice device) {
   return ffi::Tensor::FromDLPack(managed);
 }
 
+// One program with the part of the inputs that it gets. Parts that are not full are kept in `copies`.
+struct Call {
+  graphwright::Piece piece;
+  std::vector<gww::Tensor> inputs;
+  std::vector<std::vector<char>> copies;
+  std::vector<ffi::Any> arguments;
+  std::vector<ffi::Tensor> outputs;
+};
+
+Call Cut(const std::vector<gww::Tensor>& inputs, const graphwright::Batches& batches, const graphwright::Piece& piece) {
+  Call call{piece, inputs, {}, {}, {}};
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    gww::Tensor& input = call.inputs[i];
+    if (!piece.size || !batches.HasBatch(i) || input.shape[0] == piece.size) continue;
+    const uint64_t row = input.bytes / input.shape[0];
+    // Aligned as the code expects: rows may begin anywhere.
+    auto& copy = call.copies.emplace_back(row * piece.size + gww::kAlignment);
+    char* place = copy.data() + gww::kAlignment - reinterpret_cast<uintptr_t>(copy.data()) % gww::kAlignment;
+    for (int64_t each = 0; each < piece.size; ++each) {
+      const int64_t source = piece.start + std::min(each, piece.rows - 1);
+      std::memcpy(place + row * each, input.data + row * source, row);
+    }
+    input.shape[0] = piece.size;
+    input.data = place;
+    input.bytes = row * piece.size;
+  }
+  return call;
+}
+
 ffi::Module OpenMachine(const Options& options) {
   if (options.device.device_type == kDLCUDA && !dlopen("libtvm_runtime_cuda.so", RTLD_NOW | RTLD_GLOBAL)) {
     throw std::runtime_error(dlerror());
@@ -108,15 +139,22 @@ std::vector<ffi::Tensor> Outputs(const ffi::Any& result) {
   return outputs;
 }
 
-void WriteOutputs(const std::string& path, const std::vector<ffi::Tensor>& outputs) {
+// Outputs of all pieces, joined along the batch.
+void WriteOutputs(const std::string& path, const std::vector<Call>& calls) {
   auto copy = ffi::Function::GetGlobalRequired("runtime.TVMTensorCopyToBytes");
-  std::vector<std::vector<char>> storage;
+  std::vector<std::vector<char>> storage(calls[0].outputs.size());
   std::vector<gww::Tensor> tensors;
-  for (const ffi::Tensor& output : outputs) {
-    storage.emplace_back(ffi::GetDataSize(output));
-    copy(output, static_cast<void*>(storage.back().data()), static_cast<int64_t>(storage.back().size()));
-    std::vector<int64_t> shape(output.shape().begin(), output.shape().end());
-    tensors.push_back({output.dtype(), shape, storage.back().data(), storage.back().size()});
+  for (size_t i = 0; i < storage.size(); ++i) {
+    const ffi::Tensor& first = calls[0].outputs[i];
+    std::vector<int64_t> shape(first.shape().begin(), first.shape().end());
+    for (const Call& call : calls) {
+      std::vector<char> part(ffi::GetDataSize(call.outputs[i]));
+      copy(call.outputs[i], static_cast<void*>(part.data()), static_cast<int64_t>(part.size()));
+      if (!call.piece.full()) part.resize(part.size() / call.piece.size * call.piece.rows);
+      storage[i].insert(storage[i].end(), part.begin(), part.end());
+    }
+    if (calls.size() > 1 || !calls[0].piece.full()) shape[0] = calls.back().piece.start + calls.back().piece.rows;
+    tensors.push_back({first.dtype(), shape, storage[i].data(), storage[i].size()});
   }
   gww::Write(path, tensors);
 }
@@ -131,23 +169,32 @@ void Run(const Options& options) {
   gww::MappedFile weights_file(options.artifact + "/weights.bin"), inputs_file(options.inputs);
   auto weights = gww::Read(weights_file), inputs = gww::Read(inputs_file);
   auto machine = OpenMachine(options);
-  std::vector<ffi::Any> arguments;
-  for (auto& input : inputs) arguments.emplace_back(ToDevice(input, options.device));
   ffi::Array<ffi::Tensor> packed;
   for (auto& weight : weights) packed.push_back(ToDevice(weight, options.device));
-  arguments.emplace_back(packed);
-  std::vector<ffi::AnyView> views(arguments.begin(), arguments.end());
-  auto main = *machine->GetFunction("main", true);
+  const graphwright::Batches batches(machine);
+  std::vector<std::vector<int64_t>> shapes;
+  for (const auto& input : inputs) shapes.push_back(input.shape);
+  std::vector<Call> calls;
+  for (const auto& piece : batches.Plan(shapes)) calls.push_back(Cut(inputs, batches, piece));
+  for (Call& call : calls) {
+    for (auto& input : call.inputs) call.arguments.emplace_back(ToDevice(input, options.device));
+    call.arguments.emplace_back(packed);
+  }
   auto wait = ffi::Function::GetGlobalRequired("runtime.Device_StreamSync");
-  ffi::Any result;
   for (int run = 0; run < options.runs; ++run) {
     auto start = std::chrono::steady_clock::now();
-    main.CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
+    for (Call& call : calls) {
+      ffi::Any result;
+      std::vector<ffi::AnyView> views(call.arguments.begin(), call.arguments.end());
+      auto program = *machine->GetFunction(call.piece.entry(), true);
+      program.CallPacked(views.data(), static_cast<int32_t>(views.size()), &result);
+      call.outputs = Outputs(result);
+    }
     if (options.device.device_type != kDLCPU) wait(options.device, static_cast<int64_t>(0));
     std::chrono::duration<double, std::milli> elapsed = std::chrono::steady_clock::now() - start;
     std::cout << "run " << run << ": " << elapsed.count() << " ms" << std::endl;
   }
-  WriteOutputs(options.outputs, Outputs(result));
+  WriteOutputs(options.outputs, calls);
 }
 
 }  // namespace

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,17 +90,17 @@ def why_not_tunable(target: Target) -> str | None:
     return f"kernels for {target.name} cannot be measured here: {reason}" if reason else None
 
 
-def tasks_of(model: ir.Model, target: Target, threads: int) -> list[Task]:
-    """The kernels of a prepared model that have something to choose, most work first.
+def tasks_of(programs: Mapping[str, ir.Model], target: Target, threads: int) -> list[Task]:
+    """The kernels of prepared models that have something to choose, most work first.
 
     Args:
-        model: static shapes, no calls of functions.
+        programs: static shapes, no calls of functions; one, or one per batch size.
         target: what to build for.
         threads: threads that kernels run on.
     """
-    from ..tvm.lower import lower
+    from ..tvm.lower import lower_programs
 
-    lowered = lower(model, target)
+    lowered = lower_programs(programs, target)
     calls: dict[str, int] = {}
     work: dict[str, int] = {}
     for kernel in lowered.kernels:
@@ -116,7 +116,7 @@ def tasks_of(model: ir.Model, target: Target, threads: int) -> list[Task]:
 
 
 def tune_graph(
-    model: ir.Model,
+    programs: Mapping[str, ir.Model],
     target: Target,
     database: Database,
     trials: int,
@@ -129,12 +129,12 @@ def tune_graph(
     """Measure schedules for the kernels of a prepared model and keep what was found.
 
     Args:
-        model: static shapes, no calls of functions; it is not changed.
+        programs: static shapes, no calls of functions; one, or one per batch size. Not changed.
         target: what to build for.
         database: where records are looked up and kept; those it has count as trials.
         trials: trials to spend on this model.
         threads: threads that kernels run on.
-        model_ms: the model's latency as it is.
+        model_ms: the model's latency as it is, over all batch sizes.
         say: called with the progress.
         seed: seed of what is tried.
 
@@ -144,7 +144,7 @@ def tune_graph(
     reason = why_not_tunable(target)
     if reason:
         raise CompileError(reason)
-    tasks = tasks_of(model, target, threads)
+    tasks = tasks_of(programs, target, threads)
     tuner = Tuner(tasks, target, threads, database, trials, model_ms=model_ms, say=say, seed=seed)
     tuner.run()
     final = tuner.progress()

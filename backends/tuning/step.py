@@ -32,7 +32,8 @@ class Outcome:
 
     Attributes:
         report: trials and kernels.
-        timings: the whole model "analytic" and "tuned", in turns; empty where no kernel got faster.
+        timings: the whole model "analytic" and "tuned", in turns; empty where no kernel got faster. With
+            several batch sizes those of the one that gained least.
         ratio: median over the turns of the tuned model's time over the other's.
     """
 
@@ -69,7 +70,7 @@ class Outcome:
 
 
 def tuned(
-    model: ir.Model,
+    programs: Mapping[str, ir.Model],
     target: Target,
     database: Database,
     trials: int,
@@ -82,7 +83,7 @@ def tuned(
     """The model built with the best schedules known after spending trials.
 
     Args:
-        model: static shapes, no calls of functions.
+        programs: static shapes, no calls of functions; one, or one per batch size.
         target: what to build for; it must run here.
         database: where records are looked up and kept.
         trials: trials to spend, records of this model's kernels included.
@@ -93,18 +94,19 @@ def tuned(
         seed: seed of what is tried.
     """
     analytic = build(None)
-    sizes = (report.kernels, report.library_bytes, report.weight_bytes)
-    feeds = analytic.random_feeds()
+    sizes = (report.kernels, report.library_bytes, report.weight_bytes, report.batches)
+    sizes_of_batches = analytic.batches.sizes if analytic.batches is not None else (None,)
+    cases = [analytic.random_feeds(batch=size) for size in sizes_of_batches]
     analytic.set_threads(threads)
-    before = analytic.benchmark(feeds, threads=threads, seconds=_SECONDS)
+    before = [analytic.benchmark(feeds, threads=threads, seconds=_SECONDS) for feeds in cases]
     with report.step("tune"):
         found = tune_graph(
-            model,
+            programs,
             target,
             database,
             trials,
             threads=threads,
-            model_ms=before.min,
+            model_ms=sum(timing.min for timing in before),
             say=lambda progress: say(str(progress)),
             seed=seed,
         )
@@ -116,10 +118,14 @@ def tuned(
     better = build(database.schedules(target, threads))
     with report.step("compare with untuned"):
         say("compare with untuned")
-        outcome.timings, outcome.ratio = in_turns(analytic, better, feeds, threads)
+        for feeds in cases:
+            timings, ratio = in_turns(analytic, better, feeds, threads)
+            # With several batch sizes none may get slower.
+            if not outcome.timings or ratio > outcome.ratio:
+                outcome.timings, outcome.ratio = timings, ratio
     if outcome.is_used:
         return better
-    report.kernels, report.library_bytes, report.weight_bytes = sizes
+    report.kernels, report.library_bytes, report.weight_bytes, report.batches = sizes
     return analytic
 
 

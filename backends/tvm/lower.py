@@ -63,6 +63,8 @@ class Lowered:
     kernels: list[KernelInfo] = field(default_factory=list)
     workloads: dict[str, GroupSpec] = field(default_factory=dict)
     """A group for every workload whose template has something to choose."""
+    used: dict[str, list[int]] = field(default_factory=dict)
+    """Positions of the weights that each program reads."""
 
 
 def lower(model: ir.Model, target: Target, schedules: Schedules | None = None) -> Lowered:
@@ -128,6 +130,7 @@ def lower_programs(
         _infos(first.graph.outputs),
         [kernel for builder in builders for kernel in builder.kernels()],
         {key: spec for builder in builders for key, spec in builder.workloads().items()},
+        {entry: builder.used_weights() for entry, builder in zip(programs, builders, strict=True)},
     )
 
 

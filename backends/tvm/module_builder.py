@@ -23,6 +23,7 @@ from .op import Op, Type, type_of
 from .placement import choose_layout, needs_channels_last
 from .prepare import Prepared
 from .spec import External, GroupSpec, Member, Ref
+from .stored_weights import coded
 from .strategy import Strategy
 
 
@@ -174,6 +175,10 @@ class ModuleBuilder:
         used = [self._functions[key] for key in self._uses]
         return {each.emitted.workload: each.spec for each in used if each.has_choices}
 
+    def used_weights(self) -> list[int]:
+        """Positions of the weights that the program reads, once it is written."""
+        return sorted(self._weight_variables)
+
     def _place(self, groups: Sequence[Group]) -> list[PlacedGroup | None]:
         """Layouts and structure of all groups; None for those left to converters and for plain views."""
         readers = needs_channels_last(groups, self._prepared, self._strategy)
@@ -253,13 +258,18 @@ class ModuleBuilder:
         if isinstance(argument, Packed):
             source = values[argument.external]
             key: object = ("packed", function.name, source, function.emitted.arguments.index(argument))
-            return self.weights.add(key, lambda: argument.pack(constants[source]))
+            return self.weights.add(key, lambda: self._stored(source, argument.pack))
         sources = tuple(values[each] for each in argument.sources)
         key = ("derived", function.name, sources, function.emitted.arguments.index(argument))
         return self.weights.add(key, lambda: argument.compute(*(constants[each] for each in sources)))
 
     def _raw(self, value: ir.Value) -> int:
-        return self.weights.add(("raw", value), lambda: self._prepared.constants[value])
+        return self.weights.add(("raw", value), lambda: self._stored(value, lambda array: array))
+
+    def _stored(self, value: ir.Value, pack: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """A constant as a kernel reads it; it remembers how a file may hold it in fewer bits."""
+        array = self._prepared.constants[value]
+        return coded(pack(array), value, array, pack)
 
     def write(self) -> None:
         """Add the function that sequences the groups."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..batches import ENTRY
 from ..tvm_import import import_runtime
 
 _POOLED_ALLOCATOR = 2
@@ -43,20 +44,27 @@ class TvmProgram:
         self._machine["vm_initialization"](
             *(field for kind in devices for field in (kind, 0, _POOLED_ALLOCATOR))
         )
-        self._main = self._machine["main"]
+        self._entries: dict[str, Any] = {}
         self.weights = tuple(self._place(weight) for weight in weights)
 
     def prepare(self, arrays: Sequence[np.ndarray]) -> list[Any]:
         """The arrays as device tensors; arrays in place must not be changed while those are in use."""
         return [self._place(array) for array in arrays]
 
-    def invoke(self, tensors: Sequence[Any]) -> Any:
+    def invoke(self, tensors: Sequence[Any], entry: str = ENTRY) -> Any:
         """Run on device tensors; returns what the machine returns (a tensor or a sequence of them)."""
-        return self._main(*tensors, self.weights)
+        if entry not in self._entries:
+            self._entries[entry] = self._machine[entry]
+        return self._entries[entry](*tensors, self.weights)
 
-    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Run on numpy arrays in the order of the model's inputs."""
-        result = self.invoke(self.prepare(arrays))
+    def run(self, arrays: Sequence[np.ndarray], entry: str = ENTRY) -> list[np.ndarray]:
+        """Run on numpy arrays in the order of the model's inputs.
+
+        Args:
+            arrays: the inputs.
+            entry: which of the library's programs.
+        """
+        result = self.invoke(self.prepare(arrays), entry)
         outputs = [result] if isinstance(result, self._ffi.Tensor) else list(result)
         return [self._fetch(output) for output in outputs]
 

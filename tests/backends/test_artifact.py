@@ -188,7 +188,7 @@ def _edit(folder, **changes):
     ("changes", "said"),
     [
         ({"format": "something"}, "is of another kind"),
-        ({"version": 2}, "has artifact version 2"),
+        ({"version": 3}, "has artifact version 3"),
         ({"versions": {"apache-tvm": "0.99.1"}}, "built with apache-tvm 0.99.1"),
         ({"target": {"name": "x"}}, "not a target description"),
         ({"target": None}, "'target' is not of the form"),

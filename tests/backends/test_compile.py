@@ -171,7 +171,7 @@ def test_failures_inside_of_tvm_end_in_one_line_and_leave_no_files(mlp, monkeypa
     def broken(*_):
         raise ValueError("a long\ntext: it failed deep inside\nof TVM")
 
-    monkeypatch.setattr("graphwright.backends.tvm.lower.lower", broken)
+    monkeypatch.setattr("graphwright.backends.tvm.lower.lower_programs", broken)
     with pytest.raises(CompileError, match="it failed deep inside") as caught:
         gw.compile(mlp, "x86")
     assert "\n" not in str(caught.value)

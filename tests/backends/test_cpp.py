@@ -42,7 +42,9 @@ def example(tmp_path_factory):
 
 
 def run(example, *arguments):
-    return subprocess.run([str(example), *map(str, arguments)], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [str(example), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60
+    )
 
 
 def test_the_example_computes_what_python_does(example, cnn, tmp_path):
@@ -77,3 +79,32 @@ def test_every_output_of_several(example, build_model, tmp_path):
     lines = run(example, tmp_path / "out", "2,6").stdout.splitlines()
     assert [line.split(" largest")[0] for line in lines] == ["[ 2 6 ]", "[ 6 2 ]"]
     assert lines[0].endswith("largest element 0.5 at 0")
+
+
+def test_batch_sizes_and_pieces_compute_what_python_does(example, build_model, tmp_path):
+    model = build_model(
+        "net (float[N,6] x, float[6,4] w) => (float[N,4] y, float[N,6] z) { y = MatMul(x, w) z = Abs(x) }",
+        w=(6, 4),
+    )
+    executable = gw.compile(model, "host", batch_sizes=[2, 4])
+    executable.save(tmp_path / "out")
+    for rows in (2, 4, 7):
+        ramp = (np.arange(rows * 6, dtype=np.float32) / np.float32(rows * 6) - np.float32(0.5)).reshape(
+            rows, 6
+        )
+        finished = run(example, tmp_path / "out", f"{rows},6")
+        assert finished.returncode == 0, finished.stderr
+        found = re.findall(r"\[ (\d+) (\d+) \] largest element (\S+) at (\d+)\n", finished.stdout)
+        for (first, second, largest, place), expected in zip(found, executable(ramp), strict=True):
+            assert (int(first), int(second)) == expected.shape and int(place) == expected.argmax()
+            np.testing.assert_allclose(float(largest), expected.max(), rtol=1e-4)
+
+
+def test_a_batch_that_cannot_be_cut_ends_in_one_line(example, build_model, tmp_path):
+    model = build_model("net (float[N,6] x) => (float[N,6] y) { y = Softmax<axis = 0>(x) }")
+    gw.compile(model, "host", batch_sizes=[2, 4]).save(tmp_path / "out")
+    finished = run(example, tmp_path / "out", "3,6")
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "example: a batch of 3 was given; the model was compiled for batches of 2, 4\n"
+    )

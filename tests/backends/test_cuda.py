@@ -86,3 +86,12 @@ def test_a_device_is_used_where_there_is_one(mlp):
     exe = gw.compile(mlp, "cuda")
     assert exe.report.check.checked
     assert np.isfinite(exe(**random_inputs(mlp))).all()
+
+
+def test_a_library_holds_a_program_for_every_batch_size(build_model):
+    model = build_model(
+        "net (float[N,8] x, float[8,4] w) => (float[N,4] y) { m = MatMul(x, w) y = Relu(m) }", w=(8, 4)
+    )
+    exe = gw.compile(model, "cuda", batch_sizes=[1, 2])
+    assert {kernel.get("entry") for kernel in exe.report.kernels} == {"main_1", "main_2"}
+    assert [row.weight_bytes for row in exe.report.batches.rows] == [exe.report.weight_bytes] * 2

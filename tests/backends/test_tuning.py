@@ -97,7 +97,9 @@ def test_another_model_with_the_same_layer_shares_the_records(tuned, build_model
     )
     infer_shapes(other)
     database = Database.open(path)
-    shared = [task for task in tasks_of(other, host_target(), 1) if task.key.workload.startswith("[Conv")]
+    shared = [
+        task for task in tasks_of({"main": other}, host_target(), 1) if task.key.workload.startswith("[Conv")
+    ]
     assert [len(database.trials(task.key)) for task in shared] == [4]
 
 
@@ -150,7 +152,7 @@ def test_an_interruption_keeps_every_finished_record(conv, tmp_path):
 def test_the_analytic_choice_stays_where_nothing_beats_it_in_pairs(conv, tmp_path, monkeypatch):
     monkeypatch.setattr(tuner, "compare", lambda worker, challenger, other: Comparison(0.99, 1.0))
     database = Database.open(tmp_path / "records.jsonl")
-    report = tune_graph(conv, host_target(), database, 3)
+    report = tune_graph({"main": conv}, host_target(), database, 3)
     (kernel,) = report.kernels
     assert kernel.schedule == {} and kernel.best == kernel.analytic
     (key,) = database._records
@@ -181,7 +183,7 @@ class _Call:
 
 
 def test_a_crash_and_a_hang_cost_one_candidate(conv):
-    (task,) = tasks_of(conv, host_target(), 1)
+    (task,) = tasks_of({"main": conv}, host_target(), 1)
     with Worker(host_target(), 1) as worker:
         worker.open(task.spec)
         worker.build("good", {})
@@ -204,7 +206,7 @@ def test_failing_candidates_are_recorded_and_not_tried_again(conv, tmp_path, mon
 
     monkeypatch.setattr(Worker, "build", fragile)
     database = Database.open(tmp_path / "records.jsonl")
-    tune_graph(conv, host_target(), database, 3)
+    tune_graph({"main": conv}, host_target(), database, 3)
     (key,) = database._records
     failed = [record for record in database.trials(key) if record.error]
     assert failed and all(record.microseconds is None for record in failed)
@@ -213,7 +215,7 @@ def test_failing_candidates_are_recorded_and_not_tried_again(conv, tmp_path, mon
 
 
 def test_wrong_numbers_are_a_failure(conv):
-    (task,) = tasks_of(conv, host_target(), 1)
+    (task,) = tasks_of({"main": conv}, host_target(), 1)
     bench = Bench(task.spec, host_target(), 1)
     assert bench.build("analytic", {})["error"] == ""
     assert bench.build("direct", {"algorithm": "direct"})["error"] == ""

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from graphwright.ir.load import load
 from graphwright.ir.reference import run_reference
+from graphwright.ir.save import save
 from graphwright.tools.cli import main
 
 from .conftest import assert_one_line_of_trouble
@@ -148,3 +150,26 @@ def test_a_module_on_the_command_line(cli, tmp_path, monkeypatch):
     outcome = cli("compile", "nets:make", "-o", "out", "--json")
     assert outcome.code == 0, outcome.err
     assert outcome.json["table"]["steps"][-1]["comparison"]["max_rel"] <= 1e-4
+
+
+def test_batch_sizes_from_the_command_line(cli, tmp_path):
+    text = "net (float[N,3,8,8] x) => (float[N,3,1,1] y) { r = Relu(x) y = GlobalAveragePool(r) }"
+    file, folder = tmp_path / "net.onnx", tmp_path / "net"
+    save(ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : 23]>\n{text}'), file)
+    outcome = cli("compile", file, "--batch-sizes", "1,4", "-o", folder)
+    assert outcome.code == 0 and "other batch sizes run in pieces (2 as 1 + 1)" in outcome.out
+    rows = json.loads((folder / "report.json").read_text())["batches"]["rows"]
+    assert [row["size"] for row in rows] == [1, 4] and all(row["timing"]["median_ms"] > 0 for row in rows)
+    x = np.random.default_rng(0).standard_normal((5, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "in.npz", x=x)
+    arguments = ["run", folder, "--input", tmp_path / "in.npz", "-o", tmp_path / "out.npz"]
+    assert cli(*arguments, "--json").json["batch"] == "4 + 1"
+    assert "the batch ran as 4 + 1" in cli(*arguments).out
+    np.testing.assert_allclose(
+        np.load(tmp_path / "out.npz")["y"], np.maximum(x, 0).mean((2, 3), keepdims=True), rtol=1e-5, atol=1e-6
+    )
+    timed = cli("bench", folder, "--threads", "1", "--repeats", "2", "--json").json["results"]
+    assert [row["contender"] for row in timed] == [
+        f"{name}, batch {size}" for size in (1, 4) for name in ("graphwright", "onnxruntime")
+    ]
+    assert_one_line_of_trouble(cli("compile", file, "--batch-sizes", "1,x", "-o", folder), "such as 1,4,8")

@@ -75,6 +75,15 @@ def compile_model(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Time the result and the original if it runs here.")
     ] = True,
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-sizes",
+            metavar="N,N,...",
+            help="Build a program for each batch size, such as 1,4,8; a run takes the one that fits.",
+            show_default=False,
+        ),
+    ] = None,
     threads: Annotated[
         str,
         typer.Option("--threads", help="Threads to time with and to tune for, also for --backend auto."),
@@ -90,18 +99,21 @@ def compile_model(
     load_plugins(plugin)
     text = pipeline_text(pipeline, preset)
     thread_count = parse_threads(threads)[0]
+    sizes = None if batch_sizes is None else parse_sizes(batch_sizes)
     _refuse_in_the_way(output)
     from ...backends.compile import DEFAULT_PIPELINE
     from ...backends.compile import compile as compile_graph
     from ...backends.target import resolve_target
-    from ..compile_table import complete_table, report_files
+    from ..compile_table import complete_table, print_batches, report_files, time_batches
     from ..reproducer import reproducer_on_crash
     from ..steps import StepRecorder
 
     resolved = resolve_target(target)
     with progress(f"reading {model}", quiet=as_json) as say:
         loaded = load_model(model, dim)
-        feeds = check_feeds(loaded.model, loaded.example_inputs, seed) if check or measure else None
+        feeds = None
+        if check or measure:
+            feeds = check_feeds(loaded.model, loaded.example_inputs, seed, sizes)
         recorder = StepRecorder(loaded.model, feeds if check else None)
         with reproducer_on_crash(
             loaded.model, DEFAULT_PIPELINE if text is None else text, seed, plugins=plugin
@@ -117,6 +129,7 @@ def compile_model(
                 ),
                 backend=backend,
                 threads=thread_count,
+                batch_sizes=sizes,
                 check="qemu" if check and emulate else check,
                 check_feeds=feeds,
                 check_each=check_each,
@@ -130,6 +143,8 @@ def compile_model(
             complete_table(recorder, loaded.model, executable, feeds, threads=thread_count)
         else:
             complete_table(recorder, loaded.model, executable, feeds if check else None, threads=None)
+        if measure:
+            time_batches(executable, thread_count)
         say(f"{model} for {resolved.name}: write")
         from ...backends.artifact import save_artifact
 
@@ -140,6 +155,7 @@ def compile_model(
         print_line(files["report.json"].rstrip("\n"))
         return
     recorder.table.print(f"{executable.report.name} for {resolved}")
+    print_batches(executable)
     print_line(str(executable.report.check))
     if executable.report.tuning:
         print_line(str(executable.report.tuning))
@@ -150,17 +166,37 @@ def compile_model(
     print_line(f"compiled in {executable.report.seconds:.1f} s; wrote {folder}")
 
 
+def parse_sizes(text: str) -> list[int]:
+    """`"1,4,8"` to `[1, 4, 8]`.
+
+    Raises:
+        ToolError: an entry is not a positive number.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ToolError(f"--batch-sizes takes numbers such as 1,4,8, not {text!r}")
+    return [int(part) for part in parts]
+
+
 def check_feeds(
-    model: ir.Model, example: dict[str, np.ndarray] | None, seed: int
+    model: ir.Model, example: dict[str, np.ndarray] | None, seed: int, sizes: list[int] | None = None
 ) -> dict[str, np.ndarray] | None:
     """Inputs to try the model on: those it was traced with, random ones where it was not or they do not fit.
 
-    None where the shapes are not fixed; compiling then says so better.
+    With batch sizes random ones of the smallest. None where the shapes are not fixed; compiling then says so
+    better.
     """
     from ...ir.inputs import random_inputs
     from ..feeds import input_signature, match_feeds
 
     signature = input_signature(model)
+    if sizes is not None:
+        leading = {shape[0] for _, shape, _ in signature if shape}
+        others = {size for _, shape, _ in signature for size in shape[1:] if isinstance(size, str)}
+        batch = next(iter(leading), None)
+        if len(leading) != 1 or others or (isinstance(batch, int) and batch not in sizes):
+            return None
+        return random_inputs(model, seed=seed, dims={batch: min(sizes)} if isinstance(batch, str) else {})
     if any(isinstance(size, str) for _, shape, _ in signature for size in shape):
         return None
     if example is not None:

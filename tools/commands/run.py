@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
 
 from ...ir.errors import ToolError
-from ..console import print_json, print_table
+from ..console import print_json, print_line, print_table
 from ..feeds import match_feeds, read_npz, write_npz
 from ..options import JsonOption
+
+if TYPE_CHECKING:
+    from ...backends.executable import Executable
 
 
 def run(
@@ -44,16 +47,32 @@ def run(
     start = time.perf_counter()
     results = executable.run(feeds)
     milliseconds = (time.perf_counter() - start) * 1e3
+    pieces = _pieces(executable, feeds)
     if output is not None:
         write_npz(output, results)
     if as_json:
         described = [{"name": n, "shape": list(a.shape), "dtype": str(a.dtype)} for n, a in results.items()]
         print_json(
-            {"outputs": described, "milliseconds": milliseconds, "file": str(output) if output else None}
+            {
+                "outputs": described,
+                "milliseconds": milliseconds,
+                "batch": pieces,
+                "file": str(output) if output else None,
+            }
         )
         return
     rows = [(name, f"{a.dtype}{list(a.shape)}", _preview(a)) for name, a in results.items()]
     print_table(f"{directory}: {milliseconds:.2f} ms (first run)", ["output", "type", "values"], rows, left=3)
+    if pieces is not None:
+        print_line(f"the batch ran as {pieces}")
+
+
+def _pieces(executable: Executable, feeds: dict[str, np.ndarray]) -> str | None:
+    """The programs that a batch ran by, "4 + 1"; None where there is one program."""
+    batches = executable.batches
+    if batches is None or executable.backend != "tvm":
+        return None
+    return batches.describe(batches.size_of([feeds[spec.name] for spec in executable.inputs]))
 
 
 def _preview(array: np.ndarray) -> str:

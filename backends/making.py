@@ -1,0 +1,209 @@
+"""From an optimized model to a checked executable of one backend."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from ..ir.errors import CompileError
+from ..ir.shapes import require_static
+from .batch_report import BatchReport, rows_of
+from .batches import ENTRY, Batches
+from .check import Check
+from .checking import check_against_reference
+from .choice import ONNXRUNTIME
+from .compile_report import CompileReport
+from .executable import Executable, TensorSpec, specs_of
+from .functions import without_functions
+from .host import usable_cores
+from .specialize import Specialized
+from .tuning.database import Database
+from .tuning.step import tuned
+
+if TYPE_CHECKING:
+    from .tvm.strategy import Schedules
+
+_WORKING_BYTES = 128 << 20
+"""Room for object files and a library; the largest of the usual networks take a third of it."""
+
+CheckMode = bool | Literal["qemu"]
+
+
+@dataclass
+class Maker:
+    """Makes executables of one optimized model.
+
+    Attributes:
+        model: the optimized model.
+        special: its versions for several batch sizes, if there are to be several.
+        report: what is common to all backends.
+        say: called with the name of each step as it begins.
+        cases: inputs to check with: one set, or one per batch size.
+        check: whether to compare with the reference.
+        records: tuning records to build by.
+        trials: tuning trials to spend.
+        threads: threads that records are for.
+        seed: seed of what is tried.
+    """
+
+    model: ir.Model
+    special: Specialized | None
+    report: CompileReport
+    say: Callable[[str], None]
+    cases: list[dict[str, np.ndarray]]
+    check: CheckMode
+    records: Database | None = None
+    trials: int = 0
+    threads: int = 1
+    seed: int = 0
+    _programs: dict[str, ir.Model] = field(default_factory=dict)
+
+    def __call__(self, backend: str) -> Executable:
+        """Build for one backend and check.
+
+        Raises:
+            CompileError: something cannot be lowered, or computes something else.
+            ShapeError: a shape is not static.
+        """
+        report = replace(self.report, backend=backend, notes=list(self.report.notes))
+        executable = self._onnxruntime(report) if backend == ONNXRUNTIME else self._tvm(report)
+        executable.model = self.model
+        executable.report = report
+        with report.step("check"):
+            self.say("check")
+            checks = [self._compared(executable, feeds) for feeds in self.cases]
+        report.check = max(checks, key=_error)
+        if report.batches is not None:
+            for row, check in zip(report.batches.rows, checks, strict=True):
+                row.check = check
+        return executable
+
+    def _onnxruntime(self, report: CompileReport) -> Executable:
+        from .onnxruntime import OnnxRuntimeExecutable
+
+        with report.step("build"):
+            self.say("build")
+            executable = OnnxRuntimeExecutable(self.model, threads=usable_cores(), target=report.target)
+        report.weight_bytes = report.sizes["after"]["parameter_bytes"]
+        if self.special is not None:
+            executable.batches = replace(self.special.batches, refusal="")
+            report.notes.append("ONNX Runtime runs all batch sizes by one program")
+        return executable
+
+    def _tvm(self, report: CompileReport) -> Executable:
+        if self.special is None:
+            self._programs = {ENTRY: without_functions(self.model)}
+        else:
+            entries = self.special.batches.entries
+            self._programs = {
+                entries[size]: without_functions(model) for size, model in self.special.models.items()
+            }
+        for program in self._programs.values():
+            require_static(program)
+        return self._built(report)
+
+    def _built(self, report: CompileReport) -> Executable:
+        """Build by the analytic model, by records, or after tuning."""
+        target, records = report.target, self.records
+
+        def build(schedules: Schedules | None) -> Executable:
+            return self._library(report, schedules)
+
+        if records is None:
+            return build(None)
+        if self.trials:
+            return tuned(
+                self._programs, target, records, self.trials, self.threads, build, report, self.say, self.seed
+            )
+        executable = build(records.schedules(target, self.threads))
+        report.notes += [str(line) for line in records.bad_lines]
+        count = sum(kernel["tuned"] for kernel in report.kernels)
+        report.notes.append(
+            f"{count} of {len(report.kernels)} kernels are built by records of {records.path}"
+        )
+        return executable
+
+    def _library(self, report: CompileReport, schedules: Schedules | None) -> Executable:
+        from .code_sizes import code_sizes
+        from .compiled import TvmExecutable
+        from .library import build_library
+
+        batches = self.special.batches if self.special is not None else None
+        shapes = batches.functions if batches is not None else None
+        folder = tempfile.TemporaryDirectory(prefix="graphwright-")
+        try:
+            _require_space(folder.name)
+            built = build_library(
+                self._programs, report.target, Path(folder.name), report, self.say, schedules, shapes
+            )
+        except OSError as error:
+            folder.cleanup()
+            raise CompileError(
+                f"cannot write the library to {folder.name}: {error.strerror or error}"
+            ) from error
+        except BaseException:
+            folder.cleanup()
+            raise
+        report.kernels = built.kernels
+        report.library_bytes = built.path.stat().st_size
+        report.weight_bytes = sum(weight.nbytes for weight in built.weights)
+        if batches is not None:
+            rows = rows_of(batches, built.kernels, code_sizes(built.path), built.weights, built.used)
+            report.batches = BatchReport(batches, rows)
+        return TvmExecutable(
+            built.path, built.weights, *self._signature(batches), report.target, folder, batches
+        )
+
+    def _signature(self, batches: Batches | None) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """What the executable takes and returns; the batch dimension by its name."""
+        graph = self.model.graph if batches is None else next(iter(self._programs.values())).graph
+        inputs = specs_of([value for value in graph.inputs if value.name not in graph.initializers])
+        outputs = specs_of(graph.outputs)
+        if batches is None:
+            return inputs, outputs
+        return (
+            [_batched(spec, axis, batches) for spec, axis in zip(inputs, batches.input_axes, strict=True)],
+            [_batched(spec, axis, batches) for spec, axis in zip(outputs, batches.output_axes, strict=True)],
+        )
+
+    def _compared(self, executable: Executable, feeds: Mapping[str, np.ndarray]) -> Check:
+        if not self.check:
+            return Check(False, reason="it was switched off")
+        reason = executable.target.why_not_here()
+        if reason is None:
+            return check_against_reference(self.model, executable.run, feeds)
+        if self.check != "qemu":
+            return Check(False, reason=f"the library cannot run here: {reason}")
+        from .compiled import TvmExecutable
+        from .cross import run_emulated
+
+        assert isinstance(executable, TvmExecutable)
+        return check_against_reference(
+            self.model, lambda given: run_emulated(executable, given), feeds, where="qemu"
+        )
+
+
+def _batched(spec: TensorSpec, axis: int, batches: Batches) -> TensorSpec:
+    shape = tuple(batches.symbol if each == axis else size for each, size in enumerate(spec.shape))
+    return replace(spec, shape=shape)
+
+
+def _error(check: Check) -> float:
+    return check.comparison.max_rel if check.comparison is not None else -1.0
+
+
+def _require_space(folder: str) -> None:
+    """LLVM ends the process if the disk fills up while it writes, so that is found out before."""
+    free = shutil.disk_usage(folder).free
+    if free < _WORKING_BYTES:
+        raise CompileError(
+            f"{tempfile.gettempdir()} has {free >> 20} MB left, compiling needs about "
+            f"{_WORKING_BYTES >> 20} MB; make room there or point TMPDIR elsewhere"
+        )
