@@ -52,6 +52,7 @@ _BUILT_IN = {
     "inline-ifs": ".inline_ifs",
     "lower-einsum": ".lower_einsum",
     "equalize": ".equalize",
+    "equalize-activations": ".equalize_activations",
     "ada-round": ".ada_round",
     "gptq": ".gptq",
     "hqq": ".hqq",

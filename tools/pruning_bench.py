@@ -136,19 +136,12 @@ def prune(
 
 def load_subject(name: str, folder: Path) -> Subject:
     """The trained network called `name`, from the folder or trained now."""
-    from ..ir.load import load
     from ..ir.reference import Reference
-    from ..ir.save import save
     from ..passes.optimize import optimize
     from .digits import load_digits
 
     data = load_digits()
-    file = folder / f"digits-{name}.onnx"
-    if not file.is_file():
-        with progress(f"training {name}, once") as say:
-            model = _trained(name, data, say)
-        save(model, file)
-    model = optimize(load(file), "simplify").model
+    model = optimize(trained_file(name, folder), "simplify").model
     key = str(model.graph.inputs[0].name)
     calibration = [
         {key: data.train_images[start : start + BATCH]}
@@ -164,6 +157,20 @@ def load_subject(name: str, folder: Path) -> Subject:
         return right / len(data.test_images)
 
     return Subject(model, calibration, accuracy)
+
+
+def trained_file(name: str, folder: Path) -> ir.Model:
+    """The trained network called `name` as it was traced: initializers have their torch names."""
+    from ..ir.load import load
+    from ..ir.save import save
+    from .digits import load_digits
+
+    file = folder / f"digits-{name}.onnx"
+    if not file.is_file():
+        with progress(f"training {name}, once") as say:
+            model = _trained(name, load_digits(), say)
+        save(model, file)
+    return load(file)
 
 
 def _trained(name: str, data: Digits, say: Any) -> ir.Model:

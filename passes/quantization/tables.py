@@ -258,6 +258,15 @@ _TABLES = (
         precisions=("int8", "a8w4", "fp8-e4m3", "fp8-e5m2"),
     ),
     Table(
+        name="tvm",
+        purpose="Graphwright's own kernels: full 8-bit weights, sums go on in float until a layer reads them",
+        weighted={name: Weighted(result="any") for name in _CPU_WEIGHTED},
+        computed=("AveragePool", "GlobalAveragePool"),
+        shared=_CPU_MOVES,
+        keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
+        precisions=_CPU_PRECISIONS,
+    ),
+    Table(
         name="generic",
         purpose="no particular device: uint8 activations, full 8-bit weights",
         weighted=_CPU_WEIGHTED,

@@ -115,7 +115,7 @@ def find_sites(
     for node in graph:
         if not roots(node):
             continue
-        site = _root_of(node)
+        site = root_of(node)
         if isinstance(site, str):
             leave(node, site)
             continue
@@ -193,7 +193,7 @@ def weight_edit(node: ir.Node, index: int, place: Place, *, divide: bool = False
     return Edit((node, 1), (len(shape) - 2,), place.sizes, 0, divide)
 
 
-def _root_of(node: ir.Node) -> Site | str | None:
+def root_of(node: ir.Node) -> Site | str | None:
     """A site with nothing but its root, why the node cannot be one, or None where it is no candidate."""
     if node.domain not in _DEFAULT:
         return None
@@ -276,7 +276,8 @@ class _ProductSite(Site):
     axis: int = 1
 
 
-def _channel_axis(site: Site) -> int:
+def channel_axis(site: Site) -> int:
+    """The axis of the root's result that holds the channels."""
     if isinstance(site, _ProductSite):
         return site.axis
     rank = rank_of(site.value)
@@ -287,7 +288,7 @@ def _channel_axis(site: Site) -> int:
 
 def _follow(site: Site, order: Mapping[ir.Node, int]) -> str | None:
     """Collect the readers of a site; returns why its factor cannot be moved, or None."""
-    scaled: dict[ir.Value, Place] = {site.value: Place((_channel_axis(site),), (site.channels,))}
+    scaled: dict[ir.Value, Place] = {site.value: Place((channel_axis(site),), (site.channels,))}
     if site.value.is_graph_output():
         return "its result is an output of the model"
     if any(value.uses() or value.is_graph_output() for value in site.root.outputs[1:]):
@@ -311,7 +312,7 @@ def _follow(site: Site, order: Mapping[ir.Node, int]) -> str | None:
         if bodies_of(node) or node.domain not in _DEFAULT:
             return f"{node.op_type} '{node.name}' reads it"
         operands = [i for i, value in enumerate(node.inputs) if value is not None and value in scaled]
-        if _is_reader(node):
+        if is_reader(node):
             for index in operands:
                 value = node.inputs[index]
                 assert value is not None
@@ -336,7 +337,8 @@ def _follow(site: Site, order: Mapping[ir.Node, int]) -> str | None:
     return problem
 
 
-def _is_reader(node: ir.Node) -> bool:
+def is_reader(node: ir.Node) -> bool:
+    """Whether constant weights of a node could take up a factor."""
     if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
         return True
     return node.op_type == "MatMul" and constant_tensor(node.inputs[1]) is not None
