@@ -60,6 +60,11 @@ def barrier(*parts: Any) -> Any:
     return _pragma("pragma_parallel_barrier_when_finish", parts)
 
 
+def worker_count() -> Any:
+    """How many worker threads there are when the function runs."""
+    return tirx.call_packed("runtime.NumThreads")
+
+
 def _pragma(name: str, parts: Sequence[Any]) -> Any:
     one = tirx.const(1, "int32")
     return tirx.AttrStmt(one, name, one, flatten(parts))

@@ -119,20 +119,39 @@ class _Recurrence:
         """All steps of all sequences."""
         if self.split == "sequences":
             return emit.parallel("task", self.spec.directions * self.tiles, self._alone)
-        shares = self.split == "units"
+        if self.split == "units":
+            count = min(self.target.cores, self._pieces(self.phases[0]))
+            return emit.when(emit.worker_count() == 1, self._together(1), emit.region(self._together(count)))
+        return self._together(1)
+
+    def _together(self, workers: int) -> Any:
+        """All steps, each divided between threads that wait for each other behind it."""
 
         def phase_of(s: Any, phase: _Phase) -> Any:
-            shape = (self.spec.directions, phase.block.count(self.spec.hidden))
+            pieces = self._pieces(phase)
+            share = blocks(pieces, workers)
 
-            def piece(t: Any) -> Any:
-                d, block = emit.unravel(t, shape)
-                return emit.loop("tile", self.tiles, lambda tile: self._tile(phase, s, d, block, tile))
+            def worker(t: Any) -> Any:
+                count = emit.minimum(share, pieces - t * share)
 
-            divided = emit.parallel("piece", prod(shape), piece, enabled=shares)
-            return emit.barrier(divided) if shares else divided
+                def piece(i: Any) -> Any:
+                    number = t * share + _to_and_fro(s, i, count)
+                    d, block = emit.unravel(number, (self.spec.directions, pieces // self.spec.directions))
+                    d, bound = emit.bind("d", d)
+                    block, bound_block = emit.bind("block", block)
+                    tiles = emit.loop("tile", self.tiles, lambda tile: self._tile(phase, s, d, block, tile))
+                    return [*bound, *bound_block, tiles]
 
-        loop = emit.loop("step", self.spec.steps, lambda s: [phase_of(s, phase) for phase in self.phases])
-        return emit.region(loop) if shares else loop
+                return emit.loop("piece", count, piece)
+
+            divided = emit.parallel("worker", blocks(pieces, share), worker)
+            return emit.barrier(divided) if workers > 1 else divided
+
+        return emit.loop("step", self.spec.steps, lambda s: [phase_of(s, phase) for phase in self.phases])
+
+    def _pieces(self, phase: _Phase) -> int:
+        """Tiles of units of all directions."""
+        return self.spec.directions * phase.block.count(self.spec.hidden)
 
     def _alone(self, t: Any) -> Any:
         """All steps of one tile of sequences of one direction."""
@@ -140,7 +159,12 @@ class _Recurrence:
 
         def phase_of(s: Any, phase: _Phase) -> Any:
             count = phase.block.count(self.spec.hidden)
-            return emit.loop("block", count, lambda block: self._tile(phase, s, d, block, tile))
+
+            def piece(i: Any) -> Any:
+                block, bound = emit.bind("block", _to_and_fro(s, i, count))
+                return [*bound, *self._tile(phase, s, d, block, tile)]
+
+            return emit.loop("piece", count, piece)
 
         return emit.loop("step", self.spec.steps, lambda s: [phase_of(s, phase) for phase in self.phases])
 
@@ -215,3 +239,11 @@ class _Recurrence:
         alive = emit.when(row.direction == 0, *done) if len(done) > 1 else done[0]
         frozen = emit.vectorized("lane", lanes, lambda lane: self.buffers.freeze(row, unit + lane))
         return emit.when(row.alive, alive, frozen)
+
+
+def _to_and_fro(step: Any, i: Any, count: Any) -> Any:
+    """The i-th of `count` at even steps, from the end at odd ones: a cache still holds what came last.
+
+    Weights that exceed a cache would otherwise be evicted just before they are needed again.
+    """
+    return i + emit.floormod(step, 2) * (count - 1 - 2 * i)

@@ -18,7 +18,7 @@ from .recurrence_spec import RecurrenceSpec
 from .tile import L3_BYTES_PER_CYCLE, TargetNumbers, blocks, lanes_of
 
 _FMA_CHAINS = 10
-_L2_BYTES_PER_CYCLE = 32.0
+_L2_BYTES_PER_CYCLE = 48.0
 _MOST_SUMS = 24
 """Accumulators per tile where registers abound: more only lengthens the code."""
 _BARRIER_CYCLES = 3000
