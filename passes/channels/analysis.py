@@ -31,6 +31,7 @@ from . import (  # noqa: F401
 )
 from .heads import Attention, attention_products, choices, next_splits
 from .labels import Classes, Pin, spread
+from .periods import keep_open_sizes
 from .places import addresses, ordered_nodes
 from .sizes import entries, labelled_sizes
 from .tracer import HANDLERS, INNER, OUTER, Producer, Tracer
@@ -285,6 +286,8 @@ def _walk(
         _trace(node, tracer)
     for value in model.graph.outputs:
         if value.name in interface.outputs:
+            for index in tracer.periodic(value):
+                tracer.keep(value, index, None, f"an open size of graph output '{value.name}' stays")
             continue
         tracer.keep_value(value, tracer.labels.new_pin(None, f"graph output '{value.name}' keeps its shape"))
     found = Dependencies(model, ordered_nodes(model), tracer, tracer.labels.resolve())
@@ -319,6 +322,7 @@ def _trace(node: ir.Node, tracer: Tracer) -> None:
 def _handle(node: ir.Node, tracer: Tracer) -> None:
     reason = _reason_to_stop(node, tracer)
     if reason is None:
+        keep_open_sizes(node, tracer)
         reason = HANDLERS[node.op_type](node, tracer)
     if reason is not None:
         _stop(node, tracer, reason)

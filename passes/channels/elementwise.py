@@ -9,7 +9,7 @@ from .labels import Axis
 from .tracer import Edit, Tracer, traces
 
 # fmt: off
-_UNARY = (
+UNARY = (
     "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip",
     "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf",
     "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink",
@@ -18,7 +18,7 @@ _UNARY = (
 )
 # fmt: on
 # fmt: off
-_BROADCASTING = (
+BROADCASTING = (
     "Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "CastLike", "Div", "Equal", "Greater",
     "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub",
     "Sum", "Where", "Xor",
@@ -26,7 +26,7 @@ _BROADCASTING = (
 # fmt: on
 
 
-@traces(*_UNARY)
+@traces(*UNARY)
 def _unary(node: ir.Node, tracer: Tracer) -> str | None:
     # Further inputs (bounds of Clip) are scalars.
     value = node.inputs[0]
@@ -47,7 +47,7 @@ def _dropout(node: ir.Node, tracer: Tracer) -> str | None:
     return None
 
 
-@traces(*_BROADCASTING)
+@traces(*BROADCASTING)
 def _broadcasting(node: ir.Node, tracer: Tracer) -> str | None:
     # CastLike reads the type of its second input, not its shape.
     operands = node.inputs[:1] if node.op_type == "CastLike" else node.inputs

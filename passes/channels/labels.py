@@ -8,6 +8,7 @@ tied to a pin stays.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -72,10 +73,13 @@ class Labels:
         return -len(self.pins)
 
     def tie(self, a: Axis, b: Axis) -> None:
-        """Let the indices of `a` and `b` (equally many, or a single pin) go only together."""
+        """Let the indices of `a` and `b` go only together.
+
+        They are equally many, or periods of one axis of open size, or one is a single pin.
+        """
         if isinstance(a, int) and isinstance(b, int):
             return
-        left, right = np.broadcast_arrays(np.asarray(a, np.int64), np.asarray(b, np.int64))
+        left, right = np.broadcast_arrays(*_over_one_period(np.asarray(a, np.int64), np.asarray(b, np.int64)))
         left, right = left.ravel(), right.ravel()
         free = (left >= 0) & (right >= 0)
         different = free & (left != right)
@@ -128,6 +132,14 @@ class Labels:
             np.minimum.at(first, of[labels], pins)
         first[first == never] = -1
         return Classes(of, first)
+
+
+def _over_one_period(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of one axis of open size over the period that both have."""
+    if a.ndim != 1 or b.ndim != 1 or len(a) == len(b) or 1 in (len(a), len(b)):
+        return a, b
+    both = math.lcm(len(a), len(b))
+    return np.tile(a, both // len(a)), np.tile(b, both // len(b))
 
 
 def size_of(axis: Axis, size: int) -> int:

@@ -24,6 +24,7 @@ from ...ir.constants import constant_array, constant_tensor
 from ..rewriter import Rewriter
 from .analysis import Dependencies
 from .labels import Axis, size_of
+from .periods import scaled
 from .places import addresses, ordered_nodes
 from .statistics import NORMALIZATIONS, replace_normalization
 from .tracer import Refill, Scale, Shift
@@ -47,7 +48,7 @@ class Removal:
         statistics: By position of a normalization, which indices of its normalized axes stay.
         outputs: By name and axis, which indices stay of the graph outputs that get smaller.
         inputs: The same of graph inputs.
-        computed: The same of all computed values, by name.
+        computed: The same of all computed values, by name; of one period where the size is open.
     """
 
     slices: dict[str, dict[int, np.ndarray]]
@@ -78,7 +79,9 @@ def cut_values(
     result = dict(values)
     for name, axes in cuts.items():
         for axis, mask in axes.items() if name in result else ():
-            result[name] = np.compress(mask, result[name], axis=axis)
+            # On an axis of open size the mask is that of one period.
+            whole = np.resize(mask, result[name].shape[axis])
+            result[name] = np.compress(whole, result[name], axis=axis)
     return result
 
 
@@ -142,7 +145,8 @@ def plan_removal(found: Dependencies, removed: Collection[int]) -> Removal:
                 mask = keep.mask(axis, len(axis))
                 if not mask.all():
                     cut[index] = mask
-                    dims[index] = int(np.count_nonzero(mask))
+                    kept, dim = int(np.count_nonzero(mask)), dims[index]
+                    dims[index] = kept if isinstance(dim, int) else scaled(dim, len(mask), kept)
         if not cut:
             continue
         if constant_tensor(value) is not None:

@@ -8,6 +8,8 @@ input axis are laid out over the grid of input indices and read off over the gri
 others
   are tied. Which one is a choice (heads or head dimensions; groups of a channel shuffle or positions in
   them).
+
+Where sizes are open the grid is that of one period of the labels (`periods`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import onnx_ir as ir
 from ...ir.constants import constant_array
 from .contractions import part_of
 from .labels import Axis
+from .periods import one_period
 from .sizes import Size, can_follow, entries, labelled_sizes, shift
 from .tracer import Dim, Edit, Keep, Tracer, traces
 
@@ -50,6 +53,8 @@ def _reshape(node: ir.Node, tracer: Tracer) -> str | None:
         read = labelled_sizes(found)
         tracer.on_removal(lambda keep: _new_shape(node, keep, constant, after, result, read))
         return None
+    for index in tracer.periodic(node.outputs[0]):
+        tracer.keep(node.outputs[0], index, node, "a computed shape depends on its size")
     if found is not None and can_follow(found, result, after):
         followed = found
         tracer.on_removal(lambda keep: shift(node, keep, followed, after, result))
@@ -91,10 +96,10 @@ def _new_shape(
     changed = any(isinstance(size.dim, int) and keep.count(size.axis, size.dim) != size.dim for size in read)
     for index, axis in enumerate(result):
         size = after[index]
-        if isinstance(axis, int) or not isinstance(size, int) or keep.count(axis, size) == size:
+        if isinstance(axis, int) or keep.count(axis, 0) == len(axis):
             continue
         changed = True
-        if shape[index] > 0:
+        if shape[index] > 0 and isinstance(size, int):
             shape[index] = keep.count(axis, size)
     if changed:
         yield Edit(node, 1, shape)
@@ -124,10 +129,6 @@ def regroup(node: ir.Node, tracer: Tracer, data: ir.Value, after: Sequence[Dim])
         pin = tracer.labels.new_pin(node, f"{node.op_type} {why}")
         for index in run.outputs:
             result[index] = pin
-        if not static:
-            for index in labelled:
-                tracer.tie(pin, data, index)
-            continue
         # Where two meet on one output axis the first carries on: rather channels than copies of a constant.
         for index in sorted(labelled, key=lambda i: not tracer.is_made(axes[i])):  # type: ignore[arg-type]
             _carry(node, tracer, axes[index], run, index, (before, after), result, pin)
@@ -146,10 +147,18 @@ def _carry(
 ) -> None:
     """Hand the labels of one input axis of a run to one of its output axes."""
     before, after = dims
-    outer, _ = _volume(before, [i for i in run.inputs if i < index])
-    inner, _ = _volume(before, [i for i in run.inputs if i > index])
-    flat = np.tile(np.repeat(axis, inner), outer)
-    grid = flat.reshape([after[i] for i in run.outputs])  # type: ignore[misc]
+    inside, sizes = [before[i] for i in run.inputs if i > index], [after[i] for i in run.outputs]
+    if all(isinstance(before[i], int) for i in run.inputs) and all(isinstance(size, int) for size in sizes):
+        outer, _ = _volume(before, [i for i in run.inputs if i < index])
+        inner, _ = _volume(before, [i for i in run.inputs if i > index])
+        grid = np.tile(np.repeat(axis, inner), outer).reshape(sizes)  # type: ignore[arg-type]
+    else:
+        period = one_period(axis, inside, sizes)  # type: ignore[arg-type]
+        if period is None:
+            tracer.labels.tie(pin, axis)
+            return
+        grid = period
+    flat = grid.ravel()
     varying = [q for q in range(grid.ndim) if (grid != np.take(grid, [0], q)).any()]
     if not varying:
         tracer.labels.tie(pin, flat)

@@ -225,6 +225,14 @@ class Tracer:
         """Whether an axis holds labels rather than one pin (asking gives a constant no labels)."""
         return isinstance(self._axes_of(value)[index], np.ndarray)
 
+    def periodic(self, value: ir.Value) -> list[int]:
+        """The axes of open size that carry labels: those of one period (see `periods`)."""
+        return [
+            index
+            for index, axis in enumerate(self.axes.get(value, ()))
+            if isinstance(axis, np.ndarray) and not isinstance(self.dims(value)[index], int)
+        ]
+
     def set(self, value: ir.Value, axes: Iterable[Axis]) -> None:
         """Set the labels of an output."""
         stored: list[Axis | None] = []
@@ -232,7 +240,7 @@ class Tracer:
             if dim == 1:
                 # What is left of a longer axis (one part of a Split) must not vanish.
                 self.labels.tie(self.unit, axis)
-            stored.append(self.unit if dim == 1 else axis)
+            stored.append(self.unit if dim == 1 else self._fitting(axis, dim))
         self.axes[value] = stored
 
     def tie(self, axis: Axis, value: ir.Value, index: int) -> None:
@@ -242,9 +250,19 @@ class Tracer:
         mine = axes[index]
         if mine is None:
             # A constant that nobody labelled yet adopts the labels.
-            axes[index] = axis
+            axes[index] = self._fitting(axis, self.dims(value)[index])
         else:
             self.labels.tie(axis, mine)
+
+    def _fitting(self, axis: Axis, dim: Dim) -> Axis:
+        """Labels of one period spread over an axis of which the size is known."""
+        if isinstance(axis, int) or not isinstance(dim, int) or len(axis) in (1, dim):
+            return axis
+        if dim % len(axis) == 0:
+            return np.tile(axis, dim // len(axis))
+        pin = self.labels.new_pin(None, "its size is not a multiple of a period")
+        self.labels.tie(pin, axis)
+        return pin
 
     def keep(self, value: ir.Value, index: int, node: ir.Node | None, reason: str) -> int:
         """Pin one axis of a value; returns the pin."""
@@ -272,7 +290,9 @@ class Tracer:
         value = node.inputs[operand]
         assert value is not None
         index = axis % len(self.dims(value))
-        if not isinstance(self._axes_of(value)[index], int):
+        if index in self.periodic(value):
+            self.keep(value, index, node, f"{node.op_type} sums over an axis of open size")
+        elif not isinstance(self._axes_of(value)[index], int):
             self.contractions.append(Contraction(node, operand, index, fill))
 
     def statistic(self, node: ir.Node, axis: int, reason: str) -> bool:
@@ -284,6 +304,9 @@ class Tracer:
         value = node.inputs[0]
         assert value is not None
         if not self.is_labelled(value, axis):
+            return False
+        if axis % len(self.dims(value)) in self.periodic(value):
+            self.keep(value, axis, node, f"{node.op_type} looks along an axis of open size")
             return False
         if not self.allow_statistical:
             self.keep(value, axis, node, f"{reason} (allow_statistical=true lets it shrink)")

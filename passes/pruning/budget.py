@@ -133,9 +133,16 @@ class Sizer:
                 value, before = self._values[name], self._original[name]
                 dims = list(value.shape or ())
                 undo.callback(setattr, value, "shape", value.shape)
-                value.shape = ir.Shape(
-                    [new if new != old else dim for new, old, dim in zip(shape, before, dims, strict=True)]
-                )
+                kept = [
+                    new if isinstance(new, int) and new != old else dim
+                    for new, old, dim in zip(shape, before, dims, strict=True)
+                ]
+                for axis, mask in removal.computed.get(name, {}).items():
+                    size = kept[axis]
+                    if not isinstance(shape[axis], int) and isinstance(size, int):
+                        # The mask is that of one period of an open size.
+                        kept[axis] = size * int(np.count_nonzero(mask)) // len(mask)
+                value.shape = ir.Shape(kept)
             for name, axes in removal.slices.items():
                 sizes = {axis: int(np.count_nonzero(mask)) for axis, mask in axes.items()}
                 _shrink(self._values[name], sizes, undo, data="params" in kinds or "bytes" in kinds)

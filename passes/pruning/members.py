@@ -95,7 +95,8 @@ class Members:
             if constant_tensor(other) is not None or other.graph is not self._found.model.graph:
                 # What happens in a body is not seen when a model is run for its activations.
                 continue
-            for index in reversed(range(len(self._found.tracer.known_dims(other) or ()))):
+            dims = self._found.tracer.known_dims(other) or ()
+            for index in reversed([index for index, dim in enumerate(dims) if isinstance(dim, int)]):
                 if np.isin(self._found.classes_of(other, index), classes).any():
                     return other, index
         return None
