@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from .expressions import EXPENSIVE
+from .integer_ops import TABLE
 from .movement import VIEWS
 from .op import Op
 from .recurrent import RECURRENCE
@@ -90,7 +91,7 @@ class _Former:
         if self.roles[node] not in (Role.ANCHOR, Role.ROWS, Role.OPAQUE):
             return
         opaque = self.roles[node] is Role.OPAQUE
-        alone = opaque or self.ops[node].type == RECURRENCE
+        alone = opaque or self.ops[node].type in (RECURRENCE, TABLE)
         taken, output = ([], node.outputs[0]) if alone else self._epilogue(node)
         group = Group([node, *taken], output, node, opaque, {node, *taken})
         self.groups.append(group)

@@ -21,6 +21,7 @@ from ...passes.rewriter import Rewriter
 from .integer_forms import FORMS, normalize_forms
 from .integer_moves import move_integers, share_signs
 from .integer_ops import DOMAIN, MOST_TERMS
+from .integer_tables import tabulate
 from .integer_tails import shorten_tails
 from .integer_weights import keep_weights_small
 from .op import attributes_of
@@ -62,6 +63,7 @@ def integerize(model: ir.Model, target: Target) -> None:
     move_integers(model, rewriter)
     if target.family in _SIGNED:
         share_signs(model, rewriter, _SIGNED[target.family])
+    tabulate(model, rewriter)
     for node in list(model.graph):
         make = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if make is not None:

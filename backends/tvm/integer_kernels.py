@@ -19,7 +19,7 @@ from .anchor_views import (
     widened,
     with_bias,
 )
-from .integer_ops import AVERAGE, CONV, MATMUL, WEIGHT_MATMUL
+from .integer_ops import AVERAGE, CONV, MATMUL, TABLE, WEIGHT_MATMUL
 from .spec import GroupSpec
 
 
@@ -98,10 +98,30 @@ def _weight_matmul(spec: GroupSpec) -> AnchorKernel | None:
     )
 
 
+def _table(spec: GroupSpec) -> AnchorKernel | None:
+    """A look-up in place: data and output must lie alike, and nothing may follow."""
+    from .kernels.integer_table import integer_table
+
+    op, data, table = spec.anchor_op, external(spec, 0), external(spec, 1)
+    if data is None or table is None or data[1].layout != spec.layout or len(spec.members) > 1:
+        return None
+    stored, types = spec.layout.stored_shape(op.input(0).shape), (op.input(0).dtype, op.outputs[0].dtype)
+    return AnchorKernel(
+        lambda epilogue, target: integer_table(prod(stored), (stored, stored), types, target),
+        (data[0], table[0]),
+        (),
+        op.outputs[0].shape,
+        same_index,
+        as_is,
+        value_dtype=types[1],
+    )
+
+
 _PLANS: dict[str, Callable[[GroupSpec], AnchorKernel | None]] = {
     CONV: _conv,
     MATMUL: _matmul,
     WEIGHT_MATMUL: _weight_matmul,
     AVERAGE: pool_kernel,
+    TABLE: _table,
     "MaxPool": pool_kernel,
 }

@@ -5,6 +5,7 @@ as they are stored. Attribute `zero_point` of Conv is what padding holds; those 
 `right_zero_point`, are taken off the operands. Other zero points are the business of the int32 `bias`, one
 per output channel, and of weights, which are stored without theirs (int8, or int16 where that is too small).
 `integer::AveragePool(x)` gives float32 means of `x - zero_point`, which are exact up to the division.
+`integer::Table(x, table)` looks every 8-bit element up in 256 others, in the order of its bits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ CONV = f"{DOMAIN}::Conv"
 MATMUL = f"{DOMAIN}::MatMul"
 AVERAGE = f"{DOMAIN}::AveragePool"
 WEIGHT_MATMUL = f"{DOMAIN}::WeightMatMul"
-INTEGER_ANCHORS = frozenset({CONV, MATMUL, AVERAGE, WEIGHT_MATMUL})
+TABLE = f"{DOMAIN}::Table"
+INTEGER_ANCHORS = frozenset({CONV, MATMUL, AVERAGE, WEIGHT_MATMUL, TABLE})
 
 MOST_TERMS = (1 << 31) // (255 * 128)
 """Products of 8-bit numbers that int32 holds the sum of."""

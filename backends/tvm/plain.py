@@ -15,7 +15,7 @@ import numpy as np
 from . import approximations as approx
 from .anchors import Window, conv_window, pool_window, transpose_window
 from .expressions import cast
-from .integer_ops import AVERAGE, CONV, INTEGER_ANCHORS, MATMUL, WEIGHT_MATMUL
+from .integer_ops import AVERAGE, CONV, INTEGER_ANCHORS, MATMUL, TABLE, WEIGHT_MATMUL
 from .lazy import Index, Lazy, broadcast, immediate, scoped
 from .movement import padded
 from .op import Op
@@ -243,6 +243,15 @@ def integer_average(op: Op, x: Lazy) -> Lazy:
     return pooling(op, centred)
 
 
+def table(op: Op, x: Lazy, entries: Lazy) -> Lazy:
+    """A look-up in 256 entries, ordered by the bits of what is looked up."""
+
+    def read(index: Index) -> Any:
+        return entries.read((cast(x.read(index), "int32") & immediate(255, "int32"),))
+
+    return Lazy(op.outputs[0].shape, op.outputs[0].dtype, read)
+
+
 def _sizes(op: Op, window: Window, axis: int, size: int, out: int) -> Callable[[Any], Any]:
     """How many elements an averaging window holds along one axis, per output position."""
     from tvm import tirx
@@ -376,6 +385,7 @@ PLAIN: dict[str, Plain] = {
     CONV: convolution,
     MATMUL: product_of,
     AVERAGE: integer_average,
+    TABLE: table,
     WEIGHT_MATMUL: weight_product,
     "MaxPool": pooling,
     "AveragePool": pooling,

@@ -16,6 +16,7 @@ from graphwright.ir.inputs import random_inputs
 from graphwright.ir.reference import run_reference
 
 from .quantized_models import layer, residual
+from .test_integer_tables import model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,6 +56,15 @@ def test_integers_are_multiplied_as_such_and_right(tmp_path, target, instruction
     command = ["aarch64-linux-gnu-objdump", "-d", str(folder / "model.so")]
     code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert instruction in code
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_tables_are_looked_up_in_registers(tmp_path, dtype):
+    exe = gw.compile(model("silu", (3, 5, 37), dtype, dtype), "armv8-a", check="qemu")
+    assert exe.report.check.comparison.max_abs == 0
+    command = ["aarch64-linux-gnu-objdump", "-d", str(exe.save(tmp_path / "artifact") / "model.so")]
+    code = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "tbl\t" in code and "tbx\t" in code
 
 
 @pytest.mark.parametrize("target", ["armv8.2-a-dotprod", "armv8-a"])

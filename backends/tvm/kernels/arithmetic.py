@@ -86,7 +86,8 @@ def _widening(total: Any, value: Any, column: Any, lanes: int) -> Any:
     return total + tirx.Cast(wide, emit.splat(value, lanes)) * tirx.Cast(wide, column)
 
 
-def _intrinsic(name: str, result: str, *arguments: Any) -> Any:
+def intrinsic(name: str, result: str, *arguments: Any) -> Any:
+    """A call of an LLVM intrinsic without side effects."""
     number = tvm.target.codegen.llvm_lookup_intrinsic_id(name)
     return tirx.call_llvm_pure_intrin(result, tirx.const(number, "uint32"), *arguments)
 
@@ -95,7 +96,7 @@ def _dot(name: str, data: str, weights: str, depth: int) -> Combine:
     """An instruction that multiplies `depth` pairs per lane and adds them to the lane's sum."""
 
     def combine(total: Any, value: Any, column: Any, lanes: int) -> Any:
-        return _intrinsic(
+        return intrinsic(
             name,
             _vector("int32", lanes),
             total,
@@ -111,7 +112,7 @@ def _pairs(name: str) -> Combine:
 
     def combine(total: Any, value: Any, column: Any, lanes: int) -> Any:
         pair = _vector("int16", lanes * 2)
-        product = _intrinsic(
+        product = intrinsic(
             name,
             _vector("int32", lanes),
             tirx.reinterpret(pair, emit.splat(value, lanes)),
@@ -140,7 +141,7 @@ def integer_arithmetic(data: str, weights: str, target: Any) -> Arithmetic:
     if weights == "int8" and data == "uint8" and _has_vnni(target, bits):
         combine = _dot(f"llvm.x86.avx512.vpdpbusd.{bits}", "uint8", "int8", 4)
         return Arithmetic("vpdpbusd", 4, "uint8", "int8", "int32", "int32", "int32", combine)
-    if weights == "int8" and data == "int8" and _has(target, "dotprod") and bits == 128:
+    if weights == "int8" and data == "int8" and has_features(target, "dotprod") and bits == 128:
         combine = _dot("llvm.aarch64.neon.sdot", "int8", "int8", 4)
         return Arithmetic("sdot", 4, "int8", "int8", "int32", "int32", "int32", combine)
     if getattr(target, "arch", "") == "x86_64" and bits in _PAIRS:
@@ -153,14 +154,15 @@ def wide_arithmetic(target: Any) -> Arithmetic:
     return integer_arithmetic("int16", "int16", target)
 
 
-def _has(target: Any, *features: str) -> bool:
+def has_features(target: Any, *features: str) -> bool:
+    """Whether code for a target may use some features of its instruction set."""
     return set(features) <= set(getattr(target, "features", ()))
 
 
 def _has_vnni(target: Any, bits: int) -> bool:
     if bits == 512:
-        return _has(target, "avx512vnni")
-    return _has(target, "avxvnni") or _has(target, "avx512vnni", "avx512vl")
+        return has_features(target, "avx512vnni")
+    return has_features(target, "avxvnni") or has_features(target, "avx512vnni", "avx512vl")
 
 
 def lane_arithmetic(data: str, weights: str, target: Any) -> Arithmetic:
@@ -176,7 +178,7 @@ def lane_arithmetic(data: str, weights: str, target: Any) -> Arithmetic:
         def multiply_add(total: Any, value: Any, column: Any, lanes: int) -> Any:
             if lanes * 32 != bits:
                 return total + value * column
-            return _intrinsic(
+            return intrinsic(
                 dot,
                 _vector("int32", lanes),
                 total,
@@ -191,7 +193,7 @@ def lane_arithmetic(data: str, weights: str, target: Any) -> Arithmetic:
             if lanes * 32 != bits:
                 return total + value * column
             small = f"int16x{2 * lanes}"
-            product = _intrinsic(
+            product = intrinsic(
                 _PAIRS[bits],
                 _vector("int32", lanes),
                 tirx.reinterpret(small, value),
