@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .console import human_bytes
 from .readme import splice
 from .runtime_contenders import ORT, OURS, RIVALS, TITLES
+from .runtime_goals import geometric_mean, goals
 from .runtime_models import MODELS, VARIANTS
 from .runtime_records import STATES, Record, latest
 from .steps import markdown_table
@@ -39,7 +39,11 @@ def write_report(records: Sequence[Record], commit: str, output: Path) -> None:
 
 def page(rows: Sequence[Record], commit: str) -> str:
     """The whole as Markdown."""
-    parts = [_machines(rows, commit), "## Geometric means", means(rows), *_marked(rows)]
+    parts = [_machines(rows, commit)]
+    if rows:
+        wanted = [goal.cells() for goal in goals(rows, _thread_counts(rows))]
+        parts += ["## Goals", markdown_table(["zero trials, warm caches", "measured", "met"], wanted)]
+    parts += ["## Geometric means", means(rows), *_marked(rows)]
     for threads in _thread_counts(rows):
         for state in STATES:
             parts += [f"## {_plural(threads)}, {_TEXTS[state]}", latencies(rows, threads, state)]
@@ -47,12 +51,6 @@ def page(rows: Sequence[Record], commit: str) -> str:
     parts += _kernels(rows)
     parts += _troubles(rows)
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """The mean of ratios; not a number where there are none."""
-    logarithms = [math.log(value) for value in values]
-    return math.exp(sum(logarithms) / len(logarithms)) if logarithms else math.nan
 
 
 def ratio_text(ratio: float | None) -> str:

@@ -10,13 +10,13 @@ from graphwright.backends.executable import Timing
 from graphwright.ir.errors import ToolError
 from graphwright.tools.runtime_bench import Settings, installed_rivals, run
 from graphwright.tools.runtime_contenders import ORT, OURS
+from graphwright.tools.runtime_goals import geometric_mean, goals
 from graphwright.tools.runtime_models import AS_IS, MODELS, PRUNED, chosen_models, chosen_variants
 from graphwright.tools.runtime_process import Server, cores_for, quiet_machine, run_step
 from graphwright.tools.runtime_records import Record, latest, read_records, write_record
 from graphwright.tools.runtime_report import (
     MARKER,
     costliest_kernels,
-    geometric_mean,
     means,
     page,
     ratio_text,
@@ -73,6 +73,25 @@ def test_the_page_prints_losses_like_wins(tmp_path):
     assert [cell.strip() for cell in row.strip("|").split("|")][3:] == [
         "0.77", "-", "0.77", "1", "1", "1", "0.50 (VGG-16)",
     ]  # fmt: skip
+
+
+def test_goals_that_are_missed_are_said_to_be_missed():
+    start = {"1": {OURS: {"seconds": 0.2, "peak_bytes": 9}, ORT: {"seconds": 0.1, "peak_bytes": 9}}}
+    compiled = {"seconds": 31.0, "cpu_seconds": 10.0}
+    rows = [record(theirs=20.0, startup=start), record("resnet50", theirs=8.0, compiled=compiled)]
+    found = {goal.what: goal for goal in goals(rows, [1])}
+    assert {what: goal.met for what, goal in found.items()} == {
+        "geometric mean at least 1.15 times ONNX Runtime's speed, one thread": True,
+        "no row below 0.9 of it, one thread": False,
+        "resnet18 at least 1.5 times its speed, one thread": True,
+        "vgg16 at least 1.5 times its speed, one thread": None,
+        "resnet50 compiled within 30 s": False,
+        "relative error at most 0.001": True,
+        "peak memory at most ONNX Runtime's, one thread": True,
+        "start to first result at most ONNX Runtime's, one thread": False,
+    }
+    assert found["no row below 0.9 of it, one thread"].cells()[1:] == ["1 of 2 rows", "**NO**"]
+    assert {goal.met for goal in goals([], [1])} == {None}
 
 
 def test_the_page_of_nothing_and_rows_of_another_commit():
