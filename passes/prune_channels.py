@@ -23,7 +23,7 @@ from .fold_constants import FoldConstants
 from .functions import flatten_functions
 from .pruning.amount import Amount, figure
 from .pruning.budget import KINDS, Budget, Sizer, parse_budget, plan
-from .pruning.candidates import Scoring, find_candidates, group_row, report_kept
+from .pruning.candidates import Scoring, faces_of, find_candidates, group_row, report_kept
 from .pruning.copies import separate_uniform
 from .pruning.counting import count_operations
 from .pruning.importance import Normalization, Reduction, find_importance
@@ -123,6 +123,8 @@ class PruneChannels(Pass):
             given = getattr(self, option)
             if given is not None and given < 1:
                 raise PassError(f"{self.name}: option '{option}' must be at least 1, not {given}")
+        if not self.tolerance > 0.0:
+            raise PassError(f"{self.name}: option 'tolerance' must be above 0, not {self.tolerance}")
         find_importance(self.importance)
         parse_ratios(self.ratios, self.name)
         self.budgets()
@@ -162,7 +164,7 @@ class PruneChannels(Pass):
             for step in range(1, self.steps + 1):
                 run.step(model, step)
         if not run.rows and (self.ratio > 0.0 or self.ratios or self.budgets()):
-            context.note("nothing was pruned, for the reasons given above")
+            context.note(f"nothing was pruned, {run.why_nothing}")
         after = account(model)
         context.details.update(
             importance=criterion.name,
@@ -254,6 +256,7 @@ class _Run:
         self.proof: Proof | None = None
         self.resized: dict[str, dict[str, dict[str, list[int]]]] = {"inputs": {}, "outputs": {}}
         self.sizes: dict[str, list[str]] = {"inputs": [], "outputs": []}
+        self.why_nothing = "for the reasons given above"
         self._options = options
         self._scoring = scoring
         self._limits = limits
@@ -266,6 +269,7 @@ class _Run:
         found = options.analyse(model)
         if step == 1:
             report_kept(found, context, options)
+            self._note_idle_selectors(found)
             if options.attention != "auto" and not choices(found, options.attention):
                 context.note(f"attention={options.attention}: nothing of that kind can go")
         candidates = find_candidates(model, found, self._scoring, options, self._calibration, context)
@@ -277,6 +281,9 @@ class _Run:
             options.ratio * done, self._budgets, done, options.ranking, self._limits, context.measure
         )
         cuts = amount.cuts(model, found, candidates, sizer, context)
+        if candidates and not cuts:
+            whole = f"ratio={options.ratio:g} with {self._limits} leaves every group whole"
+            self.why_nothing = "as the budgets hold without it" if self._budgets else f"as {whole}"
         if options.proof and cuts:
             cuts, self.proof = proven(
                 model, found, cuts, seed=context.seed, tolerance=options.tolerance, leave=self._leave
@@ -293,6 +300,14 @@ class _Run:
         if original is not None and self._calibration is not None:
             self.recovered += recover(original, model, removal, options.recover, self._calibration, context)
         self._count(cuts, rows, step)
+
+    def _note_idle_selectors(self, found: Dependencies) -> None:
+        layers = [made.node for made in found.tracer.producers]
+        if layers and not any(self._options.selects(node) for node in layers):
+            self.why_nothing = "as the selectors choose no layer that makes channels"
+        for pattern, _ in self._scoring.ratios:
+            if not any(pattern.match(face) for node in layers for face in faces_of(node)):
+                self._context.note(f"ratios: '{pattern.pattern}' matches no layer that makes channels")
 
     def _remember(self, removal: Removal) -> None:
         """Note which indices of the original's inputs and outputs are left."""

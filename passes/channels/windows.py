@@ -22,12 +22,34 @@ def _pool(node: ir.Node, tracer: Tracer) -> str | None:
         return "its indices count through all channels"
     pin = tracer.labels.new_pin(node, f"{node.op_type} slides over this axis")
     rank = len(tracer.dims(data))
+    result = tracer.all_axes(data)
     for axis in range(2, rank):
-        tracer.tie(pin, data, axis)
+        if _sums_over_channels(node, tracer, data, axis):
+            result[axis] = tracer.look_along(node, axis)
+        else:
+            tracer.tie(pin, data, axis)
+            result[axis] = pin
     for output in node.outputs:
         if output.name != "":
-            tracer.set(output, [tracer.axis(data, 0), tracer.axis(data, 1), *[pin] * (rank - 2)])
+            tracer.set(output, result)
     return None
+
+
+def _sums_over_channels(node: ir.Node, tracer: Tracer, data: ir.Value, axis: int) -> bool:
+    """Whether the window of a pooling slides over channels that a layer makes and gives as many, as in LRN.
+
+    Zeros change nothing in a mean of fixed size; they would in a maximum.
+    """
+    labels, size = tracer.axis(data, axis), tracer.dims(data)[axis]
+    strides = node.attributes.get_ints("strides", (1,) * (len(tracer.dims(data)) - 2))
+    return (
+        node.op_type in ("AveragePool", "LpPool")
+        and isinstance(labels, np.ndarray)
+        and tracer.is_made(labels)
+        and isinstance(size, int)
+        and size == tracer.dims(node.outputs[0])[axis]
+        and strides[axis - 2] == 1
+    )
 
 
 @traces("Pad")

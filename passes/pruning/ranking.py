@@ -61,6 +61,9 @@ class Limits:
     min_channels: int = 1
     max_ratio: float = 1.0
 
+    def __str__(self) -> str:
+        return f"multiple={self.multiple} min_channels={self.min_channels} max_ratio={self.max_ratio:g}"
+
     def kept(self, candidate: Candidate, wanted: float) -> int:
         """How many classes stay where the ranking wants to keep `wanted` of them."""
         classes, per_class = len(candidate.group.classes), max(candidate.group.channels_per_class)

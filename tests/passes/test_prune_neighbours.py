@@ -84,3 +84,29 @@ def test_fourier_mixing(network, assert_exact, axis):
     assert removed == 4
     (kept,) = (node for node in pruned.graph if node.op_type == "DFT")
     assert kept.inputs[0].shape[2] == (8 if axis == 2 else 4)
+
+
+def window(net, x, op_type="AveragePool", channels=8, **attributes):
+    """Over neighbouring channels, as torch writes local response normalization."""
+    y = net.op("Reshape", net.op("Mul", x, x), net.ints(2, 1, channels, 4, 4))
+    pads = [2, 0, 0, 2, 0, 0]
+    y = net.op(op_type, y, kernel_shape=[5, 1, 1], pads=pads, count_include_pad=1, **attributes)
+    return net.op("Reshape", y, net.ints(2, -1, 4, 4))
+
+
+def test_local_response_normalization_as_pooling(network, assert_exact):
+    net = network()
+    x = net.block(net.input(2, 3, 4, 4), 8)
+    root = net.op("Sqrt", net.op("Add", window(net, x), net.constant(np.float32(0.1))))
+    pruned, removed = assert_exact(net.model(net.conv(net.op("Div", x, root), 2)))
+    assert removed == 4
+    assert [list(n.inputs[1].shape) for n in pruned.graph if n.op_type == "Conv"] == [
+        [4, 3, 3, 3],
+        [2, 4, 3, 3],
+    ]
+
+
+def test_pooling_that_merges_channels_keeps_them(network, assert_exact):
+    net = network()
+    x = net.block(net.input(2, 3, 4, 4), 8)
+    assert assert_exact(net.model(net.conv(window(net, x, strides=[2, 1, 1]), 2)))[1] == 0

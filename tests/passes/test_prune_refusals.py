@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphwright.ir.errors import PassError
 from graphwright.passes.optimize import optimize
+from graphwright.passes.prune_channels import PruneChannels
 
 
 def record_of(model, options="ratio=0.5"):
@@ -115,3 +117,24 @@ def test_selectors_do_not_keep_the_preparation_from_its_work(network):
     y = net.op("Mul", net.op("Tanh", first), last)
     record = record_of(net.model(net.conv(y, 4)), "ratio=0.5 only=conv0")
     assert record.statistics["groups pruned"] == 1
+
+
+def test_why_nothing_was_pruned(network):
+    net = network()
+    model = net.model(net.conv(net.block(net.input(1, 3, 8, 8), 12), 4))
+
+    def notes(options):
+        return optimize(model, f"prune-channels{{{options}}}").report.records[0].notes
+
+    assert notes("ratio=0.2 multiple=8") == [
+        "nothing was pruned, as ratio=0.2 with multiple=8 min_channels=1 max_ratio=1 leaves every group whole"
+    ]
+    assert notes("only=Relu") == ["nothing was pruned, as the selectors choose no layer that makes channels"]
+    assert notes("macs=1.0") == ["nothing was pruned, as the budgets hold without it"]
+    assert notes('ratios="decoder.*=0.3"') == ["ratios: 'decoder.*' matches no layer that makes channels"]
+
+
+@pytest.mark.parametrize("tolerance", ["0", "-1", "nan"])
+def test_a_tolerance_that_proves_nothing(tolerance):
+    with pytest.raises(PassError, match="'tolerance' must be above 0, not"):
+        PruneChannels(tolerance=float(tolerance))
