@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...ir.contiguous import bytes_of
 from ...ir.errors import PassError
-from .calibration_files import read_npy, read_npz
+from .calibration_checks import by_name, check_kind, check_names, check_shape, checked
+from .calibration_files import Member, digest_of, open_npy, open_npz
 
 Feeds = dict[str, np.ndarray]
+Array = np.ndarray | Member
 
 # Samples per batch where the model leaves the batch open: enough to keep the reference busy, few enough that
 # the activations of a large model stay small.
@@ -106,13 +107,15 @@ class Calibration:
         count = 0
         for count, batch in enumerate(self._open(model), start=1):
             where = f"calibration data ({self.source}), batch {count}"
-            yield _checked(batch, inputs, where)
+            yield checked(batch, inputs, where)
         if count == 0:
             raise PassError(f"calibration data ({self.source}) holds no batch")
 
     @classmethod
     def from_npz(cls, path: str | Path, *, batch: int = DEFAULT_BATCH) -> Calibration:
         """Reads a `.npz` file whose arrays are named by the model's inputs, samples along the leading axis.
+
+        A batch is in memory at a time; a pass over the data unpacks the file anew.
 
         Args:
             path: the file.
@@ -121,8 +124,7 @@ class Calibration:
         Raises:
             PassError: the file cannot be read, or its arrays differ in their number of samples.
         """
-        arrays = read_npz(Path(path))
-        return cls.from_arrays(arrays, batch=batch, source=Path(path).name)
+        return cls._of(open_npz(Path(path)), batch, Path(path).name)
 
     @classmethod
     def from_arrays(
@@ -133,7 +135,10 @@ class Calibration:
         Raises:
             PassError: there is no array, or they differ in their number of samples.
         """
-        data = {name: np.asarray(array) for name, array in arrays.items()}
+        return cls._of({name: np.asarray(array) for name, array in arrays.items()}, batch, source)
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Array], batch: int, source: str) -> Calibration:
         samples = _sample_count(data, source)
 
         def open_batches(model: ir.Model) -> Iterator[Feeds]:
@@ -142,13 +147,13 @@ class Calibration:
         def count(model: ir.Model) -> int:
             return -(-samples // _batch_size(data, samples, _inputs_of(model), batch))
 
-        return cls(open_batches, source=source, identity=lambda: _digest_of(data), count=count)
+        return cls(open_batches, source=source, identity=lambda: digest_of(data), count=count)
 
     @classmethod
     def from_folder(cls, path: str | Path, *, batch: int = DEFAULT_BATCH) -> Calibration:
         """Reads a folder of `.npz` files (as for `from_npz`), or of `.npy` files for a model with one input.
 
-        Files are opened one after the other in the order of their names; none stays in memory.
+        Files are opened one after the other in the order of their names, and read batch by batch.
 
         Raises:
             PassError: the folder holds no such file.
@@ -161,7 +166,9 @@ class Calibration:
         def open_batches(model: ir.Model) -> Iterator[Feeds]:
             inputs = _inputs_of(model)
             for file in files:
-                arrays = read_npz(file) if file.suffix == ".npz" else read_npy(file, inputs)
+                arrays: Mapping[str, Array] = (
+                    open_npz(file) if file.suffix == ".npz" else open_npy(file, inputs)
+                )
                 yield from _slices(arrays, _sample_count(arrays, file.name), inputs, batch, file.name)
 
         def identify() -> str:
@@ -246,7 +253,7 @@ def _inputs_of(model: ir.Model) -> dict[str, ir.Value]:
     return {str(value.name): value for value in model.graph.inputs if value.name not in initializers}
 
 
-def _sample_count(arrays: Mapping[str, np.ndarray], source: str) -> int:
+def _sample_count(arrays: Mapping[str, Array], source: str) -> int:
     if not arrays:
         raise PassError(f"calibration data ({source}) holds no array")
     for name, array in arrays.items():
@@ -267,13 +274,13 @@ def _sample_count(arrays: Mapping[str, np.ndarray], source: str) -> int:
 
 
 def _slices(
-    arrays: Mapping[str, np.ndarray], samples: int, inputs: Mapping[str, ir.Value], batch: int, source: str
+    arrays: Mapping[str, Array], samples: int, inputs: Mapping[str, ir.Value], batch: int, source: str
 ) -> Iterator[Feeds]:
     """Cuts arrays into batches, as large as the model's leading dimension, or `batch` where it is open.
 
     Inputs without a sample axis make it one sample at a time.
     """
-    named = _by_name(arrays, inputs, f"calibration data ({source})")
+    named = by_name(arrays, inputs, f"calibration data ({source})")
     flat = _without_sample_axis(named, inputs)
     fixed = _fixed_batch(inputs.values())
     size = _batch_size(arrays, samples, inputs, batch)
@@ -281,33 +288,43 @@ def _slices(
         raise PassError(
             f"calibration data ({source}) has {samples} samples, but the model takes batches of {size}"
         )
-    for start in range(0, samples, size):
-        stop = min(start + size, samples)
-        # The last batch of a fixed size is filled up with samples that came before it.
-        first = stop - size if fixed else start
-        yield {name: array[start] if name in flat else array[first:stop] for name, array in named.items()}
+    _check_before_reading(named, inputs, flat, size, f"calibration data ({source})")
+    try:
+        for start in range(0, samples, size):
+            stop = min(start + size, samples)
+            # The last batch of a fixed size is filled up with samples that came before it.
+            first = stop - size if fixed else start
+            yield {name: array[start] if name in flat else array[first:stop] for name, array in named.items()}
+    finally:
+        for array in named.values():
+            if isinstance(array, Member):
+                array.close()
 
 
-def _batch_size(
-    arrays: Mapping[str, np.ndarray], samples: int, inputs: Mapping[str, ir.Value], batch: int
-) -> int:
+def _batch_size(arrays: Mapping[str, Array], samples: int, inputs: Mapping[str, ir.Value], batch: int) -> int:
     """Samples per run."""
-    named = _by_name(arrays, inputs, "calibration data")
+    named = by_name(arrays, inputs, "calibration data")
     return 1 if _without_sample_axis(named, inputs) else _fixed_batch(inputs.values()) or min(batch, samples)
 
 
-def _without_sample_axis(named: Mapping[str, np.ndarray], inputs: Mapping[str, ir.Value]) -> set[str]:
+def _without_sample_axis(named: Mapping[str, Array], inputs: Mapping[str, ir.Value]) -> set[str]:
     """Inputs that take a single sample as it is."""
     ranks = {name: len(value.shape) for name, value in inputs.items() if value.shape is not None}
     return {name for name, array in named.items() if ranks.get(name) == array.ndim - 1}
 
 
-def _digest_of(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name, array in sorted(arrays.items()):
-        digest.update(repr((name, str(array.dtype), array.shape)).encode())
-        digest.update(bytes_of(array).data)
-    return digest.hexdigest()
+def _check_before_reading(
+    named: Mapping[str, Array], inputs: Mapping[str, ir.Value], flat: set[str], size: int, where: str
+) -> None:
+    """Refuses what headers say is wrong before anything as large is read."""
+    check_names(named, inputs, where)
+    for name, value in inputs.items():
+        array = named[name]
+        if value.dtype is not None and value.dtype != ir.DataType.STRING:
+            check_kind(name, array.dtype, value.dtype.numpy(), where)
+        if value.shape is not None:
+            rows = array.shape[1:] if name in flat else (size, *array.shape[1:])
+            check_shape(name, rows, value.shape, where)
 
 
 def _fixed_batch(inputs: Iterable[ir.Value]) -> int | None:
@@ -316,69 +333,3 @@ def _fixed_batch(inputs: Iterable[ir.Value]) -> int | None:
         if value.shape is not None and len(value.shape) > 0 and isinstance(value.shape[0], int):
             return max(int(value.shape[0]), 1)
     return None
-
-
-def _checked(batch: Any, inputs: Mapping[str, ir.Value], where: str) -> Feeds:
-    feeds = _by_name(batch, inputs, where)
-    for name in feeds:
-        if name not in inputs:
-            raise PassError(f"{where} has '{name}', but the model's inputs are {_names(inputs)}")
-    missing = [name for name in inputs if name not in feeds]
-    if missing:
-        raise PassError(f"{where} has no array for input '{missing[0]}'; it has {_names(feeds)}")
-    return {name: _checked_array(name, feeds[name], inputs[name], where) for name in inputs}
-
-
-def _by_name(batch: Any, inputs: Mapping[str, ir.Value], where: str) -> Mapping[str, Any]:
-    if isinstance(batch, Mapping):
-        positional = [f"arr_{i}" for i in range(len(inputs))]
-        # What numpy.savez makes of arrays without names.
-        if set(batch) != set(positional) or set(inputs) == set(positional):
-            return batch
-        return {name: batch[key] for name, key in zip(inputs, positional, strict=True)}
-    values = list(batch) if isinstance(batch, tuple | list) else [batch]
-    if len(values) != len(inputs):
-        raise PassError(f"{where} has {len(values)} arrays, but the model has {len(inputs)} inputs")
-    return dict(zip(inputs, values, strict=True))
-
-
-def _checked_array(name: str, data: Any, value: ir.Value, where: str) -> np.ndarray:
-    # Torch tensors and lists arrive here too.
-    array = np.asarray(data.detach().cpu().numpy() if hasattr(data, "detach") else data)
-    if value.dtype is not None and value.dtype != ir.DataType.STRING:
-        array = _converted(name, array, value.dtype.numpy(), where)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        kind = "NaN" if np.isnan(array).any() else "infinity"
-        raise PassError(f"{where}: input '{name}' holds {kind}")
-    if value.shape is not None:
-        _check_shape(name, array, value.shape, where)
-    return array
-
-
-def _converted(name: str, array: np.ndarray, wanted: np.dtype, where: str) -> np.ndarray:
-    """Converts between widths of one kind of number (float64 to float32), never between kinds."""
-    if array.dtype == wanted:
-        return array
-    # Floating types of ml_dtypes have kind "V".
-    same_kind = array.dtype.kind == wanted.kind or {array.dtype.kind, wanted.kind} <= {"f", "V"}
-    if not same_kind:
-        raise PassError(f"{where}: input '{name}' is {array.dtype}, but the model wants {wanted}")
-    converted = array.astype(wanted)
-    if array.dtype.kind in "iu" and not np.array_equal(converted, array):
-        raise PassError(f"{where}: input '{name}' holds numbers that do not fit {wanted}")
-    return converted
-
-
-def _check_shape(name: str, array: np.ndarray, shape: ir.Shape, where: str) -> None:
-    fits = array.ndim == len(shape) and all(
-        not isinstance(dim, int) or dim == size for dim, size in zip(shape, array.shape, strict=False)
-    )
-    if not fits:
-        wanted = ", ".join(str(dim) if isinstance(dim, int) else str(dim.value or "?") for dim in shape)
-        raise PassError(
-            f"{where}: input '{name}' has shape {list(array.shape)}, but the model wants [{wanted}]"
-        )
-
-
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names) or "none"
