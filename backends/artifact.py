@@ -13,30 +13,30 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
+import mmap
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..ir.errors import TargetError, ToolError
 from .batches import Batches
-from .compile_report import versions
 from .executable import Executable, TensorSpec
+from .manifest import (
+    BATCHED_VERSION,
+    FORMAT,
+    GRAPH,
+    LIBRARY,
+    MANIFEST,
+    VERSION,
+    WEIGHTS,
+    is_artifact,
+    read_manifest,
+)
 from .target import Target
-from .weights import read_weights, write_weights
-
-FORMAT = "graphwright-artifact"
-VERSION, BATCHED_VERSION = 1, 2
-"""Of artifacts with one program; of those with a program per batch size."""
-MANIFEST = "manifest.json"
-LIBRARY = "model.so"
-WEIGHTS = "weights.bin"
-GRAPH = "model.onnx"
 
 
 def save_artifact(
@@ -101,92 +101,22 @@ def load_executable(directory: str | Path, *, verify: bool = True, threads: int 
     return executable
 
 
-def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of an artifact folder, checked for form.
-
-    Raises:
-        ToolError: the folder is no artifact, or one of a later version.
-    """
-    folder = Path(directory)
-    if not folder.is_dir():
-        raise ToolError(f"{folder} is not a folder; give the folder that `graphwright compile -o` wrote")
-    try:
-        manifest = json.loads(folder.joinpath(MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ToolError(f"{folder} is no artifact: it has no {MANIFEST}") from None
-    except (OSError, ValueError) as error:
-        raise ToolError(f"cannot read {folder / MANIFEST}: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise ToolError(f"{folder} is no artifact: its {MANIFEST} is of another kind")
-    if manifest.get("version") not in (VERSION, BATCHED_VERSION):
-        raise ToolError(
-            f"{folder} has artifact version {manifest.get('version')}, this program reads {VERSION} and "
-            f"{BATCHED_VERSION}"
-        )
-    missing = {"backend", "inputs", "outputs", "target", "pipeline", "versions", "files"} - manifest.keys()
-    missing |= {"batches"} - manifest.keys() if manifest["version"] == BATCHED_VERSION else set()
-    if missing:
-        raise ToolError(f"{folder / MANIFEST} lacks {sorted(missing)[0]!r}")
-    damaged = next(
-        (name for name, sound in _FORM.items() if name in manifest and not sound(manifest[name])), None
-    )
-    if damaged:
-        raise ToolError(f"{folder / MANIFEST} is damaged: {damaged!r} is not of the form it should have")
-    return manifest
-
-
-def _is_signature(specs: Any) -> bool:
-    try:
-        return bool([TensorSpec.from_json(spec).bytes for spec in specs]) or specs == []
-    except (TypeError, KeyError, AttributeError):
-        return False
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_batches(value: Any) -> bool:
-    try:
-        Batches.from_json(value)
-    except ValueError:
-        return False
-    return True
-
-
-_FORM: dict[str, Callable[[Any], bool]] = {
-    "backend": ("tvm", "onnxruntime").__contains__,
-    "inputs": _is_signature,
-    "outputs": _is_signature,
-    "target": _is_table,
-    "versions": _is_table,
-    "batches": _is_batches,
-    "files": lambda files: (
-        _is_table(files) and all({"bytes", "sha256"} <= {*each} for each in files.values())
-    ),
-}
-
-
-def is_artifact(directory: str | Path) -> bool:
-    """Whether a folder holds an artifact of any version."""
-    try:
-        manifest = json.loads(Path(directory, MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
-
-
 def _load_tvm(folder: Path, manifest: dict[str, Any], target: Target, verify: bool) -> Executable:
     from .compiled import TvmExecutable
+    from .tvm_import import import_runtime
+    from .versions import version_of
+    from .weights import read_weights
 
-    built, here = manifest["versions"].get("apache-tvm", "unknown"), versions()["apache-tvm"]
+    built, here = manifest["versions"].get("apache-tvm", "unknown"), version_of("apache-tvm")
     if _minor(built) != _minor(here):
         raise ToolError(
             f"{folder} was built with apache-tvm {built}, here is {here}; compile the model again"
         )
-    for name in (LIBRARY, WEIGHTS):
-        _check_file(folder, name, manifest, verify)
-    weights = read_weights(folder / WEIGHTS)
+    # What takes long goes on meanwhile: hashing does not hold the interpreter.
+    with _checked(folder, (LIBRARY, WEIGHTS), manifest, verify):
+        if target.device == "cpu":
+            import_runtime()
+        weights = read_weights(folder / WEIGHTS)
     executable = TvmExecutable(
         folder.resolve() / LIBRARY, weights, *_signature(manifest), target, batches=_batches(manifest)
     )
@@ -198,9 +128,9 @@ def _load_onnxruntime(folder: Path, manifest: dict[str, Any], target: Target, ve
     from ..ir.load import load
     from .onnxruntime import OnnxRuntimeExecutable
 
-    for name in {GRAPH, *manifest["files"]}:
-        if name.startswith(GRAPH):
-            _check_file(folder, name, manifest, verify)
+    graph = [name for name in {GRAPH, *manifest["files"]} if name.startswith(GRAPH)]
+    with _checked(folder, graph, manifest, verify):
+        pass
     executable = OnnxRuntimeExecutable(load(folder / GRAPH), target=target)
     executable.batches = _batches(manifest)
     executable.graph_file = _graph_file(folder)
@@ -223,20 +153,47 @@ def _signature(manifest: dict[str, Any]) -> tuple[list[TensorSpec], list[TensorS
     return inputs, outputs
 
 
-def _check_file(folder: Path, name: str, manifest: dict[str, Any], verify: bool) -> None:
-    recorded = manifest["files"].get(name)
-    path = folder / name
-    if recorded is None or not path.is_file():
-        raise ToolError(f"{path} is missing; the artifact is incomplete, compile the model again")
-    size = path.stat().st_size
-    if size != recorded["bytes"]:
-        raise ToolError(f"{path} has {size} bytes instead of {recorded['bytes']}; it is truncated or altered")
-    if verify and _hash(path) != recorded["sha256"]:
-        raise ToolError(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
+@contextlib.contextmanager
+def _checked(folder: Path, names: Sequence[str], manifest: dict[str, Any], verify: bool) -> Iterator[None]:
+    """Compare sizes now, and hashes while the body runs; their outcome is known when it is left."""
+    for name in names:
+        recorded = manifest["files"].get(name)
+        path = folder / name
+        if recorded is None or not path.is_file():
+            raise ToolError(f"{path} is missing; the artifact is incomplete, compile the model again")
+        size = path.stat().st_size
+        if size != recorded["bytes"]:
+            raise ToolError(
+                f"{path} has {size} bytes instead of {recorded['bytes']}; it is truncated or altered"
+            )
+    damaged: list[Path] = []
+    wanted = [(folder / name, manifest["files"][name]["sha256"]) for name in names]
+    workers = [threading.Thread(target=_compare_hash, args=(*each, damaged)) for each in wanted if verify]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.join()
+        if damaged:
+            raise ToolError(f"{damaged[0]} is damaged: its SHA-256 is not the one in {MANIFEST}")
+
+
+def _compare_hash(path: Path, expected: str, damaged: list[Path]) -> None:
+    try:
+        same = _hash(path) == expected
+    except OSError:
+        same = False
+    if not same:
+        damaged.append(path)
 
 
 def _write_parts(executable: Executable, folder: Path) -> None:
+    import shutil
+
     from .compiled import TvmExecutable
+    from .weights import write_weights
 
     if isinstance(executable, TvmExecutable):
         shutil.copyfile(executable.library, folder / LIBRARY)
@@ -269,6 +226,10 @@ def _reports(executable: Executable, files: Mapping[str, str | bytes]) -> dict[s
 
 
 def _manifest(executable: Executable, folder: Path) -> dict[str, Any]:
+    import datetime
+
+    from .versions import versions
+
     report = executable.report
     if report is None and executable.manifest is not None:
         kept: dict[str, Any] = {
@@ -324,6 +285,9 @@ def _refuse_in_the_way(final: Path) -> None:
 @contextlib.contextmanager
 def _replacing(final: Path) -> Iterator[Path]:
     """A folder beside `final` that takes its place at the end, or vanishes with whatever was made for it."""
+    import secrets
+    import shutil
+
     made = _make_parents(final.parent)
     mark = secrets.token_hex(4)
     partial = final.with_name(f".{final.name}.partial-{mark}")
@@ -347,6 +311,8 @@ def _make_parents(folder: Path) -> list[Path]:
 
 
 def _swap(partial: Path, final: Path, aside: Path) -> None:
+    import shutil
+
     if not final.exists() or not any(final.iterdir()):
         os.rename(partial, final)  # takes the place of an empty folder too
         return
@@ -360,8 +326,12 @@ def _swap(partial: Path, final: Path, aside: Path) -> None:
 
 
 def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    if path.stat().st_size:
+        # One call on the mapped file: the interpreter is free for others meanwhile.
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def _minor(version: str) -> tuple[str, ...]:

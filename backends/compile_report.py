@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from .check import Check
 from .choice import Choice
 from .target import Target
+from .versions import versions
 
 if TYPE_CHECKING:
     from .batch_report import BatchReport
     from .tuning.step import Outcome
-
-_PACKAGES = ("graphwright", "apache-tvm", "apache-tvm-ffi", "numpy", "onnx-ir", "onnxruntime")
 
 
 @dataclass
@@ -147,17 +145,6 @@ class CompileReport:
         if notes:
             lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
         return "\n".join(lines) + "\n"
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of those that a compiled model depends on."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return found
 
 
 def _table(head: list[Any], rows: list[list[Any]]) -> list[str]:

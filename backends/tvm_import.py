@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
-import importlib.abc
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -28,8 +28,11 @@ from ..ir.errors import TargetError
 from .host import logical_cores
 
 
-class _WithoutTorch(importlib.abc.MetaPathFinder):
-    """Makes torch look absent to the thread that is importing TVM."""
+class _WithoutTorch:
+    """Makes torch look absent to the thread that is importing TVM.
+
+    A finder by its form only: importing `importlib.abc` takes longer than all that is below.
+    """
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
@@ -37,6 +40,22 @@ class _WithoutTorch(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: Any = None) -> None:
         if name.split(".", 1)[0] == "torch" and threading.get_ident() == self._thread:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+class _LazyParts:
+    """Makes parts of TVM's foreign-function layer load when they are first used; nothing here uses them."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name not in _UNUSED:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
+
+
+_UNUSED = ("tvm_ffi.cpp",)
+"""Compiles C++ at run time; loading it takes a sixth of all."""
 
 
 def import_tvm() -> ModuleType:
@@ -53,7 +72,7 @@ def import_runtime(*, cuda: bool = False) -> ModuleType:
         TargetError: the runtime for GPUs does not load.
     """
     _configure_threads()
-    with _torch_hidden("tvm_ffi"):
+    with _torch_hidden("tvm_ffi"), _lazily():
         ffi = importlib.import_module("tvm_ffi")
     _load("libtvm_runtime.so")
     # Sorting, which the library of a model with TopK calls; opening it takes a few milliseconds.
@@ -92,13 +111,23 @@ def _configure_threads() -> None:
 
 
 @contextmanager
+def _lazily() -> Iterator[None]:
+    finder = _LazyParts()
+    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)  # type: ignore[arg-type]
+
+
+@contextmanager
 def _torch_hidden(module: str) -> Iterator[None]:
     if module in sys.modules or "torch" in sys.modules:
         yield
         return
     guard = _WithoutTorch()
-    sys.meta_path.insert(0, guard)
+    sys.meta_path.insert(0, guard)  # type: ignore[arg-type]
     try:
         yield
     finally:
-        sys.meta_path.remove(guard)
+        sys.meta_path.remove(guard)  # type: ignore[arg-type]

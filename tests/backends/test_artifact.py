@@ -9,8 +9,9 @@ import sys
 import graphwright as gw
 import numpy as np
 import pytest
-from graphwright.backends import artifact
-from graphwright.backends.artifact import is_artifact, load_executable, read_manifest, save_artifact
+from graphwright.backends import artifact, weights
+from graphwright.backends.artifact import load_executable, save_artifact
+from graphwright.backends.manifest import is_artifact, read_manifest
 from graphwright.ir.errors import TargetError, ToolError
 
 ONE_LINE_ERRORS = (ToolError, TargetError)
@@ -79,14 +80,30 @@ import numpy as np
 import graphwright as gw
 exe = gw.load_executable(sys.argv[1])
 y, r = exe(np.load(sys.argv[2]))
-assert "torch" not in sys.modules
+heavy = {"torch", "tvm", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "graphwright.backends.compile",
+         "graphwright.backends.compile_report", "tvm_ffi.cpp.extension"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 np.savez(sys.argv[3], y=y, r=r)
 """
     paths = [str(saved), str(tmp_path / "x.npy"), str(tmp_path / "out.npz")]
-    subprocess.run([sys.executable, "-c", program, *paths], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", program, *paths], check=True, cwd=tmp_path, timeout=300)
     results = np.load(tmp_path / "out.npz")
     for name, expected in zip(("y", "r"), compiled(_x()), strict=True):
         np.testing.assert_array_equal(results[name], expected)
+
+
+def test_the_compiler_can_follow_the_runtime_in_one_process(saved):
+    """Parts of the foreign-function layer load late; what wants them finds them."""
+    program = """
+import sys
+import graphwright as gw
+gw.load_executable(sys.argv[1])
+import tvm_ffi.cpp
+assert callable(tvm_ffi.cpp.load_inline)
+from graphwright.backends.tvm_import import import_tvm
+assert import_tvm().get_global_func("runtime.config_threadpool", allow_missing=True)
+"""
+    subprocess.run([sys.executable, "-c", program, str(saved)], check=True, timeout=300)
 
 
 def test_a_fresh_process_sorts(build_model, tmp_path):
@@ -283,7 +300,7 @@ def test_a_full_disk_or_an_interrupt_leaves_nothing(
         raise error
 
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    monkeypatch.setattr(artifact, where, fail)
+    monkeypatch.setattr(weights if where == "write_weights" else artifact, where, fail)
     for folder in (tmp_path / "new" / "deep", saved):
         with pytest.raises(expected) as caught:
             compiled.save(folder)
