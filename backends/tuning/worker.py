@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from ..tvm.stack import lowering
+
 _MAX_RELATIVE_ERROR = 1e-3
 """Against the analytic choice, of the largest output: F(4,3) is allowed that much against direct loops."""
 _LINE = 64
@@ -62,7 +64,9 @@ class Bench:
         with tvm_target:
             emitted = strategy.emit(self._spec)
             func = emitted.func.with_attr("global_symbol", "main")
-            library = self._tvm.compile(self._tvm.IRModule({"main": func}), target=tvm_target)
+            library = self._tvm.compile(
+                self._tvm.IRModule({"main": func}), target=tvm_target, tir_pipeline=lowering()
+            )
         arrays = [self._argument(each) for each in emitted.arguments]
         out = self._spec.out_type
         stored = self._spec.layout.stored_shape(out.shape)

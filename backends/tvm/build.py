@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .lower import Lowered
+from .stack import lowering
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -43,8 +44,11 @@ def build(
     tvm_target = tvm.target.Target(target.to_tvm())
     # The virtual machine checks the inputs of the model; kernels get what it planned.
     unchecked = tvm.transform.PassContext(opt_level=2, config={"tirx.disable_assert": True})
+    tir_pipeline = lowering() if target.kind == "llvm" else "default"
     with tvm_target, unchecked:
-        executable = relax.build(lowered.ir_module, tvm_target, relax_pipeline=_pipeline())
+        executable = relax.build(
+            lowered.ir_module, tvm_target, relax_pipeline=_pipeline(), tir_pipeline=tir_pipeline
+        )
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="objects-", dir=path.parent) as workspace:
         linked = {"fcompile": fcompile} if fcompile else {}

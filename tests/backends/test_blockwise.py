@@ -10,6 +10,7 @@ from graphwright.backends.target import resolve_target
 from graphwright.backends.tvm.kernels.attention import attention
 from graphwright.backends.tvm.kernels.attention_spec import AttentionSpec
 from graphwright.backends.tvm.kernels.choices import Choices, choosing
+from graphwright.backends.tvm.stack import lowering
 
 SPECS = {
     "few": AttentionSpec(1, 2, 2, 5, 7, 8, 8, 0.3),
@@ -76,7 +77,9 @@ def test_numbers(given):
     for i, spec in enumerate(SPECS.values()):
         with choosing(Choices(given)):
             functions[f"f{i}"] = attention(spec, None, target).func.with_attr("global_symbol", f"f{i}")
-    library = tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()))
+    library = tvm.compile(
+        tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()), tir_pipeline=lowering()
+    )
     for i, (name, spec) in enumerate(SPECS.items()):
         q, k, v, bias = operands(spec, rng)
         out = tvm.runtime.tensor(np.full(spec.out_shape, np.nan, "f4"))

@@ -8,6 +8,7 @@ import tvm
 from graphwright.backends.target import resolve_target
 from graphwright.backends.tvm.kernels import Conv2dSpec, MatmulSpec, Operand, conv2d, matmul
 from graphwright.backends.tvm.kernels.choices import Choices, Option, choose, choose_size, choosing
+from graphwright.backends.tvm.stack import lowering
 
 TARGETS = [name for name in ("host", "x86-64-v3") if resolve_target(name).runs_here]
 KERNELS = {
@@ -46,7 +47,9 @@ def test_every_schedule_computes_the_same(name, target_name):
     made = schedules(make, spec, target, 6, rng)
     assert len({str(schedule) for schedule, _ in made}) >= 3
     functions = {f"f{i}": k.func.with_attr("global_symbol", f"f{i}") for i, (_, k) in enumerate(made)}
-    library = tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()))
+    library = tvm.compile(
+        tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()), tir_pipeline=lowering()
+    )
     if isinstance(spec, Conv2dSpec):
         data = rng.standard_normal(spec.data_shape, dtype="f4")
         right = rng.standard_normal(

@@ -22,6 +22,7 @@ from graphwright.backends.tvm.kernels import (
     pool,
 )
 from graphwright.backends.tvm.kernels.tile import choose_slices, choose_tile
+from graphwright.backends.tvm.stack import lowering
 from graphwright.ir.errors import CompileError
 from tvm import tirx
 
@@ -165,7 +166,9 @@ def logical(array, operand):
 def compile_kernels(kernels, target):
     """One library for many kernels: far quicker than a library each."""
     functions = {f"f{i}": kernel.func.with_attr("global_symbol", f"f{i}") for i, kernel in enumerate(kernels)}
-    return tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()))
+    return tvm.compile(
+        tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()), tir_pipeline=lowering()
+    )
 
 
 def call(function, arrays, shape, dtype="float32"):

@@ -13,6 +13,7 @@ from graphwright.backends.tvm.kernels.conv_transpose import phases
 from graphwright.backends.tvm.kernels.matmul import pack_matrix
 from graphwright.backends.tvm.kernels.spatial import pack_conv_weights
 from graphwright.backends.tvm.kernels.tile import choose_chunks, choose_slices, choose_tile
+from graphwright.backends.tvm.stack import lowering
 
 
 def test_weights_are_packed_in_blocks_with_zeros():
@@ -53,7 +54,9 @@ def test_accumulators_stay_in_registers(name):
         matmul(MatmulSpec(Operand((128, 768)), Operand((768, 768)), constant_b=True), None, target),
     ]
     functions = {f"f{i}": kernel.func.with_attr("global_symbol", f"f{i}") for i, kernel in enumerate(kernels)}
-    library = tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()))
+    library = tvm.compile(
+        tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()), tir_pipeline=lowering()
+    )
     loops = inner_loops(library.mod.inspect_source("asm"))
     fused = [loop for loop in loops if re.search(r"vfmadd\d+ps\s.*[yz]mm|fmla\s+v\d+\.4s", loop)]
     assert len(fused) >= len(kernels)

@@ -11,6 +11,7 @@ from graphwright.backends.target import resolve_target
 from graphwright.backends.tvm.kernels import Conv2dSpec, Epilogue, ExtraInput, conv2d
 from graphwright.backends.tvm.kernels.minimal_filtering import F2, F4, multiply
 from graphwright.backends.tvm.kernels.winograd import _divisions, choose_winograd, winograd
+from graphwright.backends.tvm.stack import lowering
 from tvm import tirx
 
 TARGETS = [name for name in ("host", "x86-64-v3", "x86-64-v2") if resolve_target(name).runs_here]
@@ -77,7 +78,9 @@ def test_numbers_and_epilogues(target_name, used):
         if name in ("last tiles moved back", "odd pruned channels"):
             cases += [(spec, winograd(spec, bias_residual_relu(spec), split, target), True)]
     functions = {f"f{i}": k.func.with_attr("global_symbol", f"f{i}") for i, (_, k, _) in enumerate(cases)}
-    library = tvm.compile(tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()))
+    library = tvm.compile(
+        tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()), tir_pipeline=lowering()
+    )
     for i, (spec, kernel, has_tail) in enumerate(cases):
         data = rng.standard_normal(spec.data_shape, dtype="f4")
         weights = rng.standard_normal((spec.out_channels, spec.in_channels, 3, 3), dtype="f4")
