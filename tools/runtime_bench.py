@@ -34,6 +34,7 @@ from .bench import machine
 from .console import print_line
 from .options import parse_threads
 from .runtime_contenders import ORIGINAL, ORT, OURS, RIVALS
+from .runtime_goals import COMPILE_MODEL
 from .runtime_models import chosen_models, chosen_variants
 from .runtime_process import Runs, Server, quiet_machine, run_step
 from .runtime_records import Record, read_records, write_record
@@ -95,7 +96,15 @@ def _prepare(record: Record, folder: Path, settings: Settings) -> None:
         if note.exists() and (kept := json.loads(note.read_text(encoding="utf-8")))["commit"] == mark:
             return kept["found"]
         threads = max(settings.threads)
-        found = run_step("runtime_prepare", [name, *arguments], timeout=settings.timeout, threads=threads)
+        # One goal is a time of compiling; it deserves a quiet machine.
+        judged = name == "compile" and record.model == COMPILE_MODEL
+        found = run_step(
+            "runtime_prepare",
+            [name, *arguments],
+            timeout=settings.timeout,
+            threads=threads,
+            prefix=shlex.split(settings.exclusive or "") if judged else (),
+        )
         note.write_text(json.dumps({"commit": mark, "found": found}), encoding="utf-8")
         return found
 

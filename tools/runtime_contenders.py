@@ -11,7 +11,7 @@ import abc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -131,20 +131,24 @@ class OpenVino(Contender):
 
 
 class TorchCompiled(Contender):
-    """`torch.compile` with TorchInductor, weights frozen."""
+    """`torch.compile` with TorchInductor, weights frozen.
 
-    def __init__(self, model: str, threads: int):
+    Args:
+        module: in evaluation mode.
+        inputs: its arguments.
+        threads: threads that it may use.
+    """
+
+    def __init__(self, module: Any, inputs: Sequence[Any], threads: int):
         super().__init__()
         import torch
         import torch._inductor.config
-
-        from .runtime_models import MODELS
 
         torch.set_num_threads(threads)
         # Compiler processes of its own would still be there when the clock runs.
         torch._inductor.config.compile_threads = 1
         torch._inductor.config.freezing = True
-        module, self._inputs = MODELS[model].build()
+        self._inputs = inputs
         self._torch = torch
         self._module = torch.compile(module)
         self.outputs()
@@ -183,14 +187,28 @@ def make_contender(name: str, folder: Path, model: str, *, pruned: bool, threads
     if name == OURS:
         return Ours(folder, feeds, threads)
     if name == TORCH:
-        if pruned:
-            raise ToolError("there is no torch module of a pruned graph")
-        return TorchCompiled(model, threads)
+        return TorchCompiled(*_torch_model(folder, model, feeds, pruned=pruned), threads)
     if name == ORT:
         return _fastest(folder, lambda path: _onnxruntime(path, feeds, threads))
     if name == OPENVINO:
         return _fastest(folder, lambda path: OpenVino(path, feeds, threads))
     raise ToolError(f"there is no contender {name!r}")
+
+
+def _torch_model(
+    folder: Path, model: str, feeds: Mapping[str, np.ndarray], *, pruned: bool
+) -> tuple[Any, Sequence[Any]]:
+    """The module as it was built, or, where that was pruned, one of a call for each operator of the graph."""
+    if not pruned:
+        from .runtime_models import MODELS
+
+        return MODELS[model].build()
+    import torch
+
+    from ..ir.load import load
+    from .runtime_torch import torch_module
+
+    return torch_module(load(folder / SIMPLIFIED)), [torch.from_numpy(array) for array in feeds.values()]
 
 
 def _onnxruntime(path: Path, feeds: Mapping[str, np.ndarray], threads: int) -> Contender:

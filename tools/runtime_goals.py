@@ -1,4 +1,4 @@
-"""What compiling with zero trials is meant to reach, beside what was measured; falling short is said plainly."""
+"""What compiling with zero trials is meant to reach, beside what was measured, shortfalls included."""
 
 from __future__ import annotations
 
