@@ -5,12 +5,15 @@ Little-endian throughout::
     char[4]  "GWW1"
     uint32   number of tensors
     per tensor:
-        uint8 type code, uint8 bits, uint16 lanes     (DLPack's DLDataType)
+        uint8 type code, uint8 bits, uint16 lanes     (DLPack's DLDataType; code 192: float32, see below)
         uint32 rank
         uint64 offset of the payload in the file, a multiple of 64
         uint64 bytes of the payload
         int64  sizes[rank]
     payloads, C order
+
+Tensors of type code 192 are float32 numbers whose payload is a code of them, see `coding.py`. Writing and
+reading take and give `CodedArray`.
 
 The file is mapped copy-on-write, so that several processes share the pages and loading costs no copy.
 """
@@ -26,13 +29,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ..ir.contiguous import bytes_of
 from ..ir.errors import ToolError
+from .coding import CodedArray, coding_of, read_coding
 
 MAGIC = b"GWW1"
 ALIGNMENT = 64
 _MAX_RANK = 32
 
-_INT, _UINT, _FLOAT, _BFLOAT, _BOOL = 0, 1, 2, 4, 6
+_INT, _UINT, _FLOAT, _BFLOAT, _BOOL, _CODED = 0, 1, 2, 4, 6, 192
 _DTYPES: dict[tuple[int, int], np.dtype[Any]] = {
     **{(_INT, 8 * size): np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
     **{(_UINT, 8 * size): np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
@@ -50,20 +55,21 @@ def write_weights(path: str | Path, tensors: Sequence[np.ndarray]) -> int:
         ToolError: an element type has no place in the format.
     """
     described = [_describe(index, tensor) for index, tensor in enumerate(tensors)]
+    payloads = [_payload(tensor) for tensor in tensors]
     header_bytes = 8 + sum(24 + 8 * tensor.ndim for tensor in tensors)
     offset = _aligned(header_bytes)
     header = bytearray(MAGIC + struct.pack("<I", len(tensors)))
     offsets = []
-    for tensor, (code, bits) in zip(tensors, described, strict=True):
-        header += struct.pack("<BBHIQQ", code, bits, 1, tensor.ndim, offset, tensor.nbytes)
+    for tensor, payload, (code, bits) in zip(tensors, payloads, described, strict=True):
+        header += struct.pack("<BBHIQQ", code, bits, 1, tensor.ndim, offset, len(payload))
         header += struct.pack(f"<{tensor.ndim}q", *tensor.shape)
         offsets.append(offset)
-        offset = _aligned(offset + tensor.nbytes)
+        offset = _aligned(offset + len(payload))
     with open(path, "wb") as file:
         file.write(header)
-        for tensor, start in zip(tensors, offsets, strict=True):
+        for payload, start in zip(payloads, offsets, strict=True):
             file.write(bytes(start - file.tell()))
-            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+            file.write(payload)
         file.write(bytes(offset - file.tell()))
     return offset
 
@@ -95,6 +101,12 @@ def _parse(data: mmap.mmap) -> list[np.ndarray]:
     position, tensors = 8, []
     for index in range(count):
         code, bits, lanes, rank, offset, size = struct.unpack_from("<BBHIQQ", data, position)
+        if code == _CODED and bits == 32 and lanes == 1 and rank <= _MAX_RANK:
+            shape = struct.unpack_from(f"<{rank}q", data, position + 24)
+            position += 24 + 8 * rank
+            _check_place(index, offset, size, position, len(data))
+            tensors.append(_restored(index, data[offset : offset + size], shape))
+            continue
         if (code, bits) not in _DTYPES or lanes != 1 or rank > _MAX_RANK:
             raise ValueError(f"tensor {index} has an unknown type or rank")
         shape = struct.unpack_from(f"<{rank}q", data, position + 24)
@@ -103,13 +115,46 @@ def _parse(data: mmap.mmap) -> list[np.ndarray]:
         elements = int(np.prod(shape, dtype=object)) if rank else 1
         if min(shape, default=0) < 0 or elements * dtype.itemsize != size:
             raise ValueError(f"tensor {index} contradicts its own size")
-        if offset % ALIGNMENT or offset < position or offset + size > len(data):
-            raise ValueError(f"tensor {index} lies outside of the file, which may be truncated")
+        _check_place(index, offset, size, position, len(data))
         tensors.append(np.frombuffer(data, dtype, elements, offset).reshape(shape))
     return tensors
 
 
+def stored_bytes(tensor: np.ndarray) -> int:
+    """Bytes that a tensor takes in a file."""
+    return len(_payload(tensor))
+
+
+def _payload(tensor: np.ndarray) -> memoryview | bytes:
+    coding = coding_of(tensor)
+    return bytes_of(tensor).data if coding is None else coding.to_bytes()
+
+
+def _restored(index: int, payload: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    coding = read_coding(payload)
+    array = coding.restore()
+    if array.size != int(np.prod(shape, dtype=object)):
+        raise ValueError(f"tensor {index} contradicts its own size")
+    return CodedArray.of(_aligned_copy(array).reshape(shape), coding)
+
+
+def _aligned_copy(array: np.ndarray) -> np.ndarray:
+    """In memory that programs read in place."""
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    made = memory[start : start + array.nbytes].view(array.dtype)
+    made[...] = array.reshape(-1)
+    return made
+
+
+def _check_place(index: int, offset: int, size: int, position: int, end: int) -> None:
+    if offset % ALIGNMENT or offset < position or offset + size > end:
+        raise ValueError(f"tensor {index} lies outside of the file, which may be truncated")
+
+
 def _describe(index: int, tensor: np.ndarray) -> tuple[int, int]:
+    if coding_of(tensor) is not None:
+        return _CODED, 32
     dtype = tensor.dtype.newbyteorder("<") if tensor.dtype.isbuiltin == 1 else tensor.dtype
     if dtype not in _CODES:
         raise ToolError(

@@ -11,9 +11,12 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include "coding.h"
 
 namespace gww {
 
@@ -58,9 +61,10 @@ struct Tensor {
   std::vector<int64_t> shape;
   char* data;
   uint64_t bytes;
+  std::shared_ptr<char> memory = nullptr;  // Where `data` lies, unless that is in the file.
 };
 
-// The tensors of a file, in place; they live as long as the mapping.
+// The tensors of a file, in place as far as they are not coded; they live as long as the mapping.
 inline std::vector<Tensor> Read(const MappedFile& file) {
   if (std::memcmp(file.at(0, 4), "GWW1", 4) != 0) throw std::runtime_error(file.path() + " is no GWW1 file");
   uint64_t position = 8;
@@ -71,10 +75,18 @@ inline std::vector<Tensor> Read(const MappedFile& file) {
     auto offset = file.get<uint64_t>(position + 8);
     tensor.bytes = file.get<uint64_t>(position + 16);
     position += 24;
+    bool coded = tensor.dtype.code == kCoded;
+    if (coded) tensor.dtype.code = kDLFloat;
     uint64_t expected = tensor.dtype.bits / 8;
     for (uint32_t axis = 0; axis < rank; ++axis, position += 8) {
       tensor.shape.push_back(file.get<int64_t>(position));
       expected *= static_cast<uint64_t>(tensor.shape.back());
+    }
+    if (coded && offset % kAlignment == 0) {
+      tensor.memory = RestoreCoded(file.at(offset, tensor.bytes), tensor.bytes, expected);
+      tensor.data = tensor.memory.get();
+      tensor.bytes = expected;
+      continue;
     }
     if (expected != tensor.bytes || offset % kAlignment) throw std::runtime_error(file.path() + " is damaged");
     tensor.data = file.at(offset, tensor.bytes);

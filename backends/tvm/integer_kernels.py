@@ -87,7 +87,7 @@ def _weight_matmul(spec: GroupSpec) -> AnchorKernel | None:
         return None
     right = Operand(op.input(1).shape, perm=(1, 0) if op.attr("transB", 0) else None)
     product = MatmulSpec(Operand(op.input(0).shape), right, True)
-    form = WeightForm(op.attr("bits"), op.attr("group"), op.has(2), op.has(3))
+    form = WeightForm(op.attr("bits"), op.attr("group"), op.has(2), op.has(3), op.attr("zero", 0.0))
     return AnchorKernel(
         lambda epilogue, target: weight_matmul(product, form, epilogue, target),
         (given[0][0],),

@@ -1,8 +1,8 @@
 """Weights of few bits in a graph that computes in floats: stored as they are, restored inside the product.
 
-`integer::WeightMatMul(a, w, scale[, offset])` multiplies floats by `w * scale + offset`, where rows
-`i * group ... (i + 1) * group - 1` of the reduction share row i of scale and offset. `w` is int8, or numbers
-of 4 bits as int8 where attribute `bits` says so.
+`integer::WeightMatMul(a, w, scale[, offset])` multiplies floats by `(w - zero) * scale + offset`, where rows
+`i * group ... (i + 1) * group - 1` of the reduction share row i of scale and offset. `w` is int8; codes of
+4, 2 or 1 bits, not negative, where attribute `bits` says so.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ...ir.constants import constant_array
+from ...ir.constants import constant_array, evaluate_values
 from ...ir.static import input_of, static_shape
 from ...passes.rewriter import Rewriter
 from .integer_ops import DOMAIN
 from .op import attributes_of
 
-_BITS = {
-    ir.DataType.INT8: 8,
-    ir.DataType.UINT8: 8,
-    ir.DataType.INT4: 4,
-    ir.DataType.UINT4: 4,
-}
+_INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
+_ROWS_PER_BYTE = {1: 8, 2: 4, 4: 2}
+_UNPACKING = ("Cast", "Gather", "Reshape", "Slice")
+_MOST_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,7 @@ class _Stored:
     group: int
     scale: np.ndarray
     offset: np.ndarray | None
+    zero: float
     flipped: bool
 
 
@@ -55,7 +54,7 @@ def keep_weights_small(node: ir.Node, rewriter: Rewriter) -> None:
     def constant(name: str, array: np.ndarray | np.floating) -> ir.Value:  # type: ignore[type-arg]
         return rewriter.initializer(f"{node.name}/{name}", np.asarray(array))
 
-    def new(op_type: str, inputs: list[ir.Value | None], domain: str = "", **own: int) -> ir.Value:
+    def new(op_type: str, inputs: list[ir.Value | None], domain: str = "", **own: float) -> ir.Value:
         (value,) = rewriter.insert_before(node, op_type, inputs, own, domain=domain)
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), node.outputs[0].shape
         return value
@@ -67,7 +66,7 @@ def keep_weights_small(node: ir.Node, rewriter: Rewriter) -> None:
     if stored.offset is not None:
         inputs.append(constant("offset", stored.offset * alpha))
     own = {"bits": stored.bits, "group": stored.group, "transB": int(stored.flipped)}
-    result = new("WeightMatMul", inputs, DOMAIN, **own)
+    result = new("WeightMatMul", inputs, DOMAIN, **own, zero=stored.zero)
     if whole:
         result = new("Mul", [result, constant("scale", stored.scale[0] * alpha)])
     bias = input_of(node, 2)
@@ -87,11 +86,13 @@ def _stored(value: ir.Value | None, flipped: bool) -> _Stored | None:
     if node is None or node.op_type != "DequantizeLinear" or node.domain != "" or len(node.inputs) < 2:
         return None
     source = node.inputs[0]
-    if source is None or source.dtype not in _BITS:
+    if source is None or source.dtype not in _INTEGERS or not _is_stored(source):
         return None
-    array, scale, given = constant_array(source), constant_array(node.inputs[1]), input_of(node, 2)
-    if array is None or scale is None or array.ndim != 2 or scale.dtype != np.float32 or 0 in array.shape:
+    scale, given = constant_array(node.inputs[1]), input_of(node, 2)
+    shape = static_shape(source)
+    if scale is None or shape is None or len(shape) != 2 or scale.dtype != np.float32 or 0 in shape:
         return None
+    (array,) = evaluate_values(None, [source])
     point = np.zeros(scale.shape, np.int32) if given is None else constant_array(given)
     if point is None or not np.isfinite(scale).all():
         return None
@@ -102,7 +103,7 @@ def _stored(value: ir.Value | None, flipped: bool) -> _Stored | None:
         return None
     rows = array.shape[1 if flipped else 0]
     group = block if block and len(tables[0]) > 1 else rows
-    return _with_offset(array, _BITS[source.dtype], group, tables[0], tables[1], flipped)
+    return _as_codes(array, group, tables[0], tables[1], flipped)
 
 
 def _by_group(
@@ -120,19 +121,32 @@ def _by_group(
     return np.ascontiguousarray(table.T) if flipped else table
 
 
-def _with_offset(
-    array: np.ndarray, bits: int, group: int, scale: np.ndarray, point: np.ndarray, flipped: bool
-) -> _Stored:
-    """Unsigned numbers and zero points become signed numbers and offsets; those of 4 bits keep an 8."""
-    wide, shift = array.astype(np.int32), 0
-    rows = array.shape[1 if flipped else 0]
-    packs = bits == 4 and rows % 2 == 0
-    if wide.min() < -128 or wide.max() > 127:
-        shift = 128
-    elif bits == 4 and wide.max() > 7:
-        shift = 8
-    # `stored` is what the kernel sees: the number itself, or plus 8 where two share a byte.
-    taken = point - shift + (8 if packs else 0)
-    offset = -(taken * scale).astype(np.float32) if np.any(taken) else None
-    small = (wide - shift).astype(np.int8)
-    return _Stored(small, 4 if packs else 8, group, scale.astype(np.float32), offset, flipped)
+def _is_stored(value: ir.Value) -> bool:
+    """Whether integers are constant, or taken out of constant bytes."""
+    pending, seen = [value], 0
+    while pending:
+        node = (each := pending.pop()).producer()
+        seen += 1
+        if each.const_value is not None:
+            continue
+        if node is None or seen > _MOST_STEPS or node.op_type not in _UNPACKING:
+            return False
+        pending.extend(operand for operand in node.inputs if operand is not None)
+    return True
+
+
+def _as_codes(array: np.ndarray, group: int, scale: np.ndarray, point: np.ndarray, flipped: bool) -> _Stored:
+    """Integers in the fewest bits that hold them, and what brings them back."""
+    wide = array.astype(np.int32)
+    low, step = int(wide.min()), 2 if not ((wide - wide.min()) & 1).any() else 1
+    most, rows = (int(wide.max()) - low) // step, array.shape[1 if flipped else 0]
+    bits = next((b for b, count in _ROWS_PER_BYTE.items() if most < 1 << b and rows % count == 0), 8)
+    if bits == 8:
+        # Signed bytes; what is left of the zero points then mostly is nothing.
+        step, low = 1, 128 if low < -128 or int(wide.max()) > 127 else 0
+    codes = ((wide - low) // step).astype(np.int8)
+    zeros = (point - low) / step
+    steps = (scale * step).astype(np.float32)
+    if (zeros == zeros.reshape(-1)[0]).all():
+        return _Stored(codes, bits, group, steps, None, float(zeros.reshape(-1)[0]), flipped)
+    return _Stored(codes, bits, group, steps, -(zeros * steps).astype(np.float32), 0.0, flipped)

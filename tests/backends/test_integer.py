@@ -310,7 +310,10 @@ def test_qlinear_operators_run_on_integers(through_tvm):
     ("pipeline", "bits", "limit"),
     [
         ("quantize-weights", 8, 0.27),
-        ("quantize-weights{form=int4}", 4, 0.16),
+        ("quantize-weights{form=int4}", 4, 0.15),
+        ("quantize-weights{form=int2}", 2, 0.09),
+        ("quantize-weights{form=ternary}", 2, 0.09),
+        ("quantize-weights{form=binary block=128}", 1, 0.05),
         ("quantize-weights{form=int4 symmetric=false block=32}", 4, 0.20),
         ("quantize-weights{form=int8 symmetric=false block=64}", 8, 0.29),
     ],

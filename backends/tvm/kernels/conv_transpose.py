@@ -84,12 +84,21 @@ def conv_transpose(spec: ConvTransposeSpec, epilogue: Epilogue | None, target: T
         first += part.length
     func = emit.function("conv_transpose", [data, weights, *writer.extras, writer.output], statements)
 
-    def pack(array: np.ndarray) -> np.ndarray:
-        packed = [part.pack(array).ravel() for part in parts if part.length]
-        return np.concatenate(packed) if packed else np.zeros(1, array.dtype)
-
+    packing = PhasePacking(tuple(part.pack for part in parts if part.length))
     tiles = ", ".join(dict.fromkeys(str(part.tile) for part in parts))
-    return Kernel(func, (pack,), spec.flops, f"conv_transpose {len(parts)} phases {tiles}")
+    return Kernel(func, (packing,), spec.flops, f"conv_transpose {len(parts)} phases {tiles}")
+
+
+@dataclass(frozen=True)
+class PhasePacking:
+    """(C, O / groups, KH, KW) -> the packed weights of all phases, one behind the other."""
+
+    pieces: tuple[Callable[[np.ndarray], np.ndarray], ...]
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """The packed weights."""
+        packed = [piece(array).ravel() for piece in self.pieces]
+        return np.concatenate(packed) if packed else np.zeros(1, array.dtype)
 
 
 class _Part:

@@ -1,8 +1,8 @@
 """Products of floats with weights of few bits, which become floats in registers.
 
 Weights are stored [N / block, steps, block]: int8 with one row of the reduction per step, or bytes that hold
-two rows, 4 bits each plus 8, the first in the lower half. Scales and offsets are stored
-[N / block, groups, block]; a weight stands for `stored * scale + offset` of its group of rows.
+the codes of two, four or eight rows, the first in the lowest bits. Scales and offsets are stored
+[N / block, groups, block]; a weight stands for `(stored - zero) * scale + offset` of its group of rows.
 """
 
 from __future__ import annotations
@@ -23,25 +23,24 @@ from .microkernel import Accumulators, Writer
 from .product import Product
 from .tile import TargetNumbers, Tile, blocks, choose_tile
 
-NIBBLE = 8
-"""What is added to numbers of 4 bits so that they are not negative."""
-
 
 @dataclass(frozen=True)
 class WeightForm:
     """How weights are stored.
 
     Attributes:
-        bits: 8, or 4 for two per byte.
+        bits: 8, or 4, 2 or 1 for several per byte, which are not negative.
         group: rows of the reduction that share scale and offset.
         has_scale: whether scales are applied here; otherwise they belong to the epilogue.
         has_offset: the same for offsets; only beside scales.
+        zero: what stands for 0 in all groups.
     """
 
     bits: int
     group: int
     has_scale: bool
     has_offset: bool
+    zero: float = 0.0
 
 
 def weight_matmul(
@@ -50,7 +49,7 @@ def weight_matmul(
     """A product by ONNX MatMul's rules whose right operand is a constant matrix of small integers.
 
     Buffers: a, packed weights, packed scales and offsets if there are any, extra inputs, output (..., M, N).
-    With 4 bits the reduction must be even.
+    The rows of a byte must divide the reduction.
     """
     writer = Writer(epilogue, spec.out_shape, lambda index: index)
     a = emit.buffer("a", spec.a.shape)
@@ -70,13 +69,13 @@ def weight_matmul(
         lanes = tile.lanes
         at = v * lanes
         wide = _cast(emit.load(b, [block, step, at], lanes), "int32", lanes)
-        if parts == 2:
-            wide = (
-                tirx.shift_right(wide, emit.constant(4, lanes, "int32"))
-                if part
-                else tirx.bitwise_and(wide, emit.constant(15, lanes, "int32"))
-            )
+        if part:
+            wide = tirx.shift_right(wide, emit.constant(part * form.bits, lanes, "int32"))
+        if part < parts - 1:
+            wide = tirx.bitwise_and(wide, emit.constant((1 << form.bits) - 1, lanes, "int32"))
         value = _cast(wide, "float32", lanes)
+        if form.zero:
+            value = value - emit.constant(form.zero, lanes, "float32")
         group = emit.floordiv(step * parts + part, form.group) if groups > 1 else 0
         if form.has_scale:
             value = value * emit.load(tables[0], [block, group, at], lanes)
@@ -123,8 +122,11 @@ def _packer(spec: MatmulSpec, form: WeightForm, tile: Tile) -> Callable[[np.ndar
         packed = pack_matrix(weights, spec.b, tile.block)
         if form.bits == 8:
             return packed
-        halves = (packed.astype(np.int16) + NIBBLE).astype(np.uint8)
-        return np.ascontiguousarray(halves[:, 0::2] | (halves[:, 1::2] << 4))
+        parts, codes = 8 // form.bits, packed.astype(np.uint8)
+        made = codes[:, 0::parts].copy()
+        for part in range(1, parts):
+            made |= codes[:, part::parts] << (part * form.bits)
+        return made
 
     return pack
 

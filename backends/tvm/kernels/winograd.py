@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ...coding import Transform
 from . import emit
 from .choices import Option, choose
 from .emit import Statements
@@ -148,6 +149,27 @@ def winograd(spec: Conv2dSpec, epilogue: Epilogue | None, plan: Plan, target: Ta
     return _Winograd(spec, plan, Writer(epilogue, spec.out_shape, nhwc), target).kernel()
 
 
+@dataclass(frozen=True)
+class WinogradPacking:
+    """(O, C, 3, 3) -> (frequencies * blocks, C, block), filled with zeros."""
+
+    filter: MinimalFilter
+    out_channels: int
+    in_channels: int
+    block: int
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """The transformed weights."""
+        return self.transform.apply(weights).astype(weights.dtype, copy=False)
+
+    @property
+    def transform(self) -> Transform:
+        """The same for whoever restores weights from a file."""
+        taps = np.eye(TAPS * TAPS).reshape(TAPS * TAPS, 1, TAPS, TAPS)
+        matrix = self.filter.transform_weights(taps).reshape(self.filter.products, TAPS * TAPS)
+        return Transform(matrix, self.out_channels, self.in_channels, self.block)
+
+
 class _Winograd:
     def __init__(self, spec: Conv2dSpec, plan: Plan, writer: Writer, target: TargetNumbers):
         self.spec, self.plan, self.filter, self.writer, self.target = spec, plan, plan.filter, writer, target
@@ -172,16 +194,8 @@ class _Winograd:
             [self.data, self.weights, *self.writer.extras, self.writer.output],
             [declaration, body],
         )
-        return Kernel(func, (self._pack,), self.spec.flops, f"winograd {self.plan}")
-
-    def _pack(self, weights: np.ndarray) -> np.ndarray:
-        """(O, C, 3, 3) -> (frequencies * blocks, C, block), filled with zeros."""
-        spec, block = self.spec, self.tile.block
-        packed = np.zeros((self.filter.products, spec.in_channels, self.blocks * block), weights.dtype)
-        transformed = self.filter.transform_weights(weights)
-        packed[:, :, : spec.out_channels] = transformed.reshape(packed.shape[0], spec.in_channels, -1)
-        packed = packed.reshape(-1, spec.in_channels, self.blocks, block).transpose(0, 2, 1, 3)
-        return np.ascontiguousarray(packed).reshape(-1, spec.in_channels, block)
+        packing = WinogradPacking(self.filter, self.spec.out_channels, self.spec.in_channels, self.tile.block)
+        return Kernel(func, (packing,), self.spec.flops, f"winograd {self.plan}")
 
     def _chunk(self, chunk: Any, is_inner_parallel: bool) -> Statements:
         """The three stages of one chunk; the last chunk is moved back to end with the tiles."""

@@ -1,0 +1,211 @@
+// Restoring float32 weights from codes; backends/coding.py documents the layout and has the same arithmetic.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace gww {
+
+// Reads numbers off a payload, never beyond its end.
+class Payload {
+ public:
+  Payload(const char* data, uint64_t bytes) : at_(data), left_(bytes) {}
+
+  template <typename T>
+  std::vector<T> take(uint64_t count) {
+    if (count > left_ / sizeof(T)) throw std::runtime_error("a coded tensor is truncated");
+    std::vector<T> numbers(count);
+    if (count) std::memcpy(numbers.data(), at_, count * sizeof(T));
+    at_ += count * sizeof(T);
+    left_ -= count * sizeof(T);
+    return numbers;
+  }
+
+ private:
+  const char* at_;
+  uint64_t left_;
+};
+
+inline float FromHalf(uint16_t half) {
+  uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, rest = half & 0x7fff, bits;
+  float value;
+  if (rest >= 0x7c00) {
+    bits = sign | 0x7f800000 | (rest & 0x3ff) << 13;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  }
+  // Exponents are 112 apart; multiplying by that power restores denormal numbers as well.
+  bits = rest << 13;
+  std::memcpy(&value, &bits, 4);
+  value *= 0x1p112f;
+  return sign ? -value : value;
+}
+
+inline float FromBrain(uint16_t half) {
+  uint32_t bits = static_cast<uint32_t>(half) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
+struct Coding {
+  uint32_t kind, per_byte;
+  int64_t block, step, f_start, g_start, outputs, inputs, lanes;
+  std::vector<int64_t> shape, f_strides, g_strides;
+  std::vector<double> matrix;
+  uint64_t products, taps;
+  std::vector<float> levels, scales, zeros;
+  std::vector<uint8_t> codes;
+  std::vector<uint16_t> halves;
+
+  static Coding Read(const char* data, uint64_t bytes) {
+    Payload payload(data, bytes);
+    auto head = payload.take<uint32_t>(4);
+    Coding made;
+    made.kind = head[0];
+    made.per_byte = head[3];
+    if (made.kind > 2 || head[1] > 32 || head[2] > 65536) throw std::runtime_error("a coded tensor is of an unknown kind");
+    made.shape = payload.take<int64_t>(head[1]);
+    made.f_strides = payload.take<int64_t>(head[1]);
+    made.g_strides = payload.take<int64_t>(head[1]);
+    auto rest = payload.take<int64_t>(11);
+    made.f_start = rest[4];
+    made.g_start = rest[5];
+    made.block = rest[0];
+    made.step = rest[1];
+    made.products = static_cast<uint64_t>(rest[6]);
+    made.taps = static_cast<uint64_t>(rest[7]);
+    made.outputs = rest[8];
+    made.inputs = rest[9];
+    made.lanes = rest[10];
+    if (made.products > 4096 || made.taps > 4096) throw std::runtime_error("a coded tensor contradicts itself");
+    made.matrix = payload.take<double>(made.products * made.taps);
+    made.levels = payload.take<float>(head[2]);
+    made.scales = payload.take<float>(static_cast<uint64_t>(rest[2]));
+    made.zeros = payload.take<float>(rest[3] ? static_cast<uint64_t>(rest[2]) : 0);
+    uint64_t count = made.size();
+    if (made.kind) {
+      made.halves = payload.take<uint16_t>(count);
+      return made;
+    }
+    uint64_t values = 1;
+    for (uint32_t i = 0; i < made.per_byte; ++i) values *= head[2];
+    if (made.per_byte < 1 || made.per_byte > 8 || values < 1 || values > 256 || made.block < 1) {
+      throw std::runtime_error("a coded tensor has no levels or no scales");
+    }
+    made.codes = payload.take<uint8_t>((count + made.per_byte - 1) / made.per_byte);
+    return made;
+  }
+
+  uint64_t size() const {
+    uint64_t count = 1;
+    for (int64_t size : shape) {
+      if (size < 0 || (size && count > (uint64_t{1} << 40) / static_cast<uint64_t>(size))) {
+        throw std::runtime_error("a coded tensor contradicts its own size");
+      }
+      count *= static_cast<uint64_t>(size);
+    }
+    return count;
+  }
+
+  // Numbers of what Restore writes.
+  uint64_t restored() const {
+    if (!products) return size();
+    if (lanes < 1 || outputs < 1 || inputs < 1 || size() != static_cast<uint64_t>(outputs * inputs) * taps) {
+      throw std::runtime_error("a coded tensor contradicts its own size");
+    }
+    return products * static_cast<uint64_t>((outputs + lanes - 1) / lanes * lanes * inputs);
+  }
+
+  void Restore(float* out) const {
+    if (!products) return Plain(out);
+    std::vector<float> weights(size());
+    Plain(weights.data());
+    int64_t panels = (outputs + lanes - 1) / lanes;
+    std::memset(out, 0, restored() * sizeof(float));
+    for (int64_t o = 0; o < outputs; ++o) {
+      for (int64_t c = 0; c < inputs; ++c) {
+        const float* taps_of = &weights[static_cast<uint64_t>(o * inputs + c) * taps];
+        for (uint64_t p = 0; p < products; ++p) {
+          double sum = 0;
+          for (uint64_t t = 0; t < taps; ++t) sum += matrix[p * taps + t] * taps_of[t];
+          auto panel = static_cast<int64_t>(p) * panels + o / lanes;
+          out[(panel * inputs + c) * lanes + o % lanes] = static_cast<float>(sum);
+        }
+      }
+    }
+  }
+
+ private:
+  void Plain(float* out) const {
+    uint64_t count = size();
+    if (kind) {
+      for (uint64_t i = 0; i < count; ++i) out[i] = kind == 1 ? FromHalf(halves[i]) : FromBrain(halves[i]);
+      return;
+    }
+    std::vector<int64_t> index(shape.size());
+    auto base = static_cast<uint32_t>(levels.size());
+    int64_t f = f_start, g = g_start;
+    uint32_t byte = 0;
+    for (uint64_t i = 0; i < count; ++i) {
+      byte = i % per_byte ? byte / base : codes[i / per_byte];
+      auto place = static_cast<uint64_t>(f / block * step + g);
+      if (place >= scales.size()) throw std::runtime_error("a coded tensor reads beyond its scales");
+      float level = levels[byte % base];
+      if (!zeros.empty()) level -= zeros[place];
+      out[i] = level * scales[place];
+      for (size_t axis = shape.size(); axis-- > 0;) {
+        f += f_strides[axis];
+        g += g_strides[axis];
+        if (++index[axis] < shape[axis]) break;
+        f -= f_strides[axis] * shape[axis];
+        g -= g_strides[axis] * shape[axis];
+        index[axis] = 0;
+      }
+    }
+  }
+};
+
+constexpr uint8_t kCoded = 192;
+constexpr uint32_t kPieces = 3;
+
+// A coding, or those of pieces one behind the other.
+inline std::vector<Coding> ReadParts(const char* data, uint64_t bytes) {
+  auto head = Payload(data, bytes).take<uint32_t>(4);
+  if (head[0] != kPieces) return {Coding::Read(data, bytes)};
+  std::vector<Coding> parts;
+  uint64_t at = 16;
+  for (uint32_t i = 0; i < head[2]; ++i) {
+    uint64_t length = Payload(data + at, bytes - at).take<uint64_t>(1)[0];
+    at += 8;
+    if (length > bytes - at) throw std::runtime_error("a coded tensor is truncated");
+    parts.push_back(Coding::Read(data + at, length));
+    at += length;
+  }
+  return parts;
+}
+
+// float32 numbers in memory of their own that programs can read in place.
+inline std::shared_ptr<char> RestoreCoded(const char* data, uint64_t bytes, uint64_t expected) {
+  std::vector<Coding> parts = ReadParts(data, bytes);
+  uint64_t count = 0;
+  for (const Coding& part : parts) count += part.restored();
+  if (count * sizeof(float) != expected) throw std::runtime_error("a coded tensor contradicts its own size");
+  auto* memory = static_cast<char*>(std::aligned_alloc(64, (expected + 127) / 64 * 64));
+  if (!memory) throw std::bad_alloc();
+  std::shared_ptr<char> owned(memory, std::free);
+  auto* out = reinterpret_cast<float*>(memory);
+  for (const Coding& part : parts) {
+    part.Restore(out);
+    out += part.restored();
+  }
+  return owned;
+}
+
+}  // namespace gww
