@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,8 +69,8 @@ class Settings:
     keep: Path | None = None
 
 
-def measure_model(name: str, variant: str, settings: Settings) -> Record:
-    """Everything about one model and variant; what fails is said in the record."""
+def measure_model(name: str, variant: str, settings: Settings, known: Record | None = None) -> Record:
+    """Everything about one model and variant that is not `known`; what fails is said in the record."""
     facts = {**machine(), **{rival: importlib.metadata.version(rival) for rival in settings.rivals}}
     record = Record(settings.commit, name, variant, time.strftime("%Y-%m-%d"), facts)
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,7 +79,7 @@ def measure_model(name: str, variant: str, settings: Settings) -> Record:
             _prepare(record, folder, settings)
             for threads in settings.threads:
                 _time(record, folder, threads, settings)
-            _start(record, folder, settings)
+            _start(record, folder, settings, known.startup if known is not None else {})
         except ToolError as error:
             record.failure = str(error)
         finally:
@@ -153,9 +153,11 @@ def _turns(
     return measure_interleaved(runs, {}, threads=threads, repeats=repeats, seconds=settings.seconds)
 
 
-def _start(record: Record, folder: Path, settings: Settings) -> None:
+def _start(record: Record, folder: Path, settings: Settings, known: Mapping[str, Any]) -> None:
     """Start-up and memory; ONNX Runtime loads the file that it was fastest with."""
     for threads in settings.threads:
+        if str(threads) in known:
+            continue
         file = record.choice(ORT, threads) or ORIGINAL
         try:
             record.startup[str(threads)] = run_step(
@@ -214,10 +216,14 @@ def run(
         for variant in variants:
             kept = read_records(records, settings.commit)
             known = next((record for record in kept if record.key == (name, variant)), None)
-            if known is not None and known.covers(settings.threads, settings.rivals):
+            missing = settings.rivals if known is None else known.missing(settings.threads, settings.rivals)
+            if missing is None:
                 continue
             print_line(f"{time.strftime('%H:%M:%S')} {name}, {variant}")
-            record = measure_model(name, variant, settings)
+            record = measure_model(name, variant, replace(settings, rivals=tuple(missing)), known)
+            if known is not None and not record.failure:
+                known.merge(record)
+                record = known
             print_line(f"{time.strftime('%H:%M:%S')} {record.line()}")
             write_record(records, record)
             if output is not None:

@@ -58,9 +58,11 @@ class Record:
         self.contenders.setdefault(name, {})[str(threads)] = {**ready, "failure": failure, "timings": {}}
 
     def add_timings(self, state: str, threads: int, timings: Mapping[str, Timing]) -> None:
-        """Latencies of the contenders with warm or cold caches."""
+        """Latencies of contenders that took turns, with warm or cold caches; ours is one of them."""
         for name, timing in timings.items():
-            kept = {key: value for key, value in timing.to_json().items() if key != "raw"}
+            kept = timing.to_json()
+            if name != OURS:
+                kept["ours_ms"] = timings[OURS].median_ms
             self.contenders[name][str(threads)]["timings"][state] = kept
 
     def choice(self, name: str, threads: int) -> str:
@@ -77,17 +79,28 @@ class Record:
         return found.get(state)
 
     def ratio(self, rival: str, threads: int, state: str) -> float | None:
-        """The rival's median over ours: above 1 we are faster."""
-        ours, theirs = self.timing(OURS, threads, state), self.timing(rival, threads, state)
-        return theirs["median_ms"] / ours["median_ms"] if ours and theirs else None
+        """The rival's median over ours, measured in turns with it: above 1 we are faster."""
+        theirs = self.timing(rival, threads, state)
+        return theirs["median_ms"] / theirs["ours_ms"] if theirs else None
 
-    def covers(self, threads: Sequence[int], rivals: Sequence[str]) -> bool:
-        """Whether it holds everything that is asked for; a failure counts as an answer."""
+    def missing(self, threads: Sequence[int], rivals: Sequence[str]) -> list[str] | None:
+        """The rivals that are still to be measured; None where nothing is. A failure counts as an answer."""
         if self.failure:
-            return True
-        return all(
-            str(count) in self.contenders.get(name, {}) for name in (OURS, *rivals) for count in threads
-        )
+            return None
+        wanted = {str(count) for count in threads}
+        if not wanted <= self.contenders.get(OURS, {}).keys():
+            return list(rivals)
+        return [name for name in rivals if not wanted <= self.contenders.get(name, {}).keys()] or None
+
+    def merge(self, later: Record) -> None:
+        """Add what a later run measured; of what both did, rivals are taken from it and the rest is kept."""
+        self.machine |= later.machine
+        self.notes += [note for note in later.notes if note not in self.notes]
+        for name, counts in later.contenders.items():
+            mine = self.contenders.setdefault(name, {})
+            self.contenders[name] = counts | mine if name == OURS else mine | counts
+        self.startup = later.startup | self.startup
+        self.profiles = later.profiles | self.profiles
 
     def line(self) -> str:
         """What was found, in a line."""

@@ -30,10 +30,11 @@ MACHINE = {"cpu": "A CPU", "cores": 2, "apache-tvm": "0.27", "onnxruntime": "1.3
 def record(model="resnet18", variant=AS_IS, ours=10.0, theirs=12.0, commit="abc", **more):
     made = Record(commit, model, variant, "2026-01-02", MACHINE, **more)
     for threads in (1, 2):
-        for name, milliseconds in ((OURS, ours), (ORT, theirs)):
+        for name in (OURS, ORT):
             made.add_contender(name, threads, {"max_relative_error": 1e-6, "choice": "original.onnx"}, "")
-            for state in ("warm", "cold"):
-                made.add_timings(state, threads, {name: Timing.of([milliseconds / threads] * 3, threads)})
+        times = {OURS: Timing.of([ours / threads], threads), ORT: Timing.of([theirs / threads], threads)}
+        for state in ("warm", "cold"):
+            made.add_timings(state, threads, times)
     return made
 
 
@@ -118,10 +119,23 @@ def test_records_are_read_again_and_the_current_commit_counts(tmp_path):
     assert read_records(tmp_path, "new") == [new]
     assert latest(read_records(tmp_path), "new")[new.key] == new
     assert latest(read_records(tmp_path), "other")[new.key] == old
-    assert new.covers([1, 2], [ORT]) and not new.covers([1], [ORT, "openvino"]) and not new.covers([4], [])
+    assert new.missing([1, 2], [ORT]) is None and new.missing([1], [ORT, "openvino"]) == ["openvino"]
+    assert new.missing([4], [ORT]) == [ORT] and record(failure="no").missing([4], [ORT]) is None
     (tmp_path / "new" / "strange.json").write_text("{}")
     with pytest.raises(ToolError, match=r"strange.json' is no record"):
         read_records(tmp_path)
+
+
+def test_a_rival_that_is_measured_later_is_compared_with_what_ran_beside_it():
+    first, later = record(ours=10.0, theirs=12.0), Record("abc", "resnet18", AS_IS, "", MACHINE)
+    for name in (OURS, "torch"):
+        later.add_contender(name, 1, {}, "")
+    later.add_timings("warm", 1, {OURS: Timing.of([20.0], 1), "torch": Timing.of([30.0], 1)})
+    first.merge(later)
+    assert first.ratio("torch", 1, "warm") == pytest.approx(1.5)
+    assert first.ratio(ORT, 1, "warm") == pytest.approx(1.2)
+    assert first.timing(OURS, 1, "warm")["median_ms"] == 10.0
+    assert first.missing([1], [ORT, "torch"]) is None
 
 
 def test_unknown_names_are_refused_in_a_line():
