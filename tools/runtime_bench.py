@@ -39,6 +39,7 @@ from .runtime_models import chosen_models, chosen_variants
 from .runtime_process import Runs, Server, quiet_machine, run_step
 from .runtime_records import Record, read_records, write_record
 from .runtime_report import write_report
+from .runtime_startup import MODULE as STARTUP_MODULE
 
 _COLD_RUNS = (8, 40)
 _STARTUP_TURNS = 5
@@ -77,9 +78,7 @@ def measure_model(name: str, variant: str, settings: Settings, known: Record | N
         folder = (settings.keep or Path(scratch)).resolve() / f"{name}.{variant}"
         try:
             _prepare(record, folder, settings)
-            for threads in settings.threads:
-                _time(record, folder, threads, settings)
-            _start(record, folder, settings, known.startup if known is not None else {})
+            _time(record, folder, settings, known.startup if known is not None else {})
         except ToolError as error:
             record.failure = str(error)
         finally:
@@ -112,29 +111,50 @@ def _prepare(record: Record, folder: Path, settings: Settings) -> None:
     record.compiled = step("compile", str(folder))
 
 
-def _time(record: Record, folder: Path, threads: int, settings: Settings) -> None:
-    """Latency of all contenders with one number of threads, and our profile."""
-    compiler_cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-    servers: dict[str, Server] = {}
+def _time(record: Record, folder: Path, settings: Settings, started: Mapping[str, Any]) -> None:
+    """Latency of all contenders, our profile, and start-up for what is not in `started`; one quiet time."""
+    servers: dict[int, dict[str, Server]] = {threads: {} for threads in settings.threads}
     try:
         for name in (OURS, *settings.rivals):
-            arguments = [name, str(folder), record.model, record.variant]
-            servers[name] = Server(arguments, threads, compiler_cache)
-            # One after another: compiling side by side would only take turns on the same cores.
-            servers[name].wait_until_ready(settings.timeout)
-        for name, server in servers.items():
-            record.add_contender(name, threads, server.ready, server.failure)
-        able = {name: server for name, server in servers.items() if not server.failure}
-        if OURS not in able:
-            raise ToolError(f"the compiled library does not run: {servers[OURS].failure}")
-        with quiet_machine(settings.exclusive, min(settings.timeout, _HOLD_SECONDS)):
-            warm = _turns(able, threads, settings, cold=False)
-            record.add_timings("warm", threads, warm)
-            record.add_timings("cold", threads, _turns(able, threads, settings, cold=True, warm=warm))
-            record.profiles[str(threads)] = able[OURS].profile(settings.timeout)
+            _load(name, record, folder, servers, settings)
+        for threads, each in servers.items():
+            if each[OURS].failure:
+                raise ToolError(f"the compiled library does not run: {each[OURS].failure}")
+            for name, server in each.items():
+                record.add_contender(name, threads, server.ready, server.failure)
+        wanted = [threads for threads in settings.threads if str(threads) not in started]
+        start = _start_command(record, folder, wanted) if wanted else []
+        limit = min(settings.timeout, _HOLD_SECONDS)
+        with quiet_machine(settings.exclusive, limit, start, timeout=settings.timeout) as lines:
+            for threads, each in servers.items():
+                _clock(record, each, threads, settings)
+                for server in each.values():
+                    server.close()
     finally:
-        for server in servers.values():
-            server.close()
+        for each in servers.values():
+            for server in each.values():
+                server.close()
+    if wanted:
+        _note_start(record, lines)
+
+
+def _load(
+    name: str, record: Record, folder: Path, servers: dict[int, dict[str, Server]], settings: Settings
+) -> None:
+    """One contender for all numbers of threads; several at once would only take turns on the same cores."""
+    for threads, each in servers.items():
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / f"inductor{threads}")}
+        each[name] = Server([name, str(folder), record.model, record.variant], threads, cache)
+    for each in servers.values():
+        each[name].wait_until_ready(settings.timeout)
+
+
+def _clock(record: Record, servers: dict[str, Server], threads: int, settings: Settings) -> None:
+    able = {name: server for name, server in servers.items() if not server.failure}
+    warm = _turns(able, threads, settings, cold=False)
+    record.add_timings("warm", threads, warm)
+    record.add_timings("cold", threads, _turns(able, threads, settings, cold=True, warm=warm))
+    record.profiles[str(threads)] = able[OURS].profile(settings.timeout)
 
 
 def _turns(
@@ -153,23 +173,23 @@ def _turns(
     return measure_interleaved(runs, {}, threads=threads, repeats=repeats, seconds=settings.seconds)
 
 
-def _start(record: Record, folder: Path, settings: Settings, known: Mapping[str, Any]) -> None:
-    """Start-up and memory; ONNX Runtime loads the file that it was fastest with."""
-    for threads in settings.threads:
-        if str(threads) in known:
-            continue
-        file = record.choice(ORT, threads) or ORIGINAL
-        try:
-            record.startup[str(threads)] = run_step(
-                "runtime_startup",
-                [str(folder), file, str(threads), str(_STARTUP_TURNS)],
-                timeout=settings.timeout,
-                threads=threads,
-                prefix=shlex.split(settings.exclusive or ""),
-            )
-        except ToolError as error:
-            # What was timed stays.
-            record.notes.append(str(error))
+def _start_command(record: Record, folder: Path, threads: Sequence[int]) -> list[str]:
+    """Measures start-up and memory; ONNX Runtime loads the file that it was fastest with."""
+    files = [f"{count}:{record.choice(ORT, count) or ORIGINAL}" for count in threads]
+    return [sys.executable, "-m", STARTUP_MODULE, str(folder), str(_STARTUP_TURNS), *files]
+
+
+def _note_start(record: Record, lines: Sequence[str]) -> None:
+    try:
+        found = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        # What was timed stays.
+        record.notes.append("start-up and memory: the process that measures them failed")
+        return
+    if "failure" in found:
+        record.notes.append(f"start-up and memory: {found['failure']}")
+    else:
+        record.startup = found
 
 
 def installed_rivals(text: str | None) -> tuple[str, ...]:

@@ -123,7 +123,9 @@ class Server:
         return self._ask({"do": "profile"}, timeout)
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; it may be ended already."""
+        if self._errors.closed:
+            return
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -184,36 +186,52 @@ class Runs:
 
 
 @contextlib.contextmanager
-def quiet_machine(prefix: str | None, limit: float) -> Iterator[None]:
+def quiet_machine(
+    prefix: str | None, limit: float, afterwards: Sequence[str] = (), *, timeout: float = 600.0
+) -> Iterator[list[str]]:
     """Hold the machine while the clock runs.
 
     Args:
         prefix: command that waits for its turn, runs what stands after it, and keeps others out meanwhile,
             such as `flock FILE`; nothing is held where None.
         limit: seconds after which the machine is given back whatever happens.
+        afterwards: command to run at the end, before the machine is given back.
+        timeout: seconds that it may take.
+
+    Yields:
+        A list into which the lines come that `afterwards` prints; none where it fails.
+
+    Raises:
+        ToolError: `prefix` does not run what stands after it.
     """
-    if prefix is None:
-        yield
-        return
     with tempfile.TemporaryDirectory() as folder:
-        flag = Path(folder, "held")
+        flag, done = Path(folder, "held"), Path(folder, "done")
         flag.touch()
         waiting = (
             f"echo held; n=0; while [ -e {shlex.quote(str(flag))} ] && kill -0 {os.getpid()} && "
-            f"[ $n -lt {int(limit * 5)} ]; do sleep 0.2; n=$((n+1)); done"
+            f"[ $n -lt {int(limit * 5)} ]; do sleep 0.2; n=$((n+1)); done; "
+            f'[ ! -e {shlex.quote(str(done))} ] || [ $# = 0 ] || exec "$@"'
         )
         holder = subprocess.Popen(
-            [*shlex.split(prefix), "sh", "-c", waiting], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+            [*shlex.split(prefix or ""), "sh", "-c", waiting, "sh", *afterwards],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         assert holder.stdout is not None
+        lines: list[str] = []
         try:
             with _named("bench-driver"):
                 if holder.stdout.readline().strip() != b"held":
                     raise ToolError(f"{prefix!r} did not run what it was given")
-                yield
+                yield lines
+                done.touch()
                 flag.unlink()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                lines += holder.communicate(timeout=timeout)[0].decode(errors="replace").splitlines()
         finally:
             flag.unlink(missing_ok=True)
+            holder.kill()
             holder.stdout.close()
             holder.wait()
 

@@ -1,7 +1,7 @@
 """From the start of a process to its first result, and its peak memory: ours beside ONNX Runtime, in turns.
 
-`python -m graphwright.tools.runtime_startup FOLDER FILE THREADS REPEATS` prints a line of JSON. What runs in
-the fresh process is what a user would write: import, load, read the inputs, run once.
+`python -m graphwright.tools.runtime_startup FOLDER REPEATS THREADS:FILE...` prints a line of JSON. What runs
+in the fresh process is what a user would write: import, load, read the inputs, run once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any
 
 from ..ir.errors import ToolError
 from .runtime_contenders import ARTIFACT, ORT, OURS
+from .runtime_process import cores_for
 
+MODULE = "graphwright.tools.runtime_startup"
 _LIMIT = 120.0
 _REPORT = """
 print("done", flush=True)
@@ -59,11 +61,11 @@ def measure_startup(folder: Path, file: str, threads: int, repeats: int) -> dict
     Raises:
         ToolError: a process fails; the text holds its last words.
     """
-    codes = {OURS: _OURS, ORT: _ORT}
+    codes, cores = {OURS: _OURS, ORT: _ORT}, cores_for(threads)
     found: dict[str, list[tuple[float, int]]] = {name: [] for name in codes}
     for turn in range(repeats + 1):
         for name, code in codes.items():
-            result = _once(code, folder, [str(threads), file])
+            result = _once(code, folder, [str(threads), file], cores)
             if turn:
                 found[name].append(result)
     return {
@@ -78,12 +80,19 @@ def measure_startup(folder: Path, file: str, threads: int, repeats: int) -> dict
     }
 
 
-def _once(code: str, folder: Path, arguments: list[str]) -> tuple[float, int]:
+def _once(code: str, folder: Path, arguments: list[str], cores: list[int]) -> tuple[float, int]:
     command = [sys.executable, "-c", code, *arguments]
     start = time.perf_counter()
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        ) as process,
     ):
         assert process.stdout is not None
         limit = threading.Timer(_LIMIT, process.kill)
@@ -102,8 +111,19 @@ def _once(code: str, folder: Path, arguments: list[str]) -> tuple[float, int]:
     return seconds, int(peak) << 10
 
 
+def main(folder: Path, repeats: int, pairs: list[str]) -> dict[str, Any]:
+    """By threads; `{"failure": ...}` where a process fails."""
+    found = {}
+    try:
+        for threads, _, file in (pair.partition(":") for pair in pairs):
+            found[threads] = measure_startup(folder, file, int(threads), repeats)
+    except ToolError as error:
+        return {"failure": str(error)}
+    return found
+
+
 if __name__ == "__main__":
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    result = measure_startup(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    result = main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
     print(json.dumps(result), file=channel, flush=True)

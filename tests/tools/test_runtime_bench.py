@@ -175,11 +175,15 @@ def test_steps_that_fail_or_hang_are_ended(tmp_path):
 def test_the_machine_is_held_while_the_clock_runs_and_given_back(tmp_path):
     note = tmp_path / "note"
     code = f"import subprocess, sys; subprocess.run(sys.argv[1:]); open({str(note)!r}, 'w').write('over')"
-    with quiet_machine(f'{sys.executable} -c "{code}"', 60):
-        assert not note.exists()
+    with quiet_machine(f'{sys.executable} -c "{code}"', 60, ["echo", "and", "then"]) as lines:
+        assert not note.exists() and not lines
+    assert lines == ["and then"]
     assert note.read_text() == "over"
     with pytest.raises(ToolError, match="did not run"), quiet_machine("true", 60):
         raise AssertionError("the clock must not run")
+    with quiet_machine(None, 60, ["sh", "-c", "exit 3"]) as lines:
+        pass
+    assert lines == []
 
 
 @pytest.mark.slow
