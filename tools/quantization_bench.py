@@ -28,7 +28,7 @@ from ..ir.errors import GraphwrightError, ToolError
 from .console import print_json, print_line, print_table, progress
 from .quantization_bench_forms import FORMS, forms, task_of
 from .quantization_bench_report import markdown
-from .quantization_bench_rivals import WAYS
+from .quantization_bench_rivals import PIPELINES, WAYS
 from .quantization_bench_subjects import MODELS
 
 Say = Callable[[str], None]
@@ -84,7 +84,7 @@ class Bench:
             missing = [
                 (way, variant)
                 for way, variant in wanted
-                if way in again or f"{name}/{way}/{variant}" not in known
+                if way in again or _is_open(known.get(f"{name}/{way}/{variant}"), way)
             ]
             if not missing:
                 continue
@@ -133,6 +133,11 @@ class Bench:
             return ""
         lines = [line for line in errors.splitlines() if line.strip()]
         return lines[-1][-200:] if lines else f"it ended with code {process.returncode}"
+
+
+def _is_open(record: dict[str, Any] | None, way: str) -> bool:
+    """Whether there is something to measure; what failed of ours is tried again."""
+    return record is None or ("error" in record and way in PIPELINES)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -175,16 +175,22 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-OURS, OURS_ON_ORT, PLAIN = "graphwright", "graphwright for ONNX Runtime", "graphwright, unrepaired"
+OURS, OURS_ON_ORT, PLAIN = "graphwright", "graphwright for ONNX Runtime", "graphwright unrepaired"
 RIVALS = ("ONNX Runtime", "NNCF", "torchao")
 PIPELINES = {
-    OURS: "equalize-activations,insert-qdq{target=tvm calibration=mse},gptq,bias-correction",
-    OURS_ON_ORT: "equalize-activations,insert-qdq{target=generic calibration=mse},gptq,bias-correction",
-    PLAIN: "insert-qdq{target=tvm calibration=mse}",
+    OURS: {
+        "quick": "equalize-activations,insert-qdq{target=tvm calibration=mse},bias-correction",
+        "GPTQ": "equalize-activations,insert-qdq{target=tvm calibration=mse},gptq,bias-correction",
+    },
+    OURS_ON_ORT: {
+        "quick": "equalize-activations,insert-qdq{target=generic calibration=mse},bias-correction",
+        "GPTQ": "equalize-activations,insert-qdq{target=generic calibration=mse},gptq,bias-correction",
+    },
+    PLAIN: {"mse": "insert-qdq{target=tvm calibration=mse}"},
 }
-"""One each for all models. With the table `tvm` a layer's sums go on in float, as with NNCF and torchao."""
+"""The same for all models. With the table `tvm` a layer's sums go on in float, as with NNCF and torchao."""
 WAYS: dict[str, dict[str, Way]] = {
-    **{name: {"": _ours(text)} for name, text in PIPELINES.items()},
+    **{way: {name: _ours(text) for name, text in each.items()} for way, each in PIPELINES.items()},
     "ONNX Runtime": {name: _onnxruntime(name) for name in ("MinMax", "Percentile", "Entropy")},
     "NNCF": {"fast bias correction": _nncf(fast=True), "bias correction": _nncf(fast=False)},
     "torchao": {"X86InductorQuantizer": _torchao},

@@ -107,8 +107,8 @@ def main(tool: str, source: str, target: str, warm: int, repeat: int) -> dict[st
         imported tool held (0 where the system does not tell).
     """
     run = TOOLS[tool]()
-    _forget_peak()
-    before = _status("VmRSS")
+    forget_peak()
+    before = status_bytes("VmRSS")
     wall, cpu = [], []
     for count in range(warm + repeat):
         start, start_cpu = time.perf_counter(), time.process_time()
@@ -116,16 +116,17 @@ def main(tool: str, source: str, target: str, warm: int, repeat: int) -> dict[st
         if count >= warm:
             wall.append(time.perf_counter() - start)
             cpu.append(time.process_time() - start_cpu)
-    return {"wall": wall, "cpu": cpu, "memory": max(_status("VmHWM") - before, 0)}
+    return {"wall": wall, "cpu": cpu, "memory": max(status_bytes("VmHWM") - before, 0)}
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
+    """Let the peak of resident memory begin anew."""
     # The peak that getrusage reports is inherited from the parent process; this one is our own.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _status(key: str) -> int:
+def status_bytes(key: str) -> int:
     """A size in bytes out of /proc/self/status; elsewhere the largest resident set ever."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
