@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -49,7 +49,7 @@ def compile(
     *,
     pipeline: Any = None,
     trials: int = 0,
-    database: str | Path | None = None,
+    database: str | Path | Literal[False] | None = None,
     calibration: Any = None,
     backend: str = "tvm",
     threads: int = 1,
@@ -71,8 +71,9 @@ def compile(
         target: a `Target` or its name; see `graphwright targets`.
         pipeline: passes to run first, as text or as passes; lossless ones if None, "" for none.
         trials: tuning trials to spend; records of this model's kernels in the database count as spent.
-        database: file of tuning records, by which kernels are built; with trials, where they are kept (in
-            the user's cache if None). Records are for `threads`.
+        database: file of tuning records, by which kernels are built before those that come with the
+            package; with trials, where they are kept (in the user's cache if None). False for no records at
+            all. Records are for `threads`.
         calibration: feeds for passes that look at activations.
         backend: "tvm"; "onnxruntime" to run the optimized graph there; "auto" for the faster of the two on
             this machine, or TVM, with a note, where the target does not run here.
@@ -102,7 +103,11 @@ def compile(
     resolved = resolve_target(target)
     _refuse_early(resolved, trials, backend, threads)
     sizes = () if batch_sizes is None else checked_sizes(batch_sizes)
-    records = open_database(database) if trials or database is not None else None
+    if database is False and trials:
+        raise CompileError("tuning needs a database to keep its trials in; leave database=False out")
+    records = None
+    if database is not False and resolved.kind == "llvm":
+        records = open_database(database, keeps=trials > 0)
     say = progress or (lambda step: None)
     if isinstance(model, str | Path):
         from ..ir.load import load

@@ -25,7 +25,9 @@ from .functions import without_functions
 from .host import usable_cores
 from .specialize import Specialized
 from .tuning.database import Database
+from .tuning.session import records_used
 from .tuning.step import tuned
+from .weights import stored_bytes
 
 if TYPE_CHECKING:
     from .tvm.strategy import Schedules
@@ -123,11 +125,7 @@ class Maker:
                 self._programs, target, records, self.trials, self.threads, build, report, self.say, self.seed
             )
         executable = build(records.schedules(target, self.threads))
-        report.notes += [str(line) for line in records.bad_lines]
-        count = sum(kernel["tuned"] for kernel in report.kernels)
-        report.notes.append(
-            f"{count} of {len(report.kernels)} kernels are built by records of {records.path}"
-        )
+        report.notes += records_used(report.kernels, records, target, self.threads)
         return executable
 
     def _library(self, report: CompileReport, schedules: Schedules | None) -> Executable:
@@ -153,7 +151,7 @@ class Maker:
             raise
         report.kernels = built.kernels
         report.library_bytes = built.path.stat().st_size
-        report.weight_bytes = sum(weight.nbytes for weight in built.weights)
+        report.weight_bytes = sum(stored_bytes(weight) for weight in built.weights)
         if batches is not None:
             rows = rows_of(batches, built.kernels, code_sizes(built.path), built.weights, built.used)
             report.batches = BatchReport(batches, rows)

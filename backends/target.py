@@ -8,7 +8,6 @@ user types into a `Target`; the machine at hand is described by `host.py`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -174,6 +173,8 @@ def resolve_target(target: str | Target) -> Target:
     if name in DEFAULT_CPU:
         host = host_target()
         return host if host.family == name else Target(name=name, **PRESETS[DEFAULT_CPU[name]])
+    import difflib
+
     known = ["host", *DEFAULT_CPU, "cuda", *PRESETS]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`graphwright targets` lists them"

@@ -27,6 +27,8 @@ from typing import Any
 from ..ir.errors import TargetError
 from .host import logical_cores
 
+_NO_TORCH_EXTENSION = "TVM_FFI_DISABLE_TORCH_C_DLPACK"
+
 
 class _WithoutTorch:
     """Makes torch look absent to the thread that is importing TVM.
@@ -126,8 +128,15 @@ def _torch_hidden(module: str) -> Iterator[None]:
         yield
         return
     guard = _WithoutTorch()
+    # What looks for torch to speed it up need not look.
+    told = os.environ.get(_NO_TORCH_EXTENSION)
+    os.environ[_NO_TORCH_EXTENSION] = "1"
     sys.meta_path.insert(0, guard)  # type: ignore[arg-type]
     try:
         yield
     finally:
         sys.meta_path.remove(guard)  # type: ignore[arg-type]
+        if told is None:
+            del os.environ[_NO_TORCH_EXTENSION]
+        else:
+            os.environ[_NO_TORCH_EXTENSION] = told

@@ -31,7 +31,6 @@ import numpy as np
 
 from ..ir.contiguous import bytes_of
 from ..ir.errors import ToolError
-from .coding import CodedArray, coding_of, read_coding
 
 MAGIC = b"GWW1"
 ALIGNMENT = 64
@@ -126,11 +125,15 @@ def stored_bytes(tensor: np.ndarray) -> int:
 
 
 def _payload(tensor: np.ndarray) -> memoryview | bytes:
+    from .coding import coding_of
+
     coding = coding_of(tensor)
     return bytes_of(tensor).data if coding is None else coding.to_bytes()
 
 
 def _restored(index: int, payload: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    from .coding import CodedArray, read_coding
+
     coding = read_coding(payload)
     array = coding.restore()
     if array.size != int(np.prod(shape, dtype=object)):
@@ -153,6 +156,8 @@ def _check_place(index: int, offset: int, size: int, position: int, end: int) ->
 
 
 def _describe(index: int, tensor: np.ndarray) -> tuple[int, int]:
+    from .coding import coding_of
+
     if coding_of(tensor) is not None:
         return _CODED, 32
     dtype = tensor.dtype.newbyteorder("<") if tensor.dtype.isbuiltin == 1 else tensor.dtype

@@ -103,7 +103,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is the parent's business.
+                process_group=0,  # Ctrl-C is the parent's business.
             )
         finally:
             os.close(there)

@@ -20,7 +20,8 @@ from .record import TRIAL, VERDICT, Key, Record, Value, isa_of
 
 VERSION = 1
 """Of the file and of the meaning of parameters; files of another version are refused."""
-_FORMAT = "graphwright-tuning"
+FORMAT = "graphwright-tuning"
+_HEADER = json.dumps({"format": FORMAT, "version": VERSION}) + "\n"
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,12 @@ class Database:
     Attributes:
         path: the file; None for records that only live in this process.
         bad_lines: lines that were passed over when the file was read.
+        fallback: records that count where this has no verdict, such as those that come with the package.
     """
 
     path: Path | None = None
     bad_lines: list[BadLine] = field(default_factory=list)
+    fallback: Database | None = None
     _records: dict[Key, list[Record]] = field(default_factory=dict)
 
     @classmethod
@@ -78,16 +81,29 @@ class Database:
     def __len__(self) -> int:
         return sum(len(records) for records in self._records.values())
 
+    def records(self) -> list[Record]:
+        """All records; those of one workload in the order they were made."""
+        return [record for records in self._records.values() for record in records]
+
     def trials(self, key: Key) -> list[Record]:
         """Trials of a workload, in the order they were made."""
         return [record for record in self._records.get(key, []) if record.kind == TRIAL]
 
     def verdict(self, key: Key, cpu: str = "") -> Record | None:
-        """The last verdict on a workload; one of the same CPU comes before those of others."""
+        """The last verdict on a workload; one of the same CPU comes before those of others.
+
+        Own verdicts come before those of the fallback, also where they say that the analytic choice is best.
+        """
         verdicts = [record for record in self._records.get(key, []) if record.kind == VERDICT]
         own = [record for record in verdicts if record.cpu == cpu]
         found = own or verdicts
-        return found[-1] if found else None
+        if found:
+            return found[-1]
+        return self.fallback.verdict(key, cpu) if self.fallback is not None else None
+
+    def is_own(self, key: Key) -> bool:
+        """Whether this has a verdict of its own, rather than the fallback."""
+        return any(record.kind == VERDICT for record in self._records.get(key, []))
 
     def schedules(self, target: Target, threads: int) -> Schedules:
         """Looks up what a target's kernels were found to run best with."""
@@ -98,8 +114,11 @@ class Database:
             lines = path.read_bytes().split(b"\n")
         except OSError as error:
             raise CompileError(f"cannot read the tuning database {path}: {error.strerror}") from error
+        if len(lines) == 1 and lines[0] and _HEADER.encode().startswith(lines[0]):
+            self.bad_lines.append(BadLine(str(path), 1, "cut off"))
+            return
         header = _parsed(lines[0])
-        if path.stat().st_size and (not isinstance(header, dict) or header.get("format") != _FORMAT):
+        if path.stat().st_size and (not isinstance(header, dict) or header.get("format") != FORMAT):
             raise CompileError(f"{path} is not a tuning database (its first line should say so)")
         if isinstance(header, dict) and header.get("version") != VERSION:
             raise CompileError(
@@ -115,6 +134,8 @@ class Database:
         if data is None:
             self.bad_lines.append(BadLine(str(path), number, "not JSON"))
             return
+        if isinstance(data, dict) and data.get("format") == FORMAT:
+            return  # Two processes began the file at once.
         try:
             record = Record.from_json(data)
         except ValueError as error:
@@ -129,8 +150,10 @@ class Database:
         try:
             text = json.dumps(record.to_json(), separators=(",", ":")) + "\n"
             end = os.fstat(handle).st_size
-            if end == 0:
-                text = json.dumps({"format": _FORMAT, "version": VERSION}) + "\n" + text
+            if end < len(_HEADER):
+                # Nothing is there yet, or a part of the first line.
+                os.ftruncate(handle, 0)
+                text = _HEADER + text
             elif os.pread(handle, 1, end - 1) != b"\n":
                 # The last write was cut off: its line stays damaged, this one starts on its own.
                 text = "\n" + text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from ...ir.errors import CompileError
 from ..target import Target
 from .database import Database, default_path
 from .record import Key, isa_of
+from .shipped_records import shipped_records
 from .tuner import Progress, Task, Tuner
 
 
@@ -77,9 +78,38 @@ class TuningReport:
         }
 
 
-def open_database(path: str | Path | None) -> Database:
-    """The database in `path`, or where records are kept by default."""
-    return Database.open(default_path() if path is None else path)
+def open_database(path: str | Path | None, *, keeps: bool) -> Database:
+    """Records to build by: those in a file, before those that come with the package.
+
+    Args:
+        path: the file; None for none, or for where records are kept by default.
+        keeps: new records are to be kept.
+
+    Raises:
+        CompileError: the file cannot be read, or is something else.
+    """
+    database = Database.open(default_path() if path is None and keeps else path)
+    database.fallback = shipped_records()
+    return database
+
+
+def records_used(
+    kernels: Sequence[Mapping[str, Any]], records: Database, target: Target, threads: int
+) -> list[str]:
+    """What a report says of the records that kernels were built by, and of lines that were passed over."""
+    isa = isa_of(target)
+    tuned = [kernel for kernel in kernels if kernel["tuned"]]
+    own = sum(records.is_own(Key(kernel["workload"], isa, threads)) for kernel in tuned)
+    sources = {str(records.path): own} if records.path is not None else {}
+    shipped = len(tuned) - own
+    if shipped:
+        sources["the package (--no-records builds without them)"] = shipped
+    bad = [*records.bad_lines, *(records.fallback.bad_lines if records.fallback is not None else [])]
+    counted = [
+        f"{count} of {len(kernels)} kernels are built by records of {source}"
+        for source, count in sources.items()
+    ]
+    return [*map(str, bad), *counted]
 
 
 def why_not_tunable(target: Target) -> str | None:

@@ -6,6 +6,10 @@ import errno
 import json
 import math
 import os
+import resource
+import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 from graphwright.backends.target import resolve_target
@@ -13,6 +17,8 @@ from graphwright.backends.tuning.database import VERSION, Database, default_path
 from graphwright.backends.tuning.record import TRIAL, VERDICT, Key, Record, isa_of
 from graphwright.backends.tuning.search import Parameter, Point, Search
 from graphwright.ir.errors import CompileError
+from hypothesis import given
+from hypothesis import strategies as st
 
 KEY = Key("[Conv(f32[1x8x4x4])]", "x86_64:avx+avx2+fma/256", 1)
 
@@ -87,6 +93,67 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(tmp_path, monkeypatch):
         database.add(trial(2.0))
     monkeypatch.undo()
     assert [record.microseconds for record in Database.open(path).trials(KEY)] == [1.0]
+
+
+def test_a_disk_that_fills_up_within_a_line_costs_that_line(tmp_path):
+    """The system itself cuts the write off, as it does on a full disk."""
+    path = tmp_path / "records.jsonl"
+    database = Database.open(path)
+    database.add(trial(1.0))
+    before, signals = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 40, before[1]))
+    try:
+        with pytest.raises(CompileError, match="what was measured before is kept"):
+            database.add(trial(2.0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signals)
+    database.add(trial(3.0))
+    again = Database.open(path)
+    assert [record.microseconds for record in again.trials(KEY)] == [1.0, 3.0]
+    assert [bad.number for bad in again.bad_lines] == [3]
+
+
+@given(st.integers(0, 600), st.lists(st.floats(1.0, 9.0), min_size=1, max_size=3))
+def test_a_file_cut_off_anywhere_goes_on(length, times):
+    """A kill may leave any beginning of the file: whole lines stay, new records are kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "records.jsonl")
+        database = Database.open(path)
+        for microseconds in times:
+            database.add(trial(microseconds))
+        data = path.read_bytes()[:length]
+        path.write_bytes(data)
+        whole = max(0, data.count(b"\n") - 1)
+        if data and not data.endswith(b"\n") and whole < len(times):
+            # A line that only lacks its end is whole.
+            whole += data.splitlines()[-1] == path_lines(times)[whole + 1] and data.count(b"\n") > 0
+        cut = Database.open(path)
+        assert [record.microseconds for record in cut.trials(KEY)] == times[:whole]
+        cut.add(trial(5.5))
+        again = Database.open(path)
+        assert [record.microseconds for record in again.trials(KEY)] == [*times[:whole], 5.5]
+        assert len(again.bad_lines) <= 1
+
+
+def path_lines(times):
+    """The lines of a file with a trial per time."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "records.jsonl")
+        for microseconds in times:
+            Database.open(path).add(trial(microseconds))
+        return path.read_bytes().splitlines()
+
+
+def test_two_processes_that_begin_a_file_at_once_harm_nothing(tmp_path):
+    path = tmp_path / "records.jsonl"
+    Database.open(path).add(trial(1.0))
+    header = path.read_text().splitlines()[0]
+    with path.open("a") as file:
+        file.write(f"{header}\n")
+    Database.open(path).add(trial(2.0))
+    again = Database.open(path)
+    assert [record.microseconds for record in again.trials(KEY)] == [1.0, 2.0] and not again.bad_lines
 
 
 @pytest.mark.parametrize(

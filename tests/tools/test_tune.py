@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import graphwright as gw
 import numpy as np
 import onnx_ir as ir
 import pytest
 from graphwright.backends.tuning import step, tuner
+from graphwright.backends.tuning.database import Database
+from graphwright.backends.tuning.record import TRIAL
 from graphwright.tools.cli import main
 
 TEXT = """<ir_version: 10, opset_import: ["" : 23]>
@@ -51,6 +58,49 @@ def test_tune_then_compile(model, tmp_path, hurry, capsys, monkeypatch):
     outcome = json.loads(capsys.readouterr().out)
     assert outcome["spent"] == 0 and outcome["trials"] == 2
     assert [kernel["trials"] for kernel in outcome["kernels"]] == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_loses_one_trial_at_most_and_goes_on(model, tmp_path, how):
+    path = tmp_path / "records.jsonl"
+    command = [
+        sys.executable,
+        "-m",
+        "graphwright.tools.cli",
+        "tune",
+        str(model),
+        "-t",
+        "host",
+        "--database",
+        str(path),
+    ]
+    with subprocess.Popen(
+        [*command, "--trials", "200"], stderr=subprocess.DEVNULL, process_group=0
+    ) as process:
+        end = time.monotonic() + 300
+        while time.monotonic() < end and (not path.exists() or path.read_bytes().count(b"\n") < 5):
+            assert process.poll() is None
+            time.sleep(0.05)
+        workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(how)
+        process.wait(60)
+    assert process.returncode in (-signal.SIGKILL, 130)
+    assert workers and wait_until_gone(workers)
+    database = Database.open(path)
+    kept = sum(record.kind == TRIAL for record in database.records())
+    assert kept >= 3 and len(database.bad_lines) <= 1
+    outcome = gw.tune(gw.load(model), "host", trials=kept + 2, database=path)
+    assert (outcome.report.spent, outcome.report.trials) == (2, kept + 2)
+
+
+def wait_until_gone(processes):
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        if not any(Path("/proc", process).exists() for process in processes):
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def test_an_interruption_says_where_the_records_are(model, tmp_path, monkeypatch, capsys):

@@ -50,7 +50,8 @@ def compile_model(
     ] = 0,
     database: DatabaseOption = None,
     use_records: Annotated[
-        bool, typer.Option("--records/--no-records", help="Build kernels by the records of the database.")
+        bool,
+        typer.Option("--records/--no-records", help="Build by records of the database and of the package."),
     ] = True,
     dim: DimOption = None,
     calibration: CalibrationOption = None,
@@ -123,7 +124,7 @@ def compile_model(
                 resolved,
                 pipeline=text,
                 trials=trials,
-                database=existing_database(database, trials) if use_records or trials else None,
+                database=existing_database(database, trials) if use_records or trials else False,
                 calibration=calibration_feeds(
                     loaded.model, calibration, calibrate_random, seed, calibration_cache
                 ),

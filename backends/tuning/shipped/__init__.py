@@ -1,0 +1,1 @@
+"""Records that come with the package; `python -m graphwright.tools.tune_shipped` makes them."""

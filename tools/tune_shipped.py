@@ -1,0 +1,136 @@
+"""Makes the tuning records that the package ships.
+
+    python -m graphwright.tools.tune_shipped --target znver3 --work avx2.jsonl
+    python -m graphwright.tools.tune_shipped --target host --work host.jsonl
+
+Kernels of the zoo's models are tuned as `graphwright tune` does it, into a file of all records, by which an
+interrupted run goes on. What was found faster is then built and compared with the analytic choice once more,
+by a process of its own; only what saves at least 5 % both times is shipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..backends.compile import DEFAULT_PIPELINE
+from ..backends.functions import without_functions
+from ..backends.target import Target, resolve_target
+from ..backends.tuning.client import CandidateError, Worker
+from ..backends.tuning.database import FORMAT, VERSION, Database
+from ..backends.tuning.measure import compare
+from ..backends.tuning.record import Record
+from ..backends.tuning.session import tasks_of, tune_graph, why_not_tunable
+from ..backends.tuning.shipped_records import FOLDER
+from ..backends.tuning.tuner import Task
+from ..backends.versions import version_of
+from ..ir.errors import GraphwrightError, ToolError
+from ..passes.optimize import optimize
+
+MODELS = ("resnet18", "mobilenet_v2", "resnet50")
+LEAST_GAIN = 0.05
+"""What a shipped schedule must save, since another machine will run it."""
+_SUFFIXES = {512: "avx512", 256: "avx2", 128: "sse42"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tune, compare again, and write the file; the exit code."""
+    parser = argparse.ArgumentParser(prog="tune_shipped", description=__doc__)
+    parser.add_argument("--target", required=True, help="a CPU that this machine can be, such as znver3")
+    parser.add_argument("--models", default=",".join(MODELS), help="models of the zoo, separated by commas")
+    parser.add_argument("--trials", type=int, default=128, help="trials for each model")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, required=True, help="all records; goes on from what is in it")
+    parser.add_argument("-o", "--output", type=Path, help="the file to ship; by instruction set if not given")
+    options = parser.parse_args(arguments)
+    try:
+        target = resolve_target(options.target)
+        if reason := why_not_tunable(target):
+            raise ToolError(reason)
+        output = options.output or FOLDER / f"{target.arch}-{_SUFFIXES[target.vector_bits]}.jsonl"
+        kept = Database.open(output)
+        for name in options.models.split(","):
+            for record in tune_model(name, target, options.threads, options.trials, options.work):
+                kept.add(record)
+        write(output, newest(kept), target, options.threads)
+    except GraphwrightError as error:
+        print(f"tune_shipped: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def tune_model(name: str, target: Target, threads: int, trials: int, work: Path) -> list[Record]:
+    """The records worth shipping of one model's kernels."""
+    from .zoo import zoo_model
+
+    program = without_functions(optimize(zoo_model(name), DEFAULT_PIPELINE, target=target).model)
+    programs, database = {"main": program}, Database.open(work)
+    tune_graph(
+        programs, target, database, trials, threads=threads, say=lambda progress: _say(name, str(progress))
+    )
+    found = []
+    with Worker(target, threads) as worker:
+        for task in tasks_of(programs, target, threads):
+            verdict = database.verdict(task.key, target.cpu)
+            if verdict is None or not _gains(verdict):
+                continue
+            again = measured_again(worker, task, verdict)
+            if again is not None and _gains(again):
+                found.append(again)
+    _say(name, f"{len(found)} kernels save {LEAST_GAIN:.0%} or more twice")
+    return found
+
+
+def measured_again(worker: Worker, task: Task, verdict: Record) -> Record | None:
+    """The verdict with the gain that another process measures; None where it fails."""
+    try:
+        worker.open(task.spec)
+        worker.build("analytic", {})
+        worker.build("tuned", dict(verdict.schedule))
+        ratio = compare(worker, "tuned", "analytic").ratio
+    except CandidateError:
+        return None
+    assert verdict.analytic is not None
+    return replace(verdict, microseconds=round(verdict.analytic * ratio, 3))
+
+
+def newest(database: Database) -> list[Record]:
+    """The last record of every workload, in a fixed order."""
+    last = {record.key: record for record in database.records()}
+    return sorted(last.values(), key=lambda record: (record.key.workload, record.key.isa, record.key.threads))
+
+
+def write(path: Path, records: Iterable[Record], target: Target, threads: int) -> None:
+    """Write the file anew: header, then a line per record."""
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "target": target.name,
+        "threads": threads,
+        "apache-tvm": version_of("apache-tvm"),
+        "made by": "python -m graphwright.tools.tune_shipped",
+    }
+    lines = [header, *(record.to_json() for record in records)]
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(
+        "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8"
+    )
+    partial.replace(path)
+
+
+def _gains(record: Record) -> bool:
+    if not record.schedule or record.microseconds is None or record.analytic is None:
+        return False
+    return record.microseconds <= (1 - LEAST_GAIN) * record.analytic
+
+
+def _say(name: str, text: str) -> None:
+    print(f"{name}: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
