@@ -94,6 +94,10 @@ bench-quantization: $(QUANTIZATION_STAMP)
 	mkdir -p $(DEMO_OUT)
 	$(VENV)-quantization/bin/python -m graphwright.tools.quantization_bench --folder $(DEMO_OUT) \
 		-o $(DEMO_OUT)/quantization.md $(QUANTIZATION)
+	$(VENV)-quantization/bin/python -m graphwright.tools.quantization_bench_memory \
+		--folder $(DEMO_OUT) -o $(DEMO_OUT)/calibration.md
+	$(VENV)-quantization/bin/python -m graphwright.tools.readme docs/quantization-benchmark.md \
+		--table quantization=$(DEMO_OUT)/quantization.md --table calibration=$(DEMO_OUT)/calibration.md
 
 # Goes on where it was stopped; RUNTIMES holds further options, as in RUNTIMES='--models resnet18 --threads 1'.
 RUNTIMES ?=

@@ -181,6 +181,8 @@ PIPELINES = {
     OURS: {
         "quick": "equalize-activations,insert-qdq{target=tvm calibration=mse},bias-correction",
         "GPTQ": "equalize-activations,insert-qdq{target=tvm calibration=mse},gptq,bias-correction",
+        "smooth": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm calibration=mse},"
+        "bias-correction",
     },
     OURS_ON_ORT: {
         "quick": "equalize-activations,insert-qdq{target=generic calibration=mse},bias-correction",
