@@ -38,6 +38,21 @@ _PACKED_BITS = {2, 4}
 _PREPACK_BELOW = 1 << 30
 
 
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(\d+\) node")
+
+
+class MissingKernel(ModelError):
+    """ONNX Runtime has no kernel for an operator in the types of a node.
+
+    Attributes:
+        op_type: The operator.
+    """
+
+    def __init__(self, message: str, op_type: str):
+        super().__init__(message)
+        self.op_type = op_type
+
+
 def is_shareable(dtype: ir.DataType) -> bool:
     """Whether a tensor of this type can be handed over without a copy."""
     return dtype in _PLAIN_DTYPES or dtype.bitwidth in (8, 16)
@@ -106,7 +121,9 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise ModelError(f"the reference cannot run this model: {explain(error)}") from error
+        text = f"the reference cannot run this model: {explain(error)}"
+        missing = _NO_KERNEL.search(str(error))
+        raise (MissingKernel(text, missing[1]) if missing else ModelError(text)) from error
     # The session reads this memory as long as it lives.
     session.lent_to_it = lent
     return session

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from .clone import clone
 from .errors import ModelError
 from .quiet import collected_warnings
 from .runtime_gaps import make_runnable
+from .tensors import tensor_of
+from .wider import ALL, run_between_casts
 
 # Tensors above this many bytes are lent to the session instead of being copied through protobuf, whose
 # messages end at 2 GB. Smaller ones may be shape operands, which type inference wants to see.
@@ -36,6 +38,8 @@ class Reference:
         self._consume = consume
         self._threads = threads
         self._sessions: dict[tuple[str, ...], Any] = {}
+        # Operators without a kernel for the types that they have here.
+        self._between_casts: set[str] = set()
         self._inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
         self._optional = [value for value in model.graph.inputs if value.name in model.graph.initializers]
         self._output_names = tuple(str(value.name) for value in model.graph.outputs)
@@ -75,10 +79,28 @@ class Reference:
         return tensor.numpy()
 
     def _session(self, names: tuple[str, ...]) -> Any:
-        if names not in self._sessions:
-            proto, shared = serialize_for_session(self._model, names, consume=self._consume)
-            self._sessions[names] = ort.open_session(proto, threads=self._threads, shared=shared)
+        while names not in self._sessions:
+            proto, shared = serialize_for_session(
+                self._model, names, consume=self._consume, between_casts=self._between_casts
+            )
+            try:
+                self._sessions[names] = ort.open_session(proto, threads=self._threads, shared=shared)
+            except ort.MissingKernel as missing:
+                cast = self._to_cast(missing.op_type)
+                if cast is None:
+                    raise
+                self._between_casts.add(cast)
+                for name, array in shared.items() if self._consume else ():
+                    self._model.graph.initializers[name].const_value = tensor_of(array)
         return self._sessions[names]
+
+    def _to_cast(self, op_type: str) -> str | None:
+        """Which nodes are to run between casts as there is no kernel for an operator; None where none can."""
+        # ONNX Runtime takes some operators apart; what is missing then is in no node of the model.
+        for candidate in (op_type, ALL):
+            if candidate not in self._between_casts and run_between_casts(clone(self._model), {candidate}):
+                return candidate
+        return None
 
     def _check_feeds(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         known = {str(value.name): value for value in (*self._inputs, *self._optional)}
@@ -139,7 +161,11 @@ def check_feed(value: ir.Value, array: Any, sizes: dict[str, tuple[int, str]] | 
 
 
 def serialize_for_session(
-    model: ir.Model, outputs: Sequence[str] | None = None, *, consume: bool = False
+    model: ir.Model,
+    outputs: Sequence[str] | None = None,
+    *,
+    consume: bool = False,
+    between_casts: Collection[str] = (),
 ) -> tuple[bytes, dict[str, np.ndarray]]:
     """Serializes a model without its large weights, which are returned beside it by initializer name.
 
@@ -147,6 +173,7 @@ def serialize_for_session(
         model: any model; not changed, unless `consume` says that it may be.
         outputs: names of values of the main graph to be the outputs instead of the model's own.
         consume: work on the model itself.
+        between_casts: types of operators that are to compute in float32.
 
     Raises:
         ModelError: no such value, or what remains does not fit a protobuf message.
@@ -155,6 +182,8 @@ def serialize_for_session(
     if outputs is not None:
         _set_outputs(copy.graph, outputs)
     make_runnable(copy)
+    if between_casts:
+        run_between_casts(copy, between_casts)
     copy.ir_version = min(copy.ir_version or ort.MAX_IR_VERSION, ort.MAX_IR_VERSION)
     shared: dict[str, np.ndarray] = {}
     for name, value in list(copy.graph.initializers.items()):

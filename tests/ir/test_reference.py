@@ -103,8 +103,8 @@ def test_unknown_value_is_named():
         ("agraph (float[2] x) => (float[2] y) { [here] y = Nonsense(x) }", r"node 'here' \(Nonsense\)"),
         ("agraph (float[2] x) => (float[2] y) { [here] y = com.microsoft.Nonsense(x) }", "Nonsense"),
         (
-            "agraph (bfloat16[2] x) => (bfloat16[2] y) { [here] y = Relu(x) }",
-            r"node 'here' \(Relu.*no implementation",
+            'agraph (uint16[2] x) => (uint16[2] y) { [here] y = BitShift<direction = "LEFT">(x, x) }',
+            r"node 'here' \(BitShift.*no implementation",
         ),
     ],
 )

@@ -285,3 +285,22 @@ def test_flattening_by_a_computed_batch_size_lets_channels_go():
     assert record.details["proof"]["error"] <= 1e-5
     head = next(node for node in result.model.graph if node.op_type == "MatMul").inputs[1]
     assert list(head.shape) == [64, 5]
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE])
+def test_rounding_of_other_floats_does_not_hide_the_proof(network, dtype):
+    net = network()
+    x = net.block(net.input(1, 3, 8, 8), 32)
+    for _ in range(6):
+        x = net.op("Relu", net.op("Add", x, net.conv(net.block(x, 32), 32)))
+    model = net.model(net.conv(x, 4))
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.type = ir.TensorType(dtype)
+        if value.const_value is not None:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(dtype.numpy()), name=value.name)
+    for node in model.graph:
+        for value in node.outputs:
+            value.type = ir.TensorType(dtype)
+    (record,) = optimize(model, "prune-channels{ratio=0.5}").report.records
+    assert record.details["proof"]["error"] <= 1e-6
+    assert record.statistics["groups pruned"] == 7
