@@ -245,7 +245,7 @@ def _apply(layer: LinearLayer, change: np.ndarray | None, shift: np.ndarray, rew
         rewriter.set_input(node, layer.bias_operand, rewriter.initializer(f"{node.name}.bias", bias))
         rewriter.drop_orphans()
         return
-    adder, place = _bias_behind(node, len(shift))
+    adder, place = (None, 0) if layer.letters is not None else _bias_behind(node, len(shift))
     if adder is not None:
         old = adder.inputs[place]
         base = constant_array(old)
@@ -255,7 +255,7 @@ def _apply(layer: LinearLayer, change: np.ndarray | None, shift: np.ndarray, rew
         rewriter.drop_orphans()
         return
     output = node.outputs[0]
-    bias = rewriter.initializer(f"{node.name}.bias", shift.astype(dtype.numpy()))
+    bias = rewriter.initializer(f"{node.name}.bias", layer.bias(shift).astype(dtype.numpy()))
     (shifted,) = rewriter.insert_after(node, "Add", [output, bias])
     shifted.shape, shifted.type = output.shape, output.type
     rewriter.replace_uses(output, shifted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from graphwright.ir.clone import clone
 from graphwright.ir.errors import PassError
@@ -52,8 +53,31 @@ def attention(net, width=16):
     return net.model(net.matmul(x, 3))
 
 
+def transposed(net):
+    """Transposed convolutions of every kind: strides, dilations, groups, uneven padding."""
+    x = net.op("Relu", net.op("Conv", net.input(4, 3, 5, 6), net.weight(8, 3, 3, 3)))
+    x = net.op(
+        "Relu", net.op("ConvTranspose", x, net.weight(8, 6, 3, 4), net.weight(12), group=2, strides=[2, 3])
+    )
+    options = {"strides": [1, 2], "dilations": [2, 1], "pads": [1, 0, 0, 1], "output_padding": [0, 1]}
+    x = net.op("Tanh", net.op("ConvTranspose", x, net.weight(12, 8, 2, 3), **options))
+    return net.model(net.op("ConvTranspose", x, net.weight(8, 3, 1, 1), pads=[0, 1, 0, 0]))
+
+
+def experts(net):
+    """Products with several axes, or one per expert."""
+    x = net.op("Squeeze", net.op("Transpose", net.input(4, 3, 10, 1), perm=[0, 2, 1, 3]), net.ints(3))
+    y = net.op("Relu", net.op("Einsum", x, net.weight(3, 4, 6), equation="btd,dhk->bhtk"))
+    y = net.op("Einsum", net.weight(6, 8, 4), y, equation="kdh,bhtk->btd")
+    y = net.op("Relu", net.op("Einsum", y, net.weight(3, 8, 12), equation="btd,edf->bef"))
+    y = net.op("MatMul", net.op("Transpose", y, perm=[1, 0, 2]), net.weight(3, 12, 5))
+    return net.model(net.op("ReduceSum", y, net.ints(0), keepdims=0))
+
+
 MODELS = {
     "convolutional": (convolutional, (4, 3, 12, 12)),
+    "transposed": (transposed, (4, 3, 5, 6)),
+    "experts": (experts, (4, 3, 10, 1)),
     "strided": (strided, (4, 3, 11, 13)),
     "attention": (attention, (4, 3, 10, 1)),
 }
@@ -90,8 +114,6 @@ def test_a_channel_that_others_span_is_made_up_for_entirely(network):
     array = first.const_value.numpy().copy()
     array[3] = (array[0] + array[1]) * 0.5
     array[:3] *= 10
-    import onnx_ir as ir
-
     first.const_value = ir.tensor(array, name=first.name)
     hidden = net.op("Conv", net.input(2, 3, 6, 6), first)
     model = net.model(net.op("Conv", hidden, net.weight(5, 4, 3, 3), pads=[1] * 4))
@@ -133,6 +155,31 @@ def test_windows_are_those_that_the_convolution_sees(network):
         weight = layer.weight.const_value.numpy().reshape(layer.outputs, -1)
         bias = node.inputs[2].const_value.numpy() if len(node.inputs) > 2 else 0.0
         np.testing.assert_allclose(features @ weight.T + bias, targets, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_change_of_the_weight_does_what_its_features_say(network, name):
+    """result(W + D) - result(W) = features x D, for every layer and in every layout."""
+    build, shape = MODELS[name]
+    model = build(network())
+    (feeds,) = data(1, shape, 0)
+    layers = [layer for layer in (linear_layer(node)[0] for node in model.graph) if layer is not None]
+    assert layers
+    for layer in layers:
+        names = [layer.source.name, layer.node.outputs[0].name]
+        source, before = Reference(model).run_values(feeds, names).values()
+        change = np.random.default_rng(1).standard_normal((layer.outputs, layer.features))
+        weight = layer.weight.const_value
+        layer.weight.const_value = ir.tensor(layer.changed(weight.numpy(), change), name=weight.name)
+        after = Reference(model).run_values(feeds, names[1:])[names[1]]
+        layer.weight.const_value = weight
+        effect = (after - before).astype(np.float64)
+        per_group = layer.outputs // layer.groups
+        for group, (features, wanted) in enumerate(
+            layer.rows(source, effect, np.random.default_rng(0), 10**9)
+        ):
+            mine = change[group * per_group : (group + 1) * per_group]
+            np.testing.assert_allclose(features @ mine.T, wanted, atol=1e-3, err_msg=layer.node.op_type)
 
 
 def test_layers_that_cannot_be_fitted_are_reported(network):
