@@ -14,6 +14,7 @@ import numpy as np
 
 from . import approximations as approx
 from .activations import ACTIVATIONS, Expression, constant, let, slope
+from .narrow_floats import ROUND, round_narrow
 from .op import Op
 
 
@@ -244,6 +245,7 @@ ELEMENTWISE: dict[str, Expression] = {
     "Pow": _pow,
     "Reciprocal": _unary(lambda x: constant(x, 1) / x),
     "Round": _tir("nearbyint"),
+    ROUND: round_narrow,
     "Sigmoid": _unary(approx.sigmoid),
     "Sign": _sign,
     "Sin": _tir("sin"),

@@ -139,9 +139,11 @@ def _grouped(model: ir.Model, target: Target) -> tuple[Prepared, list[Group]]:
     from .decompose import decompose
     from .groups import form_groups
     from .integer import integerize
+    from .narrow_floats import widen_narrow_floats
     from .prepare import prepare
 
     own = clone(model)
+    widen_narrow_floats(own)
     decompose(own, target)
     integerize(own, target)
     prepared = prepare(own)
