@@ -116,7 +116,7 @@ def falling_exp(x: Any) -> Any:
         return tirx.Select(x < _f(_EXP_NORMAL), _f(0.0), _let(_rounded(x), lambda n: parts(x, n)))
 
     def parts(x: Any, n: Any) -> Any:
-        return _let(_rest(x, n), lambda r: _power(r) * _exponent(tirx.Cast("int32", n)))
+        return _let(_rest(x, n), lambda r: _power(r) * _exponent(_whole(n)))
 
     return _let(x, build)
 
@@ -129,7 +129,13 @@ def _scaled(value: Any, n: Any) -> Any:
         half = tirx.shift_right(whole, tirx.const(1, "int32"))
         return value * _exponent(half) * _exponent(whole - half)
 
-    return _let(tirx.Cast("int32", n), build)
+    return _let(_whole(n), build)
+
+
+def _whole(n: Any) -> Any:
+    from tvm import tirx
+
+    return tirx.Cast("int32", n)
 
 
 def _exponent(n: Any) -> Any:
@@ -142,7 +148,17 @@ def _exponent(n: Any) -> Any:
 def sigmoid(x: Any) -> Any:
     """1 / (1 + exp(-x))."""
     one = _one(x)
-    return one / (one + exp(_zero(x) - x))
+    if _is_exact(x):
+        return one / (one + exp(_zero(x) - x))
+
+    def build(c: Any, n: Any) -> Any:
+        # Within the clamp 2^n is a normal number or infinite, and one multiplication scales.
+        return _let(_rest(c, n), lambda r: one / (one + _power(r) * _exponent(_whole(n))))
+
+    return _let(
+        _clamp(_zero(x) - x, _EXP_NORMAL, _EXP_HIGH),
+        lambda c: _let(_rounded(c), lambda n: build(c, n)),
+    )
 
 
 def tanh(x: Any) -> Any:

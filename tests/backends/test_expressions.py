@@ -258,6 +258,15 @@ def test_exp_keeps_infinities_nan_and_underflow():
     assert np.allclose(evaluated(approximations.exp, x), wanted, rtol=1e-5, equal_nan=True)
 
 
+def test_sigmoid_saturates_and_leaves_nothing_of_large_negative_numbers():
+    from graphwright.backends.tvm import approximations
+
+    x = np.array([np.inf, -np.inf, np.nan, 1e38, -1e38, -88.5, 88.5, 0] * 2, np.float32)
+    given = evaluated(approximations.sigmoid, x)
+    assert np.allclose(given, [1, 0, np.nan, 1, 0, 0, 1, 0.5] * 2, rtol=1e-6, atol=1e-37, equal_nan=True)
+    assert given[4] == 0  # x * sigmoid(x) is zero there, too
+
+
 def test_falling_exp_is_close_and_makes_no_denormal_numbers():
     from graphwright.backends.tvm import approximations
 

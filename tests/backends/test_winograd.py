@@ -118,3 +118,10 @@ def test_large_weights_for_few_pixels_are_not_made_four_times_larger(name):
     """Transformed weights are larger; where each is read for a handful of tiles, memory decides."""
     spec = Conv2dSpec(1, 512, 7, 7, 512, (3, 3), pads=(1, 1, 1, 1))
     assert "F(4,3)" not in conv2d(spec, None, resolve_target(name)).note
+
+
+@pytest.mark.parametrize("name", ["x86-64-v3", "x86-64-v4"])
+def test_weights_come_from_memory_even_if_they_would_fit_the_cache(name):
+    """A run of a whole network leaves no layer's weights in the cache: 36 frequencies of them are not free."""
+    spec = Conv2dSpec(1, 128, 14, 14, 32, (3, 3), pads=(1, 1, 1, 1))
+    assert "F(2,3)" in conv2d(spec, None, resolve_target(name)).note

@@ -65,8 +65,7 @@ def _direct_cycles(spec: Conv2dSpec, target: TargetNumbers) -> float:
     depth, per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     steps = depth * prod(spec.kernel)
     rows = spec.batch * spec.out_height
-    weight_bytes = 4 * steps * spec.out_channels
-    stream = weight_bytes / MEMORY_BYTES_PER_CYCLE if weight_bytes > target.l2_bytes // 2 else 0.0
+    stream = 4 * steps * spec.out_channels / MEMORY_BYTES_PER_CYCLE
     return rows * spec.groups * tile_cycles(spec.out_width, per_group, steps, target, rows) + stream
 
 

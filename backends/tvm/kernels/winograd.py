@@ -122,9 +122,10 @@ def _divided(
     half = target.l2_bytes // 2
     weight_bytes = 4 * used.products * channels * outputs
     tile_bytes = 4 * used.products * (channels + outputs)
-    stream = 0.0
+    # Other layers have driven the weights out of the caches since the last run.
+    stream = weight_bytes / MEMORY_BYTES_PER_CYCLE
     if weight_bytes > half:
-        stream = weight_bytes * (1 / MEMORY_BYTES_PER_CYCLE + (chunks - 1) / L3_BYTES_PER_CYCLE)
+        stream += weight_bytes * (chunks - 1) / L3_BYTES_PER_CYCLE
     if tiles * tile_bytes > half:
         # Written and read again, each by a stage of its own.
         stream += 2 * count * tile_bytes / L3_BYTES_PER_CYCLE
