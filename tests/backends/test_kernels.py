@@ -229,6 +229,21 @@ def test_products_match(name, rng):
         assert np.abs(actual - expected).max() < 1e-5 * np.sqrt(spec.k), case
 
 
+def test_few_rows_beside_weights_from_memory_match(rng):
+    """The last blocks ask for weights behind the end."""
+    target = dataclasses.replace(resolve_target(TARGETS[0]), l2_bytes=64 << 10)
+    specs = [
+        MatmulSpec(Operand((rows, depth)), Operand((depth, columns)), constant_b=True)
+        for rows, depth, columns in ((5, 301, 70), (8, 640, 33), (1, 900, 77))
+    ]
+    kernels = [matmul(spec, None, target) for spec in specs]
+    library = compile_kernels(kernels, target)
+    for i, spec in enumerate(specs):
+        a, b = normal(rng, spec.a.shape), normal(rng, spec.b.shape)
+        actual = call(library[f"f{i}"], [a, kernels[i].pack[0](b)], spec.out_shape)
+        np.testing.assert_allclose(actual, a.astype("f8") @ b, atol=1e-3)
+
+
 def test_products_larger_than_the_cache_match(rng):
     """Rows in chunks, the reduction in slices whose sums wait in memory; the epilogue is applied once."""
     target = dataclasses.replace(resolve_target(TARGETS[0]), l2_bytes=64 << 10)

@@ -101,3 +101,17 @@ def test_weights_beyond_the_cache_are_prefetched():
     small = conv2d(Conv2dSpec(1, 16, 7, 7, 16, (3, 3), pads=(1, 1, 1, 1)), None, target)
     assert "prefetch" in deep.func.script()
     assert "prefetch" not in small.func.script()
+
+
+def test_several_rows_beside_weights_from_memory_are_one_tile_that_asks_ahead():
+    target = resolve_target("x86-64-v4")
+
+    def product(rows, depth=2048):
+        spec = MatmulSpec(Operand((rows, depth)), Operand((depth, 512)), constant_b=True)
+        return matmul(spec, None, target)
+
+    for rows in (5, 8):
+        assert product(rows).note == f"matmul {rows}x2x16"
+        assert "prefetch" in product(rows).func.script()
+    for other in (product(1), product(9), product(8, depth=64)):
+        assert "prefetch" not in other.func.script()

@@ -17,7 +17,7 @@ from . import emit
 from .interface import Epilogue, Index, Kernel, MatmulSpec, Operand
 from .microkernel import Writer
 from .product import SERIAL_FLOPS, Product
-from .tile import TargetNumbers, Tile, blocks, choose_tile
+from .tile import TargetNumbers, Tile, blocks, choose_tile, streaming_tile
 
 
 def pack_matrix(weights: np.ndarray, operand: Operand, block: int) -> np.ndarray:
@@ -92,7 +92,8 @@ def _by_weights(spec: MatmulSpec, writer: Writer, target: TargetNumbers) -> Kern
     else:
         batch, rows = spec.batch, spec.out_shape[-2]
         a_view = _view(a, spec.a, batch)
-    tile = choose_tile(rows, columns, spec.k, target)
+    streaming = None if batch else streaming_tile(rows, columns, spec.k, target)
+    tile = choose_tile(rows, columns, spec.k, target, preferred=streaming)
     count = blocks(columns, tile.block)
     b = emit.buffer("b", (count, spec.k, tile.block))
     flat_b, declare_b = emit.flat_view(b, count * spec.k * tile.block)

@@ -22,6 +22,10 @@ _STEPS_PER_REQUEST = 8
 _MOST_LINES = 4
 """Lines per request; where more were needed, too few tiles use a panel for prefetching to keep up."""
 
+_STREAM_AHEAD = 1024
+"""Weights between use and request: a page, enough for the latency of memory at its full rate."""
+_STREAMED_LINES = 2
+
 Requests = Callable[[Any], Statements]
 """Step of the reduction (a multiple of the steps per request) -> the requests made there."""
 
@@ -62,6 +66,29 @@ class PanelPrefetch:
         first = panel + self.stride + number * (self.lines * _LINE_FLOATS)
         lines = [(first + line * _LINE_FLOATS) * self.unit for line in range(self.lines)]
         return [emit.prefetch(weights, [line]) for line in lines]
+
+
+@dataclass(frozen=True)
+class StreamPrefetch:
+    """Requests for weights that are used once, a fixed distance ahead of their use.
+
+    The hardware's own prefetchers stop at the end of a page; these go on into the next one.
+    """
+
+    stride: int
+    """Weights of one step."""
+
+    @classmethod
+    def plan(cls, tile: Tile, tiles: int, weight_bytes: int, target: TargetNumbers) -> StreamPrefetch | None:
+        """The requests of `tiles` tiles of rows; None where weights are used again or lie in the cache."""
+        if tiles > 1 or tile.pixels == 1 or tile.block > _STREAMED_LINES * _LINE_FLOATS:
+            return None
+        return cls(tile.block) if choose_flag("prefetch", weight_bytes > target.l2_bytes) else None
+
+    def requests(self, weights: Any, place: Any) -> Statements:
+        """The requests of the step whose weights begin at `place`."""
+        lines = range(0, self.stride, _LINE_FLOATS)
+        return [emit.prefetch(weights, [place + _STREAM_AHEAD + line]) for line in lines]
 
 
 def reduction(

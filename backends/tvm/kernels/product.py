@@ -12,7 +12,7 @@ from .arithmetic import FLOAT, Arithmetic
 from .emit import Statements
 from .interface import Index
 from .microkernel import Accumulators, Writer
-from .prefetch import PanelPrefetch, Requests, reduction
+from .prefetch import PanelPrefetch, Requests, StreamPrefetch, reduction
 from .tile import Slices, TargetNumbers, Tile, blocks, choose_chunks, choose_slices
 from .window import choose_order
 
@@ -75,10 +75,11 @@ class Product:
         row_bytes = 4 * self.k * self.tile.pixels
         chunks = choose_chunks(tiles, row_bytes, weight_bytes, prod(self.batch), self.blocks, target)
 
-        prefetch = None
+        prefetch = stream = None
         if self.weights is not None:
             panels = prod(self.batch) * self.blocks
             panel = self.k * self.tile.block
+            stream = StreamPrefetch.plan(self.tile, tiles * prod(self.batch), weight_bytes, target)
             prefetch = PanelPrefetch.plan(
                 self.k, panel, self.tile, panels, chunks.rows, target, self.arithmetic
             )
@@ -103,6 +104,7 @@ class Product:
                         first + i,
                         block,
                         self._requests(prefetch, tuple(batch), block, i),
+                        stream,
                     ),
                 ),
             ]
@@ -186,14 +188,20 @@ class Product:
         number: Any,
         block: Any,
         requests: Requests | None,
+        stream: StreamPrefetch | None,
     ) -> Any:
         pixels = self.tile.pixels
         first, bound = emit.bind("first", emit.minimum(number * pixels, self.m - pixels))
         accumulators = Accumulators(self.tile, self.arithmetic)
+
+        def step(k: Any) -> Statements:
+            ahead = stream.requests(self.weights, (block * self.k + k) * self.tile.block) if stream else []
+            return [*ahead, *self._step(accumulators, batch, first, block, k)]
+
         return [
             *bound,
             *accumulators.clear(),
-            reduction("k", 0, self.k, lambda k: self._step(accumulators, batch, first, block, k), requests),
+            reduction("k", 0, self.k, step, requests),
             *self._write(writer, accumulators, batch, first, block),
         ]
 
