@@ -119,7 +119,7 @@ class Bench:
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
-            start_new_session=True,
+            process_group=0,
         )
         try:
             _, errors = process.communicate(timeout=self.limit)

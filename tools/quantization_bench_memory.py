@@ -114,7 +114,7 @@ def run(arguments: Sequence[str], *, stop_at: float | None = None) -> Usage | in
     """
     command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "child", *arguments]
     told: list[int] = []
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, process_group=0) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:

@@ -183,6 +183,8 @@ PIPELINES = {
         "GPTQ": "equalize-activations,insert-qdq{target=tvm calibration=mse},gptq,bias-correction",
         "smooth": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm calibration=mse},"
         "bias-correction",
+        "smooth, minmax": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm},"
+        "bias-correction",
     },
     OURS_ON_ORT: {
         "quick": "equalize-activations,insert-qdq{target=generic calibration=mse},bias-correction",
