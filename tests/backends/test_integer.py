@@ -353,3 +353,54 @@ def test_a_pair_in_front_of_a_relu_costs_nothing(through_tvm):
     (convolution,) = [name for name in names if "conv" in name]
     assert convolution.replace("dequantize", "").count("quantize") == 1, names
     assert_within_a_step(*results.values(), *expected.values())
+
+
+@st.composite
+def depthwise_convolutions(draw):
+    channels = draw(st.sampled_from([16, 24, 40, 67]))
+    kernel = [draw(st.sampled_from([2, 3, 4, 5, 7, 9])), draw(st.sampled_from([1, 3, 5]))]
+    return {
+        "rank": 2,
+        "groups": channels,
+        "channels": channels,
+        "outputs": channels,
+        "size": [draw(st.integers(10, 20)), draw(st.integers(10, 30))],
+        "kernel": kernel,
+        "pads": [draw(st.integers(0, kernel[axis] // 2 + 1)) for axis in (0, 1, 0, 1)],
+        "strides": [draw(st.integers(1, 2)) for _ in range(2)],
+        "dilations": [draw(st.sampled_from([1, 1, 2])) if size < 5 else 1 for size in kernel],
+        "dtype": draw(st.sampled_from(["uint8", "int8"])),
+        "zero_point": draw(st.sampled_from([0, 0, 100, 127])),
+        "out_dtype": "uint8",
+        "weights": ("int8", draw(st.sampled_from([0, 0, 9]))),
+        "per_channel": True,
+        "bias": draw(st.sampled_from(["int32", None])),
+        "tail": None,
+        "seed": draw(st.integers(0, 1000)),
+        "target": draw(st.sampled_from(TARGETS)),
+    }
+
+
+@SETTINGS
+@given(depthwise_convolutions())
+def test_depthwise_convolutions_of_every_window_are_right(through_tvm, case):
+    results, expected, lowered = through_tvm(convolution(case), target=case["target"])
+    assert_integer(lowered, "depthwise")
+    (name,) = results
+    assert_within_a_step(results[name], expected[name])
+
+
+@pytest.mark.parametrize(("target", "rows"), [("x86-64-v3", 2), ("cascadelake", 4), ("sapphirerapids", 4)])
+@pytest.mark.parametrize("zero_point", [0, 50])
+def test_depthwise_kernels_take_several_rows_at_a_time_and_copy_nothing(target, rows, zero_point):
+    from graphwright.backends.tvm.lower import lower
+    from graphwright.ir.shapes import infer_shapes
+
+    g = Graph()
+    x = tensor("x", (1, 64, 28, 28))
+    weight, _ = g.weight((64, 1, 3, 3))
+    y = g("Conv", g.qdq(x, 0.02, zero_point), weight, None, pads=[1, 1, 1, 1], group=64)
+    model = g.model({"x": x}, g.q(y, 0.1, 0))
+    infer_shapes(model)
+    (note,) = [kernel.note for kernel in lower(model, resolve_target(target)).kernels if kernel.note]
+    assert f"{rows} rows" in note and "staged" not in note

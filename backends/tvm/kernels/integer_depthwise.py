@@ -16,10 +16,11 @@ from .channelwise import Sweep, choose_channel_tile
 from .depthwise import pack_grouped_weights
 from .emit import Statements
 from .integer_stage import stage_image
+from .integer_taps import interleaved_depthwise, suits_interleaved
 from .interface import Conv2dSpec, Kernel
 from .microkernel import Accumulators, Writer
 from .tile import TargetNumbers
-from .window import choose_padded, padded_spec
+from .window import MAX_BORDER_TILES, border_tiles, choose_padded, padded_spec
 
 _MOST_TAPS = 32
 """Kernel columns that are written out at most."""
@@ -42,6 +43,8 @@ def integer_depthwise(
     weights = emit.buffer("weights", (*spec.kernel, 1, channels), types[1])
     arithmetic = lane_arithmetic(*types, target)
     tile = choose_channel_tile(spec, channels, taps, target)
+    if suits_interleaved(spec, types, target) and border_tiles(spec, tile.pixels) <= MAX_BORDER_TILES:
+        return interleaved_depthwise(spec, types, zero_point, tile, writer, target)
     padding: Statements = []
     if any(spec.pads) and (zero_point != 0 or choose_padded(spec, tile)):
         staged = stage_image(data, spec.data_shape, spec.pads, 1, types[0], 1, zero_point)
