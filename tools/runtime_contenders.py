@@ -28,7 +28,7 @@ TITLES = {OURS: "ours", ORT: "ONNX Runtime", OPENVINO: "OpenVINO", TORCH: "torch
 ORIGINAL, SIMPLIFIED, ARTIFACT = "original.onnx", "simplified.onnx", "artifact"
 FILES = (ORIGINAL, SIMPLIFIED, f"{ARTIFACT}/model.onnx")
 """What a rival may choose from, in a prepared folder."""
-_TRIAL_SECONDS = 0.7
+_TRIAL_SECONDS = 0.4
 _TRIAL_RUNS = (3, 30)
 """How long, and how often at least and at most, each file is tried."""
 

@@ -14,6 +14,8 @@ from ..ir.errors import ToolError
 from .runtime_contenders import OURS, RIVALS
 
 STATES = ("warm", "cold")
+UNSTEADY = 2.0
+"""Ratio of the 90th percentile to the 10th from which on a median says little."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Record:
         for name, timing in timings.items():
             kept = timing.to_json()
             if name != OURS:
-                kept["ours_ms"] = timings[OURS].median_ms
+                kept |= {"ours_ms": timings[OURS].median_ms, "ours_p10_ms": timings[OURS].p10}
             self.contenders[name][str(threads)]["timings"][state] = kept
 
     def choice(self, name: str, threads: int) -> str:
@@ -82,6 +84,16 @@ class Record:
         """The rival's median over ours, measured in turns with it: above 1 we are faster."""
         theirs = self.timing(rival, threads, state)
         return theirs["median_ms"] / theirs["ours_ms"] if theirs else None
+
+    def quiet_ratio(self, rival: str, threads: int, state: str) -> float | None:
+        """The same of the 10th percentiles, which other programs on the machine touch least."""
+        theirs = self.timing(rival, threads, state)
+        return theirs["p10_ms"] / theirs["ours_p10_ms"] if theirs else None
+
+    def unsteady(self, threads: int, state: str) -> list[str]:
+        """Contenders whose slow runs take more than `UNSTEADY` times as long as their fast ones."""
+        timings = {name: self.timing(name, threads, state) for name in self.contenders}
+        return [name for name, each in timings.items() if each and each["p90_ms"] > UNSTEADY * each["p10_ms"]]
 
     def missing(self, threads: Sequence[int], rivals: Sequence[str]) -> list[str] | None:
         """The rivals that are still to be measured; None where nothing is. A failure counts as an answer."""

@@ -12,7 +12,7 @@ from .readme import splice
 from .runtime_contenders import ORT, OURS, RIVALS, TITLES
 from .runtime_goals import geometric_mean, goals
 from .runtime_models import MODELS, VARIANTS
-from .runtime_records import STATES, Record, latest
+from .runtime_records import STATES, UNSTEADY, Record, latest
 from .steps import markdown_table
 
 MARKER = "runtimes"
@@ -33,8 +33,18 @@ def write_report(records: Sequence[Record], commit: str, output: Path) -> None:
         text = splice(output.read_text(encoding="utf-8"), MARKER, text)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
-    data = [record.to_json() for record in rows]
-    output.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    data = [_shortened(record.to_json()) for record in rows]
+    lines = ",\n".join(json.dumps(each) for each in data)
+    output.with_suffix(".json").write_text(f"[{lines}]\n", encoding="utf-8")
+
+
+def _shortened(data: dict[str, Any]) -> dict[str, Any]:
+    """A record as JSON with the longest kernel calls alone; the record's own file has more of them."""
+    profiles = {
+        threads: {**each, "longest": each.get("longest", [])[:_WORST]}
+        for threads, each in data["profiles"].items()
+    }
+    return {**data, "profiles": profiles}
 
 
 def page(rows: Sequence[Record], commit: str) -> str:
@@ -62,7 +72,7 @@ def ratio_text(ratio: float | None) -> str:
 
 def means(rows: Sequence[Record]) -> str:
     """Geometric means of rival over ours, and how many rows were won and lost."""
-    columns = ["rival", "threads", "caches", *(f"{variant}" for variant in VARIANTS), "all"]
+    columns = ["rival", "threads", "caches", *VARIANTS, "all", "all, by p10"]
     columns += ["faster", "slower", f"below {SLOW}", "least"]
     cells = []
     for rival in RIVALS:
@@ -73,6 +83,7 @@ def means(rows: Sequence[Record]) -> str:
                 if not ratios:
                     continue
                 least = min(ratios, key=lambda key: ratios[key])
+                quiet = [row.quiet_ratio(rival, threads, state) for row in rows]
                 by_variant = [
                     [ratio for (_, variant), ratio in ratios.items() if variant == each] for each in VARIANTS
                 ]
@@ -82,6 +93,7 @@ def means(rows: Sequence[Record]) -> str:
                         str(threads),
                         state,
                         *(_mean(values) for values in (*by_variant, list(ratios.values()))),
+                        _mean([ratio for ratio in quiet if ratio is not None]),
                         str(sum(ratio >= 1 for ratio in ratios.values())),
                         str(sum(ratio < 1 for ratio in ratios.values())),
                         str(sum(ratio < SLOW for ratio in ratios.values())),
@@ -265,6 +277,16 @@ def _marked(rows: Sequence[Record]) -> Iterator[str]:
         yield "\n".join(lines)
     elif rows:
         yield f"No row is below {SLOW} of any rival's speed."
+    shaky = [
+        f"- {_plural(threads)}, {state}, {_name(*row.key)}: {', '.join(TITLES[name] for name in names)}"
+        for threads in _thread_counts(rows)
+        for state in STATES
+        for row in rows
+        if (names := row.unsteady(threads, state))
+    ]
+    if shaky:
+        yield f"Unsteady: the 90th percentile is more than {UNSTEADY:g} times the 10th, medians say little:"
+        yield "\n".join(shaky)
 
 
 def _troubles(rows: Sequence[Record]) -> Iterator[str]:

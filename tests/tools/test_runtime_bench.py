@@ -72,7 +72,7 @@ def test_the_page_prints_losses_like_wins(tmp_path):
     # The mean over the two that ran: sqrt(1.2 * 0.5), one won, one lost.
     row = next(line for line in means(rows).splitlines() if "ONNX Runtime | 1 | warm" in line)
     assert [cell.strip() for cell in row.strip("|").split("|")][3:] == [
-        "0.77", "-", "0.77", "1", "1", "1", "0.50 (VGG-16)",
+        "0.77", "-", "0.77", "0.77", "1", "1", "1", "0.50 (VGG-16)",
     ]  # fmt: skip
 
 
@@ -136,6 +136,16 @@ def test_a_rival_that_is_measured_later_is_compared_with_what_ran_beside_it():
     assert first.ratio(ORT, 1, "warm") == pytest.approx(1.2)
     assert first.timing(OURS, 1, "warm")["median_ms"] == 10.0
     assert first.missing([1], [ORT, "torch"]) is None
+
+
+def test_unsteady_rows_are_listed_and_do_not_spoil_the_mean_by_fast_runs():
+    row = record()
+    times = {OURS: Timing.of([10.0] * 9, 1), ORT: Timing.of([11.0] * 4 + [40.0] * 5, 1)}
+    row.add_timings("warm", 1, times)
+    assert row.ratio(ORT, 1, "warm") == pytest.approx(4.0)
+    assert row.quiet_ratio(ORT, 1, "warm") == pytest.approx(1.1)
+    assert row.unsteady(1, "warm") == [ORT] and row.unsteady(1, "cold") == []
+    assert "- one thread, warm, ResNet-18: ONNX Runtime" in page([row], "abc")
 
 
 def test_unknown_names_are_refused_in_a_line():
