@@ -181,6 +181,8 @@ PIPELINES = {
     OURS: {
         "quick": "equalize-activations,insert-qdq{target=tvm calibration=mse},bias-correction",
         "GPTQ": "equalize-activations,insert-qdq{target=tvm calibration=mse},gptq,bias-correction",
+        "GPTQ, percentile": "equalize-activations,insert-qdq{target=tvm calibration=percentile "
+        "percentile=99.999},gptq,bias-correction",
         "smooth": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm calibration=mse},"
         "bias-correction",
         "smooth, minmax": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm},"
@@ -189,6 +191,8 @@ PIPELINES = {
     OURS_ON_ORT: {
         "quick": "equalize-activations,insert-qdq{target=generic calibration=mse},bias-correction",
         "GPTQ": "equalize-activations,insert-qdq{target=generic calibration=mse},gptq,bias-correction",
+        "GPTQ, percentile": "equalize-activations,insert-qdq{target=generic calibration=percentile "
+        "percentile=99.999},gptq,bias-correction",
     },
     PLAIN: {"mse": "insert-qdq{target=tvm calibration=mse}"},
 }
