@@ -247,7 +247,7 @@ def test_every_target_gets_the_same_graph_of_calls(cnn):
         ),
         (
             "g (bfloat16[2,3] x) => (bfloat16[2,3] y) { y = Relu(x) }",
-            "'x' has element type BFLOAT16, which the TVM backend does not compile",
+            "input 'x' is BFLOAT16, which the TVM backend cannot pass",
             CompileError,
         ),
     ],
