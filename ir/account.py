@@ -146,7 +146,7 @@ class _Walk:
             self.notes.append(f"node '{name}' (If): the dearer branch is counted")
             return max(known) if len(known) == len(inner) else None
         try:
-            rounds = _rounds(node)
+            rounds = rounds_of(node)
         except (TypeError, ValueError):
             rounds = None
         if rounds is None:
@@ -154,7 +154,7 @@ class _Walk:
         return None if rounds is None or inner[0] is None else rounds * inner[0]
 
 
-def _rounds(node: ir.Node) -> Size | None:
+def rounds_of(node: ir.Node) -> Size | None:
     """How often the body of a Loop or Scan runs, if a constant or a shape says so."""
     if node.op_type == "Loop":
         limit = ir.convenience.get_const_tensor(node.inputs[0]) if node.inputs[0] is not None else None

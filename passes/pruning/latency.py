@@ -13,6 +13,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ...ir.account import rounds_of
+from ...ir.bodies import bodies_of
 from ...ir.macs import node_macs
 from ...ir.static import static_shape
 
@@ -54,8 +56,23 @@ def preferred_multiple(target: Any) -> int:
 
 
 def estimate(graph: ir.Graph, machine: Machine) -> float:
-    """Estimated milliseconds of one run of a graph whose shapes are static."""
-    return 1e3 * sum(_node(node, machine) for node in graph if node.op_type != "Constant")
+    """Estimated milliseconds of one run of a graph whose shapes are static.
+
+    Of an If the slower branch counts, a Loop or Scan of which the rounds are not known counts one.
+    """
+    return 1e3 * _seconds(graph, machine)
+
+
+def _seconds(graph: ir.Graph, machine: Machine) -> float:
+    total = 0.0
+    for node in graph:
+        if node.op_type == "Constant":
+            continue
+        bodies = [_seconds(body, machine) for body in bodies_of(node)]
+        rounds = rounds_of(node) if bodies else None
+        times = rounds if isinstance(rounds, int) else 1
+        total += times * max(bodies, default=0.0) + _node(node, machine)
+    return total
 
 
 def _node(node: ir.Node, machine: Machine) -> float:

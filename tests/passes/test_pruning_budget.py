@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from graphwright.backends.target import all_targets, resolve_target
 from graphwright.ir.account import account
@@ -10,6 +11,7 @@ from graphwright.ir.clone import clone
 from graphwright.ir.errors import PassError
 from graphwright.ir.inputs import random_inputs
 from graphwright.ir.reference import run_reference
+from graphwright.ir.shapes import infer_shapes
 from graphwright.passes.channels import analyse, apply_removal, find_groups, plan_removal
 from graphwright.passes.optimize import optimize
 from graphwright.passes.pruning.budget import Sizer, mildest_ratio, parse_budget
@@ -239,3 +241,32 @@ def test_outputs_get_smaller_only_where_asked(network):
     np.testing.assert_allclose(after, before[:, kept_ones], atol=1e-5)
     with pytest.raises(PassError, match="'outputs'"):
         optimize(model, 'prune-channels{outputs="("}')
+
+
+def test_the_cost_model_looks_into_bodies():
+    def model_of(node):
+        built = ir.from_onnx_text(
+            f"""<ir_version: 10, opset_import: ["" : 23]>
+            m (float[64, 256] x, bool b, float[256, 256] w, float[256, 64] u, float[64, 256] v) => (float[64, 256] y)
+            <int64 n = {{3}}, bool go = {{1}}> {{ {node} }}"""
+        )
+        infer_shapes(built)
+        return built
+
+    wide = "{ p = MatMul (x, w) }"
+    narrow = "{ h = MatMul (x, u) q = MatMul (h, v) }"
+    branches = (
+        f"then_branch = t () => (float[64, 256] p) {wide}, else_branch = e () => (float[64, 256] q) {narrow}"
+    )
+    loop = "(int64 i, bool c, float[64, 256] s) => (bool d, float[64, 256] p) { d = Identity (c) p = MatMul (s, w) }"
+    plain, choice, rounds = (
+        estimate(model_of(text).graph, Machine(start=0.0))
+        for text in (
+            "y = MatMul (x, w)",
+            f"y = If (b) <{branches}>",
+            f"y = Loop (n, go, x) <body = g {loop}>",
+        )
+    )
+    # The tensors that If and Loop hand on count as traffic of their own.
+    assert plain < choice < 2 * plain
+    assert 3 * plain < rounds < 4 * plain
