@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backends.executable import check_inputs
+from ..ir.compare import compare
 from ..ir.errors import ToolError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ TITLES = {OURS: "ours", ORT: "ONNX Runtime", OPENVINO: "OpenVINO", TORCH: "torch
 ORIGINAL, SIMPLIFIED, ARTIFACT = "original.onnx", "simplified.onnx", "artifact"
 FILES = (ORIGINAL, SIMPLIFIED, f"{ARTIFACT}/model.onnx")
 """What a rival may choose from, in a prepared folder."""
+WRONG = 1e-3
+"""Relative error from which on a contender does not compute the model, and its speed does not count."""
 _TRIAL_SECONDS = 0.4
 _TRIAL_RUNS = (3, 30)
 """How long, and how often at least and at most, each file is tried."""
@@ -224,6 +227,9 @@ def _fastest(folder: Path, make: Callable[[Path], Contender]) -> Contender:
     for file in FILES:
         try:
             candidate = make(folder / file)
+            if (apart := difference(candidate, folder)) > WRONG:
+                notes.append(f"{file}: its outputs are wrong by {apart:.1g}")
+                continue
             taken = _trial(candidate)
         except Exception as error:
             notes.append(f"{file}: {_line(error)}")
@@ -238,7 +244,6 @@ def _fastest(folder: Path, make: Callable[[Path], Contender]) -> Contender:
 
 
 def _trial(candidate: Contender) -> float:
-    candidate.outputs()
     once = min(candidate.timed(1))
     fewest, most = _TRIAL_RUNS
     return min(candidate.timed(int(np.clip(_TRIAL_SECONDS * 1e3 / max(once, 1e-3), fewest, most))))
@@ -247,6 +252,13 @@ def _trial(candidate: Contender) -> float:
 def _line(error: BaseException) -> str:
     lines: Sequence[str] = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:160]
+
+
+def difference(contender: Contender, folder: Path) -> float:
+    """Largest error of the outputs relative to the largest value of the reference."""
+    expected = read_arrays(folder / "expected.npz")
+    found = contender.outputs()
+    return compare(expected, dict(zip(expected, found, strict=True))).max_rel
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..backends.executable import Timing
 from ..ir.errors import ToolError
-from .runtime_contenders import OURS, RIVALS
+from .runtime_contenders import OURS, RIVALS, WRONG
 
 STATES = ("warm", "cold")
 UNSTEADY = 2.0
@@ -73,10 +73,14 @@ class Record:
 
     def trouble(self, name: str, threads: int) -> str:
         """Why a contender was not measured; empty where it was, or was not asked to."""
-        return str(self.contenders.get(name, {}).get(str(threads), {}).get("failure", ""))
+        found = self.contenders.get(name, {}).get(str(threads), {})
+        apart = found.get("max_relative_error", 0.0)
+        return f"its outputs are wrong by {apart:.1g}" if apart > WRONG else str(found.get("failure", ""))
 
     def timing(self, name: str, threads: int, state: str) -> dict[str, float] | None:
-        """Median and spread of a contender, or None."""
+        """Median and spread of a contender that computes the model, or None."""
+        if self.trouble(name, threads):
+            return None
         found = self.contenders.get(name, {}).get(str(threads), {}).get("timings", {})
         return found.get(state)
 

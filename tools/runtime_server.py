@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.compare import compare
-from .runtime_contenders import OURS, Contender, Ours, make_contender, read_arrays
+from .runtime_contenders import OURS, Ours, difference, make_contender
 from .runtime_models import PRUNED
 
 _FLUSH_BYTES = (64 << 20, 256 << 20)
@@ -55,13 +54,6 @@ class Flusher:
 def _overwrite(core: int, part: np.ndarray) -> None:
     os.sched_setaffinity(0, {core})  # of this thread alone
     np.add(part, 1.0, out=part)
-
-
-def difference(contender: Contender, folder: Path) -> float:
-    """Largest error of the outputs relative to the largest value of the reference."""
-    expected = read_arrays(folder / "expected.npz")
-    found = contender.outputs()
-    return compare(expected, dict(zip(expected, found, strict=True))).max_rel
 
 
 def profile(contender: Ours, threads: int) -> dict[str, Any]:

@@ -148,6 +148,13 @@ def test_unsteady_rows_are_listed_and_do_not_spoil_the_mean_by_fast_runs():
     assert "- one thread, warm, ResNet-18: ONNX Runtime" in page([row], "abc")
 
 
+def test_the_speed_of_wrong_results_does_not_count():
+    row = record()
+    row.contenders[ORT]["1"]["max_relative_error"] = 0.7
+    assert row.ratio(ORT, 1, "warm") is None and row.ratio(ORT, 2, "warm") is not None
+    assert "- ResNet-18, ONNX Runtime: its outputs are wrong by 0.7" in page([row], "abc")
+
+
 def test_unknown_names_are_refused_in_a_line():
     assert chosen_models("gru,resnet18") == ["resnet18", "gru"]
     assert chosen_variants(None) == [AS_IS, PRUNED]
