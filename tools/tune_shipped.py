@@ -5,7 +5,8 @@
 
 Kernels of the zoo's models are tuned as `graphwright tune` does it, into a file of all records, by which an
 interrupted run goes on. What was found faster is then built and compared with the analytic choice once more,
-by a process of its own; only what saves at least 5 % both times is shipped.
+by a process of its own; only what saves at least 5 % both times is shipped, and only where the whole model is
+no slower with it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from ..backends.compile import DEFAULT_PIPELINE
+from ..backends.compile import compile as compile_graph
 from ..backends.functions import without_functions
 from ..backends.target import Target, resolve_target
 from ..backends.tuning.client import CandidateError, Worker
@@ -26,6 +31,7 @@ from ..backends.tuning.measure import compare
 from ..backends.tuning.record import Record
 from ..backends.tuning.session import tasks_of, tune_graph, why_not_tunable
 from ..backends.tuning.shipped_records import FOLDER
+from ..backends.tuning.step import in_turns
 from ..backends.tuning.tuner import Task
 from ..backends.versions import version_of
 from ..ir.errors import GraphwrightError, ToolError
@@ -82,7 +88,22 @@ def tune_model(name: str, target: Target, threads: int, trials: int, work: Path)
             if again is not None and _gains(again):
                 found.append(again)
     _say(name, f"{len(found)} kernels save {LEAST_GAIN:.0%} or more twice")
+    if found and not pays(program, found, target, threads):
+        _say(name, "the model is no faster with them: none is kept")
+        return []
     return found
+
+
+def pays(model: ir.Model, records: Sequence[Record], target: Target, threads: int) -> bool:
+    """Whether the whole model is no slower with the records, in turns with the analytic choices."""
+    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
+        path = Path(folder, "records.jsonl")
+        for record in records:
+            Database.open(path).add(record)
+        analytic = compile_graph(model, target, pipeline="", database=False, check=False)
+        better = compile_graph(model, target, pipeline="", database=path, threads=threads, check=False)
+        ratio = in_turns(analytic, better, analytic.random_feeds(), threads)[1]
+    return ratio <= 1
 
 
 def measured_again(worker: Worker, task: Task, verdict: Record) -> Record | None:

@@ -124,6 +124,21 @@ def test_the_newest_record_of_a_workload_is_written_in_order(tmp_path):
     assert [record.schedule["rows"] for record in again.records()] == [2, 3] and not again.bad_lines
 
 
+@pytest.mark.parametrize("ratio", [0.9, 1.1])
+def test_records_are_shipped_only_where_the_model_gains(conv, shipping, monkeypatch, ratio):
+    key, algorithm = shipping
+    monkeypatch.setattr(session, "shipped_records", Database)
+    built = []
+
+    def in_turns(analytic, better, feeds, threads):
+        built.extend(kernel_of(each)["note"] for each in (analytic, better))
+        return {}, ratio
+
+    monkeypatch.setattr(tune_shipped, "in_turns", in_turns)
+    assert tune_shipped.pays(conv, [verdict(key, algorithm=algorithm)], host_target(), 1) == (ratio < 1)
+    assert algorithm not in built[0] and algorithm in built[1]
+
+
 def test_bad_requests_end_in_one_line(tmp_path, capsys):
     for target, said in (("cuda", "tuning is for CPUs"), ("arm", "cannot be measured here")):
         assert tune_shipped.main(["--target", target, "--work", str(tmp_path / "work.jsonl")]) == 2
