@@ -29,8 +29,8 @@ from .op import attributes_of
 if TYPE_CHECKING:
     from ..target import Target
 
-_SIGNED = {"x86": False, "arm": True}
-"""Whether the dot instructions of a family read signed data: `sdot` does, `vpdpbusd` reads unsigned ones."""
+_SIGNED = {"x86": False, "arm": True, "cuda": True}
+"""Whether the dot instructions of a family read signed data: `sdot` and `dp4a` do, `vpdpbusd` does not."""
 _SMALL = (ir.DataType.INT8, ir.DataType.UINT8)
 
 

@@ -6,7 +6,6 @@ GPUs take these through TVM's DLight schedules; on CPUs they serve what no kerne
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from . import approximations as approx
 from .anchors import Window, conv_window, pool_window, transpose_window
 from .expressions import cast
-from .integer_ops import AVERAGE, CONV, INTEGER_ANCHORS, MATMUL, TABLE, WEIGHT_MATMUL
+from .integer_ops import INTEGER_ANCHORS, MATMUL
 from .lazy import Index, Lazy, broadcast, immediate, scoped
 from .movement import padded
 from .op import Op
@@ -24,7 +23,7 @@ from .reduce import accumulator_dtype, reduced_axes, reduction_of
 Plain = Callable[..., Lazy]
 
 
-def _stage(shape: tuple[int, ...], value: Callable[[Index], Any], name: str, dtype: str) -> Lazy:
+def stage(shape: tuple[int, ...], value: Callable[[Index], Any], name: str, dtype: str) -> Lazy:
     """A tensor of its own."""
     from tvm import te
 
@@ -34,10 +33,11 @@ def _stage(shape: tuple[int, ...], value: Callable[[Index], Any], name: str, dty
 
 def stored(lazy: Lazy, name: str) -> Lazy:
     """The tensor, computed once."""
-    return _stage(lazy.shape, lazy.read, name, lazy.dtype)
+    return stage(lazy.shape, lazy.read, name, lazy.dtype)
 
 
-def _axes(extents: tuple[int, ...]) -> list[Any]:
+def reduce_axes(extents: tuple[int, ...]) -> list[Any]:
+    """Axes to reduce over."""
     from tvm import te
 
     return [te.reduce_axis((0, extent), name=f"k{i}") for i, extent in enumerate(extents)]
@@ -50,9 +50,9 @@ def convolution(op: Op, x: Lazy, w: Lazy, bias: Lazy | None = None) -> Lazy:
     window = conv_window(op)
     groups, depth = op.attr("group", 1), w.shape[1]
     per_group = w.shape[0] // groups
-    wide = _padded(x, window, op.attr("zero_point", 0))
+    wide = padded_image(x, window, op.attr("zero_point", 0))
     dtype = _sum_dtype(op, x)
-    taps = _axes((depth, *window.kernel))
+    taps = reduce_axes((depth, *window.kernel))
 
     def value(index: Index) -> Any:
         places = [
@@ -67,21 +67,24 @@ def convolution(op: Op, x: Lazy, w: Lazy, bias: Lazy | None = None) -> Lazy:
         )
         return te.sum(product, axis=taps)
 
-    total = _stage(op.outputs[0].shape, value, "conv", dtype)
-    return _biased(total, bias, op.outputs[0].dtype)
+    total = stage(op.outputs[0].shape, value, "conv", dtype)
+    return biased(total, bias, 1, op.outputs[0].dtype)
 
 
-def _biased(total: Lazy, bias: Lazy | None, dtype: str) -> Lazy:
+def biased(total: Lazy, bias: Lazy | None, axis: int, dtype: str) -> Lazy:
+    """Sums with a bias along an axis."""
+
     def read(index: Index) -> Any:
         value = total.read(index)
         if bias is not None:
-            value = value + cast(bias.read((index[1],)), total.dtype)
+            value = value + cast(bias.read((index[axis],)), total.dtype)
         return cast(value, dtype)
 
     return Lazy(total.shape, dtype, read)
 
 
-def _padded(x: Lazy, window: Window, fill: float) -> Lazy:
+def padded_image(x: Lazy, window: Window, fill: float) -> Lazy:
+    """The input of a window with its padding."""
     if not any(window.pads):
         return x
     before = (0, 0, *window.pads[: window.rank])
@@ -98,7 +101,7 @@ def transposed_convolution(op: Op, x: Lazy, w: Lazy, bias: Lazy | None = None) -
     groups, per_group = op.attr("group", 1), w.shape[1]
     depth = x.shape[1] // groups
     dtype = accumulator_dtype(x.dtype)
-    taps = _axes((depth, *window.kernel))
+    taps = reduce_axes((depth, *window.kernel))
     zero = immediate(0, dtype)
 
     def value(index: Index) -> Any:
@@ -116,7 +119,7 @@ def transposed_convolution(op: Op, x: Lazy, w: Lazy, bias: Lazy | None = None) -
         product = tirx.if_then_else(inside, cast(read, dtype) * cast(weight, dtype), zero)
         return te.sum(product, axis=taps)
 
-    return _biased(_stage(op.outputs[0].shape, value, "conv_transpose", dtype), bias, op.outputs[0].dtype)
+    return biased(stage(op.outputs[0].shape, value, "conv_transpose", dtype), bias, 1, op.outputs[0].dtype)
 
 
 def product_of(op: Op, a: Lazy, b: Lazy, c: Lazy | None = None) -> Lazy:
@@ -141,10 +144,11 @@ def product_of(op: Op, a: Lazy, b: Lazy, c: Lazy | None = None) -> Lazy:
         batch = index[: len(index) - len(row) - len(column)]
         at_a = (k, *row) if flip_a else (*_batch(batch, left), *row, k)
         at_b = (*column, k) if flip_b else (*_batch(batch, right), k, *column)
-        one, other = _centred(a.read(at_a), offsets[0], dtype), _centred(b.read(at_b), offsets[1], dtype)
+        one = without_offset(a.read(at_a), offsets[0], dtype)
+        other = without_offset(b.read(at_b), offsets[1], dtype)
         return te.sum(one * other, axis=[k])
 
-    total = _stage(shape, value, "matmul", dtype)
+    total = stage(shape, value, "matmul", dtype)
     alpha, beta = op.attr("alpha", 1.0), op.attr("beta", 1.0)
     wide = broadcast(c, shape) if c is not None else None
 
@@ -160,26 +164,11 @@ def product_of(op: Op, a: Lazy, b: Lazy, c: Lazy | None = None) -> Lazy:
     return Lazy(shape, op.outputs[0].dtype, read)
 
 
-def weight_product(op: Op, a: Lazy, w: Lazy, scale: Lazy | None = None, offset: Lazy | None = None) -> Lazy:
-    """A product with weights that are restored where they are read."""
-    flip, group = bool(op.attr("transB", 0)), op.attr("group")
-    stored = 8 if op.attr("bits") == 4 else 0
-    shape = (w.shape[1], w.shape[0]) if flip else w.shape
-
-    def read(index: Index) -> Any:
-        value = cast(cast(w.read((index[1], index[0]) if flip else index), "int32") + stored, "float32")
-        at = (index[0] // group, index[1])
-        value = value * scale.read(at) if scale is not None else value
-        return value + offset.read(at) if offset is not None else value
-
-    return product_of(replace(op, type="MatMul"), a, Lazy(shape, "float32", read))
-
-
 def _sum_dtype(op: Op, x: Lazy) -> str:
     return op.outputs[0].dtype if op.type in INTEGER_ANCHORS else accumulator_dtype(x.dtype)
 
 
-def _centred(value: Any, zero_point: int, dtype: str) -> Any:
+def without_offset(value: Any, zero_point: int, dtype: str) -> Any:
     """A value without its zero point."""
     wide = cast(value, dtype)
     return wide - immediate(zero_point, dtype) if zero_point else wide
@@ -199,7 +188,7 @@ def pooling(op: Op, x: Lazy) -> Lazy:
     window = pool_window(op)
     largest = op.type == "MaxPool"
     dtype = x.dtype if largest else accumulator_dtype(x.dtype)
-    taps = _axes(window.kernel)
+    taps = reduce_axes(window.kernel)
     lowest = (-np.inf if "float" in dtype else np.iinfo(dtype).min) if largest else 0
 
     def inside(index: Index) -> tuple[list[Any], Any]:
@@ -220,7 +209,7 @@ def pooling(op: Op, x: Lazy) -> Lazy:
         return te.max(read, axis=taps) if largest else te.sum(read, axis=taps)
 
     shape = op.outputs[0].shape
-    total = _stage(shape, value, "pool", dtype)
+    total = stage(shape, value, "pool", dtype)
     if largest:
         return Lazy(shape, dtype, total.read)
     sizes = [_sizes(op, window, axis, x.shape[2 + axis], shape[2 + axis]) for axis in range(window.rank)]
@@ -232,24 +221,6 @@ def pooling(op: Op, x: Lazy) -> Lazy:
         return cast(total.read(index) / cast(count, dtype), op.outputs[0].dtype)
 
     return Lazy(shape, op.outputs[0].dtype, read)
-
-
-def integer_average(op: Op, x: Lazy) -> Lazy:
-    """Average pooling of integers, their zero point taken off."""
-    offset = op.attr("zero_point", 0)
-    centred = Lazy(
-        x.shape, "float32", lambda index: cast(_centred(x.read(index), offset, "int32"), "float32")
-    )
-    return pooling(op, centred)
-
-
-def table(op: Op, x: Lazy, entries: Lazy) -> Lazy:
-    """A look-up in 256 entries, ordered by the bits of what is looked up."""
-
-    def read(index: Index) -> Any:
-        return entries.read((cast(x.read(index), "int32") & immediate(255, "int32"),))
-
-    return Lazy(op.outputs[0].shape, op.outputs[0].dtype, read)
 
 
 def _sizes(op: Op, window: Window, axis: int, size: int, out: int) -> Callable[[Any], Any]:
@@ -276,7 +247,7 @@ def reduction(op: Op, x: Lazy) -> Lazy:
 
     how, axes = reduction_of(op), reduced_axes(op)
     dtype = accumulator_dtype(x.dtype)
-    taps = _axes(tuple(x.shape[axis] for axis in axes))
+    taps = reduce_axes(tuple(x.shape[axis] for axis in axes))
     keeps = len(op.outputs[0].shape) == op.rank
     reducer = te.comm_reducer(
         how.combine, lambda kind: immediate(how.start(str(kind)), str(kind)), name="reducer"
@@ -300,7 +271,7 @@ def reduction(op: Op, x: Lazy) -> Lazy:
         return Lazy(
             shape, x.dtype, lambda index: cast(how.finish(how.term(cast(x.read(index), dtype)), 1), x.dtype)
         )
-    total = _stage(shape, value, "reduce", dtype)
+    total = stage(shape, value, "reduce", dtype)
     return Lazy(shape, x.dtype, lambda index: cast(how.finish(total.read(index), count), x.dtype))
 
 
@@ -318,17 +289,17 @@ def softmax(op: Op, x: Lazy) -> Lazy:
         return (*index[:axis], *index[axis + 1 :])
 
     k = te.reduce_axis((0, x.shape[axis]), name="k")
-    top = _stage(
+    top = stage(
         kept, lambda index: te.max(cast(x.read(along(index, k)), dtype), axis=[k]), "softmax_top", dtype
     )
-    power = _stage(
+    power = stage(
         x.shape,
         lambda index: scoped(lambda: approx.exp(cast(x.read(index), dtype) - top.read(outer(index)))),
         "softmax_exp",
         dtype,
     )
     j = te.reduce_axis((0, x.shape[axis]), name="j")
-    total = _stage(kept, lambda index: te.sum(power.read(along(index, j)), axis=[j]), "softmax_sum", dtype)
+    total = stage(kept, lambda index: te.sum(power.read(along(index, j)), axis=[j]), "softmax_sum", dtype)
 
     def read(index: Index) -> Any:
         if op.type == "Softmax":
@@ -351,8 +322,8 @@ def normalization(op: Op, x: Lazy, scale: Lazy, bias: Lazy | None = None) -> Laz
     outer = len(kept)
 
     def mean_of(name: str, term: Callable[[Index], Any]) -> Lazy:
-        taps = _axes(tuple(x.shape[axis] for axis in axes))
-        total = _stage(kept, lambda index: te.sum(term((*index[:first], *taps)), axis=taps), name, dtype)
+        taps = reduce_axes(tuple(x.shape[axis] for axis in axes))
+        total = stage(kept, lambda index: te.sum(term((*index[:first], *taps)), axis=taps), name, dtype)
         return Lazy(kept, dtype, lambda index: total.read(index) / count)
 
     mean = mean_of("mean", lambda index: cast(x.read(index), dtype)) if centred else None
@@ -382,11 +353,6 @@ PLAIN: dict[str, Plain] = {
     "ConvTranspose": transposed_convolution,
     "MatMul": product_of,
     "Gemm": product_of,
-    CONV: convolution,
-    MATMUL: product_of,
-    AVERAGE: integer_average,
-    TABLE: table,
-    WEIGHT_MATMUL: weight_product,
     "MaxPool": pooling,
     "AveragePool": pooling,
     "Softmax": softmax,
@@ -398,4 +364,8 @@ PLAIN: dict[str, Plain] = {
 
 def plain_anchor(op: Op, args: list[Lazy | None]) -> Lazy:
     """The value of an anchor or row operator."""
+    if op.type in INTEGER_ANCHORS:
+        from .integer_plain import INTEGER_PLAIN
+
+        return INTEGER_PLAIN[op.type](op, *args)
     return PLAIN.get(op.type, reduction)(op, *args)

@@ -11,9 +11,14 @@ from .roles import REDUCTIONS
 from .spec import GroupSpec, evaluate
 
 
-def emit_plain(spec: GroupSpec) -> Emitted:
-    """The group as a function of tensor expressions, one stage per reduction and one for the output."""
+def emit_plain(spec: GroupSpec, dots: bool = False) -> Emitted:
+    """The group as a function of tensor expressions, one stage per reduction and one for the output.
+
+    With `dots` products of int8 are written as `dp4a`, which CUDA has.
+    """
     from tvm import te
+
+    from .integer_dots import dot_anchor
 
     parameters = te_parameters(spec)
     given: dict[int, Sequence[Lazy]] = {}
@@ -25,7 +30,8 @@ def emit_plain(spec: GroupSpec) -> Emitted:
         args = [next(lazies) if ref is not None else None for ref in inputs]
         if refs and not refs[0].is_external:
             args[0] = stored(args[0], "prologue") if args[0] is not None else None
-        given[spec.anchor] = [plain_anchor(op, args)]
+        value = dot_anchor(spec, parameters.derive, args) if dots else None
+        given[spec.anchor] = [value if value is not None else plain_anchor(op, args)]
     (lazy,) = evaluate(spec, parameters.bind, parameters.derive, given=given)
     rank, layout = len(lazy.shape), spec.layout
     shape = layout.stored_shape(lazy.shape)

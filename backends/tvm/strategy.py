@@ -106,21 +106,32 @@ class PlainStrategy:
     def emit(self, spec: GroupSpec) -> Emitted:
         """The function of a group."""
         with approximations.exact():
-            return emit_plain(spec)
+            return emit_plain(spec, dots=self._target.kind == "cuda")
 
     def schedule(self, module: Any) -> Any:
-        """DLight's default schedules."""
+        """DLight's default schedules; the plainest one where another stumbles over a function."""
         import tvm
         from tvm.s_tir import dlight
 
+        rules = [
+            *(dlight.gpu.Matmul(), dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction()),
+            dlight.gpu.Fallback(),
+        ]
         with tvm.target.Target(self._target.to_tvm()):
-            return dlight.ApplyDefaultSchedule(
-                dlight.gpu.Matmul(),
-                dlight.gpu.GEMV(),
-                dlight.gpu.Reduction(),
-                dlight.gpu.GeneralReduction(),
-                dlight.gpu.Fallback(),
-            )(module)
+            try:
+                return dlight.ApplyDefaultSchedule(*rules)(module)
+            except AssertionError:
+                pass
+            for variable, func in list(module.functions.items()):
+                if not isinstance(func, tvm.tirx.PrimFunc):
+                    continue
+                alone = tvm.IRModule({variable: func})
+                try:
+                    done = dlight.ApplyDefaultSchedule(*rules)(alone)
+                except AssertionError:
+                    done = dlight.ApplyDefaultSchedule(rules[-1])(alone)
+                module.update_func(variable, done[variable])
+            return module
 
 
 _STRATEGIES: dict[str, type[CpuStrategy] | type[PlainStrategy]] = {"llvm": CpuStrategy, "cuda": PlainStrategy}
