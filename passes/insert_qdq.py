@@ -127,6 +127,10 @@ class InsertQdq(Pass):
         precision_of = precision_selector(self.precision, self.layers, self.name)
         wanted = {precision_of(node) for node in model.graph if node.op_type in table.weighted}
         check_precisions(table, wanted | {self.precision})
+        for part in [part.strip() for part in (self.layers or "").split(";") if part.strip()]:
+            chosen = precision_selector("", part, self.name)
+            if not any(chosen(node) for node in model.graph):
+                context.note(f"option 'layers': '{part}' matches no node")
         return Formats(
             table, precision_of, self.reduce_range, self.symmetric_activations, self.symmetric_weights
         )

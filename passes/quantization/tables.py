@@ -306,6 +306,13 @@ def table_from_json(data: Mapping[str, Any]) -> Table:
         PassError: an entry is unknown, missing or contradicts another.
     """
     entries = dict(data)
+    known = [each.name for each in dataclasses.fields(Table)]
+    unknown = [key for key in entries if key not in known]
+    if unknown:
+        raise PassError(
+            f"quantization table '{entries.get('name', '?')}' has an unknown entry '{unknown[0]}'; "
+            f"entries are: {', '.join(known)}"
+        )
     try:
         for key in ("activations", "weights"):
             if key in entries:

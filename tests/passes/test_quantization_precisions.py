@@ -250,3 +250,10 @@ def test_clipping_four_bit_weights_is_never_worse():
         restored = quantize(weights, scales, 0, grid, 0).astype(np.float32) * scales[:, None]
         errors.append(np.square(restored - weights).sum(axis=1))
     assert (errors[1] <= errors[0] * 1.0001).all() and errors[1].sum() < 0.8 * errors[0].sum()
+
+
+def test_a_selector_that_matches_nothing_is_told():
+    model = model_of("g (float[N,8] x, float[8,8] w) => (float[N,8] y) { y = Gemm(x, w) }")
+    options = 'insert-qdq{target=generic layers="Nothing.*=a16w8;Gemm=a16w8"}'
+    record = optimize(model, options, calibration=[samples_for(model)]).report.records[0]
+    assert record.notes == ["option 'layers': 'Nothing.*=a16w8' matches no node"]

@@ -105,3 +105,11 @@ def test_targets_find_their_table():
     assert find_table(None, dataclasses.replace(x86, features=("avx2", "avx512vnni"))).name == "x86-vnni"
     for target in all_targets():
         assert isinstance(find_table(None, target), Table)
+
+
+def test_an_unknown_entry_is_named_with_those_there_are():
+    with pytest.raises(
+        PassError, match=r"table 'mine' has an unknown entry 'wheels'; entries are: name, "
+    ) as caught:
+        table_from_json({**TABLES["generic"].to_json(), "name": "mine", "wheels": 4})
+    assert len(str(caught.value).splitlines()) == 1
