@@ -92,9 +92,9 @@ $(QUANTIZATION_STAMP): pyproject.toml constraints.txt
 
 bench-quantization: $(QUANTIZATION_STAMP)
 	mkdir -p $(DEMO_OUT)
-	$(VENV)-quantization/bin/python -m graphwright.tools.quantization_bench --folder $(DEMO_OUT) \
+	$(VENV)-quantization/bin/python -m graphwright.tools.quantizers.bench --folder $(DEMO_OUT) \
 		-o $(DEMO_OUT)/quantization.md $(QUANTIZATION)
-	$(VENV)-quantization/bin/python -m graphwright.tools.quantization_bench_memory \
+	$(VENV)-quantization/bin/python -m graphwright.tools.quantizers.memory \
 		--folder $(DEMO_OUT) -o $(DEMO_OUT)/calibration.md
 	$(VENV)-quantization/bin/python -m graphwright.tools.readme docs/quantization-benchmark.md \
 		--table quantization=$(DEMO_OUT)/quantization.md --table calibration=$(DEMO_OUT)/calibration.md
@@ -103,7 +103,7 @@ bench-quantization: $(QUANTIZATION_STAMP)
 RUNTIMES ?=
 bench-runtimes: $(RIVALS_STAMP)
 	mkdir -p $(DEMO_OUT)
-	$(VENV)-rivals/bin/python -m graphwright.tools.runtime_bench --records $(DEMO_OUT)/runtimes \
+	$(VENV)-rivals/bin/python -m graphwright.tools.runtimes.bench --records $(DEMO_OUT)/runtimes \
 		-o docs/runtime-benchmark.md $(RUNTIMES)
 
 bench-int8: $(STAMP)

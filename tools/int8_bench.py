@@ -101,7 +101,7 @@ def main(
 
 def known_models() -> list[str]:
     """Names that `--only` chooses from."""
-    from .runtime_models import MODELS as full_size
+    from .runtimes.models import MODELS as full_size
     from .zoo import MODEL_NAMES, SMALL_NAMES
 
     return list(dict.fromkeys((*full_size, *MODEL_NAMES, *SMALL_NAMES)))
@@ -110,7 +110,7 @@ def known_models() -> list[str]:
 def build_model(name: str) -> ir.Model:
     """The graph of one of `known_models`."""
     from ..ir.trace import trace
-    from .runtime_models import MODELS as full_size
+    from .runtimes.models import MODELS as full_size
     from .zoo import zoo_model
 
     if name not in full_size:

@@ -14,7 +14,7 @@ from pathlib import Path
 from graphwright.ir.load import load
 from graphwright.ir.save import save
 from graphwright.passes.optimize import optimize
-from graphwright.tools.simplify_models import build_model
+from graphwright.tools.simplifiers.models import build_model
 
 folder = Path(tempfile.mkdtemp())
 for name in sys.argv[1:]:

@@ -95,7 +95,7 @@ def test_axes_that_only_look_alike():
 def test_a_light_model_is_left_with_no_node_more_than_before(tmp_path):
     from graphwright.ir.inputs import random_inputs
     from graphwright.ir.load import load
-    from graphwright.tools.simplify_models import build_model
+    from graphwright.tools.simplifiers.models import build_model
 
     model = load(build_model("light_squeezenet", tmp_path))
     simplified = optimize(model, "simplify").model

@@ -10,7 +10,7 @@ from graphwright.ir.reference import run_reference
 from graphwright.ir.verify import verify
 from graphwright.passes.equivalence import check_equivalent
 from graphwright.passes.manager import PassManager
-from graphwright.tools.simplify_models import MODELS, build_model
+from graphwright.tools.simplifiers.models import MODELS, build_model
 from graphwright.tools.zoo.synthetic import build_control_flow, build_synthetic
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st

@@ -5,7 +5,7 @@ import torch
 from graphwright.ir.compare import compare
 from graphwright.ir.reference import run_reference
 from graphwright.ir.trace import trace_with_inputs
-from graphwright.tools.runtime_models import MODELS
+from graphwright.tools.runtimes.models import MODELS
 from graphwright.tools.zoo import classic, recurrent
 from graphwright.tools.zoo.language import build_gpt2
 

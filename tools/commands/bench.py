@@ -205,7 +205,8 @@ def _compare_simplifiers(
     as_json: bool,
     output: Path | None,
 ) -> None:
-    from .. import simplify_bench, simplify_report
+    from ..simplifiers import bench as simplify_bench
+    from ..simplifiers import report as simplify_report
 
     present = simplify_bench.installed()
     ours = [name for name in present if name not in simplify_bench.RIVALS]

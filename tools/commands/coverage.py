@@ -9,9 +9,9 @@ import typer
 
 from ...ir.errors import ToolError
 from ..console import print_json, print_line, print_table, progress
-from ..coverage import SUITES, Settings, has_rival, list_architectures, run_coverage
-from ..coverage_records import OURS, RIVAL, STATUSES, WRONG
-from ..coverage_report import summary, to_markdown
+from ..coverage.records import OURS, RIVAL, STATUSES, WRONG
+from ..coverage.report import summary, to_markdown
+from ..coverage.suites import SUITES, Settings, has_rival, list_architectures, run_coverage
 from ..options import JsonOption
 
 EXIT_WRONG = 1

@@ -1,0 +1,151 @@
+"""The table of quantization: cells in processes of their own, records that survive, forms beside each other."""
+
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+import typer
+from graphwright.ir.errors import ToolError
+from graphwright.tools.quantizers import sentences, worker
+from graphwright.tools.quantizers.bench import FORMS, Bench, main
+from graphwright.tools.quantizers.report import behind, markdown
+from graphwright.tools.quantizers.rivals import OURS, OURS_ON_ORT, PIPELINES, WAYS, Made
+from graphwright.tools.quantizers.subjects import build_subject
+from typer.testing import CliRunner
+
+app = typer.Typer()
+app.command()(main)
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.slow
+def test_ours_beside_onnx_runtime(tmp_path):
+    ways = f"{OURS},{OURS_ON_ORT},ONNX Runtime"
+    records = invoke("resnet18_small", "--folder", str(tmp_path), "--only", ways)
+    assert set(records) == {
+        f"resnet18_small/{way}/{variant}" for way in ways.split(",") for variant in WAYS[way]
+    }
+    assert not any("error" in record for record in records.values())
+    assert behind(records, ["resnet18_small"]) == []
+    before = (tmp_path / "quantization" / "records.json").stat().st_mtime_ns
+    assert invoke("resnet18_small", "--folder", str(tmp_path), "--only", ways) == records
+    assert (tmp_path / "quantization" / "records.json").stat().st_mtime_ns == before
+
+
+def test_a_cell_is_measured_and_a_failure_is_a_record(tmp_path, monkeypatch):
+    worker.prepare("mobilenet_v2_small", tmp_path)
+    monkeypatch.setitem(WAYS, "exact", {"": lambda job: Made([run(job, feeds) for feeds in job.tests], 7)})
+    monkeypatch.setitem(WAYS, "broken", {"": refuse})
+    found = worker.measure("mobilenet_v2_small", tmp_path, "exact", "")
+    assert found["sqnr_db"] == math.inf and found["size"] == 7
+    assert worker.measure("mobilenet_v2_small", tmp_path, "broken", "") == {"error": "ValueError: no, thanks"}
+    subject = build_subject("mobilenet_v2_small", tmp_path)
+    ways = [batch[0].tobytes() for batch in (*subject.calibration, *subject.tests)]
+    assert len(set(ways)) == len(ways)
+
+
+def run(job, feeds):
+    from graphwright.ir.load import load
+    from graphwright.ir.reference import run_reference
+
+    return next(iter(run_reference(load(job.path), feeds, threads=1).values()))
+
+
+def refuse(job):
+    raise ValueError("\nno, thanks\nand more")
+
+
+def test_a_cell_that_takes_too_long_or_crashes_is_a_line(tmp_path, monkeypatch):
+    bench = Bench(tmp_path, limit=0.2)
+    assert "took longer" in bench._work("prepare", "resnet18_small", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert Bench(tmp_path, limit=20.0)._work("prepare", "x", str(tmp_path)) == "it ended with code 1"
+
+
+def test_records_survive_and_are_not_measured_again(tmp_path, monkeypatch):
+    bench = Bench(tmp_path)
+    made = []
+    monkeypatch.setattr(Bench, "_work", lambda self, *arguments: "")
+    monkeypatch.setattr(Bench, "_cell", lambda self, *key: made.append(key) or {"sqnr_db": float(len(made))})
+    first = bench.run(["m"], ["ONNX Runtime"], [], lambda text: None)
+    assert [key[2] for key in made] == list(WAYS["ONNX Runtime"]) and len(first) == 3
+    assert bench.run(["m"], ["ONNX Runtime"], [], lambda text: None) == first and len(made) == 3
+    bench.run(["m"], ["ONNX Runtime", "torchao"], ["ONNX Runtime"], lambda text: None)
+    assert len(made) == 7
+    bench.file.write_text("[]")
+    with pytest.raises(ToolError, match="holds no records"):
+        bench.records()
+
+
+def test_lines_where_a_rival_is_ahead_are_named():
+    records = {
+        f"m/{OURS}/quick": {"sqnr_db": 30.0, "metric": "accuracy 90%", "float_metric": "accuracy 91%"},
+        f"m/{OURS_ON_ORT}/GPTQ": {"sqnr_db": 29.0},
+        "m/ONNX Runtime/MinMax": {"sqnr_db": 29.5},
+        "m/ONNX Runtime/Entropy": {"sqnr_db": 12.0},
+        "m/NNCF/bias correction": {"error": "TypeError: no"},
+        "m/torchao/X86InductorQuantizer": {"sqnr_db": 31.5},
+    }
+    assert behind(records, ["m"]) == [
+        ("m", f"torchao over {OURS}", 1.5),
+        ("m", f"ONNX Runtime over {OURS_ON_ORT}", 0.5),
+    ]
+    text = markdown(records, ["m"], list(WAYS))
+    assert "| 29.5 (MinMax) |" in text and "refused" in text and "accuracy 91%" in text
+    assert "- m, NNCF (bias correction): TypeError: no" in text and "torchao over graphwright: 1.5 dB" in text
+    del records["m/torchao/X86InductorQuantizer"], records[f"m/{OURS_ON_ORT}/GPTQ"]
+    assert "No rival is ahead" in markdown(records, ["m"], list(WAYS))
+
+
+def test_sqnr_over_batches():
+    ones = [np.ones(4, np.float32), np.ones(4, np.float32)]
+    assert worker.sqnr_db(ones, [ones[0], ones[1] * 0.9]) == pytest.approx(
+        10 * math.log10(8 / 0.04), abs=1e-3
+    )
+
+
+def test_sentences_are_compared_by_cosine_and_rank():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(12, 8)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    assert sentences.mean_cosine(embeddings, embeddings) == pytest.approx(1.0)
+    assert sentences.rank_agreement(embeddings, embeddings) == pytest.approx(1.0)
+    assert sentences.same_nearest(embeddings, embeddings) == 1.0
+    other = rng.normal(size=(12, 8)).astype(np.float32)
+    assert (
+        sentences.mean_cosine(embeddings, other) < 0.9 and sentences.rank_agreement(embeddings, other) < 0.9
+    )
+    assert not set(sentences.CALIBRATION) & set(sentences.TESTS)
+
+
+def test_forms_beside_each_other():
+    found = {each["way"]: each for each in invoke("resnet18_small", "--forms", "--only", "weights int")}
+    assert list(found) == [name for name in FORMS if name.startswith("weights int")]
+    assert (
+        found["weights int8"]["sqnr_db"] > found["weights int4"]["sqnr_db"] > found["weights int2"]["sqnr_db"]
+    )
+    # So small a model that the table of bytes outweighs what int2 saves.
+    assert found["weights int8"]["size"] > found["weights int4"]["size"]
+
+
+def test_mistakes_are_one_line(tmp_path):
+    result = CliRunner().invoke(app, ["resnet19", "--folder", str(tmp_path)])
+    assert result.exit_code == 2 and "resnet19" in result.output
+    result = CliRunner().invoke(app, ["resnet18", "--only", "tensorrt"])
+    assert result.exit_code == 2 and "no way 'tensorrt'" in result.output
+
+
+@pytest.mark.parametrize(
+    "text", [*FORMS.values(), *(text for each in PIPELINES.values() for text in each.values())]
+)
+def test_ways_are_pipelines(text):
+    from graphwright.passes.pipeline import parse_pipeline
+
+    assert not text or parse_pipeline(text)

@@ -1,0 +1,1 @@
+"""`make coverage`: published architectures, pruned and proven."""

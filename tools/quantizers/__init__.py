@@ -1,0 +1,1 @@
+"""`make bench-quantization`: int8 of ours beside ONNX Runtime, NNCF and torchao."""

@@ -1,0 +1,208 @@
+"""What 8 bits cost, ours beside ONNX Runtime, NNCF and torchao: `make bench-quantization`.
+
+    python -m graphwright.tools.quantizers.bench [MODELS]           int8 beside the rivals
+    python -m graphwright.tools.quantizers.bench MODELS --forms     every form of ours
+
+Every cell runs in a process of its own with a time limit. Its record is kept, so that a run that was stopped
+goes on where it was; rivals that are not installed, or refuse a model, are printed with their reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...ir.errors import GraphwrightError, ToolError
+from ..console import print_json, print_line, print_table, progress
+from .forms import FORMS, forms, task_of
+from .report import markdown
+from .rivals import PIPELINES, WAYS
+from .subjects import MODELS
+
+Say = Callable[[str], None]
+Records = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where results are kept and how long a cell may take.
+
+    Attributes:
+        folder: of models and records.
+        limit: seconds for one cell.
+    """
+
+    folder: Path
+    limit: float = 1200.0
+
+    @property
+    def file(self) -> Path:
+        """The records."""
+        return self.folder / "quantization" / "records.json"
+
+    def records(self) -> Records:
+        """What was measured so far, by "model/way/variant".
+
+        Raises:
+            ToolError: the file is not what this benchmark writes.
+        """
+        if not self.file.is_file():
+            return {}
+        try:
+            held = json.loads(self.file.read_text(encoding="utf-8"))
+        except ValueError:
+            held = None
+        if not isinstance(held, dict):
+            raise ToolError(f"'{self.file}' holds no records of this benchmark; remove it")
+        return held
+
+    def keep(self, key: str, record: dict[str, Any]) -> None:
+        """Add a record; a kill leaves the old file or the new one."""
+        records = {**self.records(), key: record}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_name(f".records.{os.getpid()}")
+        temporary.write_text(json.dumps(records, indent=1, sort_keys=True), encoding="utf-8")
+        temporary.replace(self.file)
+
+    def run(self, names: Sequence[str], ways: Sequence[str], again: Sequence[str], say: Say) -> Records:
+        """Measure what is not known yet, and return the records of `names`."""
+        for name in names:
+            wanted = [(way, variant) for way in ways for variant in WAYS[way]]
+            known = self.records()
+            missing = [
+                (way, variant)
+                for way, variant in wanted
+                if way in again or _is_open(known.get(f"{name}/{way}/{variant}"), way)
+            ]
+            if not missing:
+                continue
+            say(f"{name}: building")
+            error = self._work("prepare", name, str(self.folder))
+            for way, variant in missing:
+                say(f"{name}: {way}, {variant}")
+                record = {"error": error} if error else self._cell(name, way, variant)
+                if not error:
+                    self.keep(f"{name}/{way}/{variant}", record)
+                known[f"{name}/{way}/{variant}"] = record
+            if error:
+                raise ToolError(f"{name} cannot be built: {error}")
+        return {key: record for key, record in self.records().items() if key.split("/")[0] in names}
+
+    def _cell(self, name: str, way: str, variant: str) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as scratch:
+            target = Path(scratch) / "record.json"
+            error = self._work("cell", name, str(self.folder), way, variant, str(target))
+            if error:
+                return {"error": error}
+            return json.loads(target.read_text(encoding="utf-8"))
+
+    def _work(self, *arguments: str) -> str:
+        """Run one step in a process of its own; its last line where it failed."""
+        command = [sys.executable, "-m", f"{__package__}.worker", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            process_group=0,
+        )
+        try:
+            _, errors = process.communicate(timeout=self.limit)
+        except subprocess.TimeoutExpired:
+            _kill(process)
+            return f"it took longer than {self.limit:.0f} s"
+        except BaseException:
+            _kill(process)
+            raise
+        if process.returncode == 0:
+            return ""
+        lines = [line for line in errors.splitlines() if line.strip()]
+        return lines[-1][-200:] if lines else f"it ended with code {process.returncode}"
+
+
+def _is_open(record: dict[str, Any] | None, way: str) -> bool:
+    """Whether there is something to measure; what failed of ours is tried again."""
+    return record is None or ("error" in record and way in PIPELINES)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def main(
+    models: Annotated[
+        list[str] | None, typer.Argument(help=f"Of {', '.join(MODELS)} and the zoo's torch models.")
+    ] = None,
+    compare_forms: Annotated[
+        bool, typer.Option("--forms/--rivals", help="All forms of ours, or int8 beside the rivals.")
+    ] = False,
+    only: Annotated[str, typer.Option("--only", help="Forms whose name starts so, or ways by commas.")] = "",
+    again: Annotated[
+        str, typer.Option("--again", help="Ways to measure anew though there are records, by commas.")
+    ] = "",
+    limit: Annotated[float, typer.Option("--limit", help="Seconds that one cell may take.")] = 1200.0,
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Where trained networks, models and records are kept.")
+    ] = Path("demo-out"),
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write the tables to this Markdown file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+) -> None:
+    """Measure what quantization costs."""
+    start = time.perf_counter()
+    try:
+        if compare_forms:
+            _print_forms(models or list(MODELS[:2]), only, folder, as_json)
+            return
+        ways = [way for way in WAYS if not only or way in only.split(",")]
+        repeat = [way.strip() for way in again.split(",") if way.strip()]
+        unknown = [way for way in repeat if way not in WAYS]
+        if unknown or not ways:
+            raise ToolError(f"there is no way {(unknown or [only])[0]!r}; ways: {', '.join(WAYS)}")
+        with progress("quantization", quiet=as_json) as say:
+            records = Bench(folder, limit).run(models or list(MODELS), ways, repeat, say)
+    except GraphwrightError as error:
+        raise typer.BadParameter(str(error)) from None
+    if as_json:
+        print_json(records)
+        return
+    text = markdown(records, models or list(MODELS), ways)
+    print_line(text)
+    print_line(f"{time.perf_counter() - start:.0f} s in all")
+    if output is not None:
+        output.write_text(text, encoding="utf-8")
+
+
+def _print_forms(models: Sequence[str], only: str, folder: Path, as_json: bool) -> None:
+    chosen = [name for name in FORMS if name.startswith(only)]
+    scores = []
+    for name in models:
+        with progress(name, quiet=as_json) as say:
+            scores += forms(task_of(name, folder), chosen, say)
+    if as_json:
+        print_json([vars(score) for score in scores])
+        return
+    title = "SQNR at the outputs (dB), accuracy, file size"
+    print_table(title, ["model", "form", "SQNR", "accuracy", "size"], [s.cells() for s in scores], left=2)
+
+
+if __name__ == "__main__":
+    typer.run(main)

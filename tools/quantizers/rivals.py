@@ -1,0 +1,206 @@
+"""Ways to make an 8-bit model of a float one: ours and those of ONNX Runtime, NNCF and torchao.
+
+All get the same float model, the same calibration batches, 8 bits for weights and activations and weight
+scales per channel, and are run on the same test batches: ONNX files in ONNX Runtime with its optimizations
+off, so that no kernel saturates, torchao's in torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from .subjects import Subject
+
+Feeds = dict[str, np.ndarray]
+PREPARATION = "simplify,fold-batch-norm"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model to quantize.
+
+    Attributes:
+        subject: gives the torch module to whom wants that; a function, since building it takes a while.
+        path: file of the float model, batch norms folded.
+        calibration: feeds of that file.
+        tests: feeds of that file.
+        transformer: see `Subject`.
+    """
+
+    subject: Callable[[], Subject]
+    path: Path
+    calibration: list[Feeds]
+    tests: list[Feeds]
+    transformer: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of it: the first result for every test batch, the file's size where there is one."""
+
+    results: list[np.ndarray]
+    size: int | None = None
+
+
+Way = Callable[[Job], Made]
+
+
+def _ours(pipeline: str) -> Way:
+    def way(job: Job) -> Made:
+        from ...ir.load import load
+        from ...passes.optimize import optimize
+
+        return _run(optimize(load(job.path), pipeline, calibration=job.calibration).model, job)
+
+    return way
+
+
+def _onnxruntime(method: str) -> Way:
+    def way(job: Job) -> Made:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "int8.onnx"
+            quantize_static(job.path, target, job.calibration, method)
+            return _run_file(target, job)
+
+    return way
+
+
+def quantize_static(source: Path, target: Path, batches: Sequence[Feeds], method: str) -> None:
+    """ONNX Runtime's own quantization: QDQ, per channel, uint8 activations, int8 weights."""
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
+    from onnxruntime.quantization import quantize_static as quantize
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._batches = iter(batches)
+
+        def get_next(self) -> Feeds | None:
+            return next(self._batches, None)
+
+    with quiet():
+        quantize(
+            str(source),
+            str(target),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod[method],
+        )
+
+
+def _nncf(*, fast: bool) -> Way:
+    """NNCF on the ONNX file: asymmetric activations, weights in all 8 bits, with its own bias correction."""
+
+    def way(job: Job) -> Made:
+        import nncf
+        import onnx
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+
+        with quiet():
+            made = nncf.quantize(
+                onnx.load(job.path),
+                nncf.Dataset(job.calibration),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(job.calibration),
+                fast_bias_correction=fast,
+                model_type=nncf.ModelType.TRANSFORMER if job.transformer else None,
+                advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.DISABLE),
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "int8.onnx"
+            onnx.save(made, target)
+            return _run_file(target, job)
+
+    return way
+
+
+def _torchao(job: Job) -> Made:
+    """The PT2E flow of torchao on the torch module: export, prepare, calibrate, convert."""
+    import torch
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    subject = job.subject()
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    with quiet(), torch.no_grad():
+        exported = torch.export.export(subject.module, subject.example, strict=False).module()
+        prepared = prepare_pt2e(exported, quantizer)
+        for batch in subject.calibration:
+            prepared(*map(torch.from_numpy, batch))
+        made = convert_pt2e(prepared)
+        if not any("quantize_per_tensor" in str(node.target) for node in made.graph.nodes):
+            raise RuntimeError("it left everything in float")
+        return Made([made(*map(torch.from_numpy, batch)).numpy() for batch in subject.tests])
+
+
+def _run(model: ir.Model, job: Job) -> Made:
+    from ...ir.reference import Reference
+    from ...ir.save import serialized_size
+
+    reference = Reference(model, threads=1)
+    # Names of outputs may differ; the first is what counts.
+    results = [next(iter(reference.run(feeds).values())) for feeds in job.tests]
+    return Made(results, serialized_size(model))
+
+
+def _run_file(path: Path, job: Job) -> Made:
+    from ...ir.load import load
+
+    return _run(load(path), job)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what libraries print and warn off the screen."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+OURS, OURS_ON_ORT, PLAIN = "graphwright", "graphwright for ONNX Runtime", "graphwright unrepaired"
+RIVALS = ("ONNX Runtime", "NNCF", "torchao")
+PIPELINES = {
+    OURS: {
+        "quick": "equalize-activations,insert-qdq{target=tvm calibration=mse},bias-correction",
+        "GPTQ": "equalize-activations,insert-qdq{target=tvm calibration=mse},gptq,bias-correction",
+        "GPTQ, percentile": "equalize-activations,insert-qdq{target=tvm calibration=percentile "
+        "percentile=99.999},gptq,bias-correction",
+        "smooth": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm calibration=mse},"
+        "bias-correction",
+        "smooth, minmax": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm},"
+        "bias-correction",
+    },
+    OURS_ON_ORT: {
+        "quick": "equalize-activations,insert-qdq{target=generic calibration=mse},bias-correction",
+        "GPTQ": "equalize-activations,insert-qdq{target=generic calibration=mse},gptq,bias-correction",
+        "GPTQ, percentile": "equalize-activations,insert-qdq{target=generic calibration=percentile "
+        "percentile=99.999},gptq,bias-correction",
+    },
+    PLAIN: {"mse": "insert-qdq{target=tvm calibration=mse}"},
+}
+"""The same for all models. With the table `tvm` a layer's sums go on in float, as with NNCF and torchao."""
+WAYS: dict[str, dict[str, Way]] = {
+    **{way: {name: _ours(text) for name, text in each.items()} for way, each in PIPELINES.items()},
+    "ONNX Runtime": {name: _onnxruntime(name) for name in ("MinMax", "Percentile", "Entropy")},
+    "NNCF": {"fast bias correction": _nncf(fast=True), "bias correction": _nncf(fast=False)},
+    "torchao": {"X86InductorQuantizer": _torchao},
+}
+"""Ways by name, each in its variants, of which the best counts."""

@@ -1,0 +1,138 @@
+"""One cell of the quantization benchmark in a process of its own.
+
+    python -m graphwright.tools.quantizers.worker prepare MODEL FOLDER
+    python -m graphwright.tools.quantizers.worker cell MODEL FOLDER WAY VARIANT RECORD
+
+`prepare` writes the float model and its data into the folder; `cell` quantizes it one way, compares and
+writes a record (JSON). A rival's failure is a record too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .rivals import PREPARATION, WAYS, Job, quiet
+from .subjects import build_subject
+
+Feeds = dict[str, np.ndarray]
+
+
+def place_of(name: str, folder: Path) -> Path:
+    """Where the float model and the data of one model are kept."""
+    return folder / "quantization" / name
+
+
+def prepare(name: str, folder: Path) -> None:
+    """Build, trace and prepare a model, and write it with its data and its float results."""
+    from ...ir.load import load
+    from ...ir.reference import Reference
+    from ...ir.save import save
+    from ...ir.trace import trace
+    from ...passes.optimize import optimize
+
+    place = place_of(name, folder)
+    if (place / "data.npz").is_file():
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    subject = build_subject(name, folder)
+    with quiet():
+        traced = trace(subject.module, subject.example, name=name)
+    save(optimize(traced, PREPARATION).model, place / "float.onnx")
+    model = load(place / "float.onnx")
+    names = [str(value.name) for value in model.graph.inputs]
+    reference = Reference(model, threads=1)
+    arrays: dict[str, np.ndarray] = {"transformer": np.asarray(subject.transformer)}
+    for kind, batches in (("calibration", subject.calibration), ("test", subject.tests)):
+        for index, batch in enumerate(batches):
+            for key, array in zip(names, batch, strict=True):
+                arrays[f"{kind}/{index}/{key}"] = array
+            if kind == "test":
+                feeds = dict(zip(names, batch, strict=True))
+                arrays[f"expected/{index}/output"] = next(iter(reference.run(feeds).values()))
+    temporary = place / ".data.npz"
+    np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    temporary.replace(place / "data.npz")
+
+
+def measure(name: str, folder: Path, way: str, variant: str) -> dict[str, object]:
+    """Quantize a prepared model one way and compare.
+
+    Returns:
+        SQNR in dB over all test batches, the task metric as text, the file's size and seconds, or the error.
+    """
+    place = place_of(name, folder)
+    with np.load(place / "data.npz") as file:
+        data = {key: file[key] for key in file.files}
+    subject = None
+
+    def built() -> object:
+        nonlocal subject
+        if subject is None:
+            with quiet():
+                subject = build_subject(name, folder)
+        return subject
+
+    job = Job(
+        built,  # type: ignore[arg-type]
+        place / "float.onnx",
+        _batches(data, "calibration"),
+        _batches(data, "test"),
+        bool(data["transformer"]),
+    )
+    expected = [batch["output"] for batch in _batches(data, "expected")]
+    start = time.perf_counter()
+    try:
+        made = WAYS[way][variant](job)
+    except Exception as error:
+        # Whatever a rival throws is a line of the table.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return {"error": f"{type(error).__name__}: {lines[0][:160] if lines else 'no message'}"}
+    seconds = time.perf_counter() - start
+    record: dict[str, object] = {
+        "sqnr_db": sqnr_db(expected, made.results),
+        "size": made.size,
+        "seconds": round(seconds, 1),
+    }
+    metric = build_subject(name, folder).metric
+    if metric is not None:
+        record["metric"] = metric(expected, made.results)
+        record["float_metric"] = metric(expected, expected)
+    return record
+
+
+def sqnr_db(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """Signal to quantization noise over all batches, in decibels."""
+    signal = noise = 0.0
+    for wanted, got in zip(expected, found, strict=True):
+        signal += float(np.square(wanted, dtype=np.float64).sum())
+        noise += float(np.square(got.astype(np.float64) - wanted).sum())
+    return math.inf if noise == 0.0 else 10.0 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _batches(data: dict[str, np.ndarray], kind: str) -> list[Feeds]:
+    found: dict[int, Feeds] = {}
+    for key, array in data.items():
+        if key.startswith(f"{kind}/"):
+            _, index, name = key.split("/", 2)
+            found.setdefault(int(index), {})[name] = array
+    return [found[index] for index in sorted(found)]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one step; see the module."""
+    if arguments[0] == "prepare":
+        prepare(arguments[1], Path(arguments[2]))
+        return
+    name, folder, way, variant, record = arguments[1:]
+    Path(record).write_text(json.dumps(measure(name, Path(folder), way, variant)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,300 @@
+"""Ours, ONNX Runtime, OpenVINO and torch.compile on the same models, in turns.
+
+    python -m graphwright.tools.runtimes.bench [--models A,B] [--variants as-is,pruned] [--rivals A,B]
+        [--threads 1,2] [-o FILE.md] [--report-only]
+
+Every contender runs in a process of its own, pinned to as many cores as it may use threads; within a model
+they take turns. Each model and variant leaves a record, so that an interrupted benchmark goes on where it
+was; records of another commit are measured anew but stay in the report until then.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from ...backends.executable import Timing
+from ...backends.interleave import measure_interleaved
+from ...ir.errors import GraphwrightError, ToolError
+from ..bench import machine
+from ..console import print_line
+from ..options import parse_threads
+from .contenders import ORIGINAL, ORT, OURS, RIVALS
+from .goals import COMPILE_MODEL
+from .models import chosen_models, chosen_variants
+from .process import Runs, Server, quiet_machine, run_step
+from .records import Record, read_records, write_record
+from .report import write_report
+from .startup import MODULE as STARTUP_MODULE
+
+_COLD_RUNS = (8, 40)
+_STARTUP_TURNS = 5
+_HOLD_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        commit: what the records are filed under.
+        rivals: contenders beside ours.
+        threads: thread counts.
+        seconds: warm runs of each contender.
+        timeout: seconds that any one step may take.
+        exclusive: command that holds the machine; see `quiet_machine`.
+        keep: folder in which exported models and artifacts stay; what is there is not made again (artifacts:
+            unless they are of another commit).
+    """
+
+    commit: str
+    rivals: tuple[str, ...]
+    threads: tuple[int, ...]
+    seconds: float = 1.5
+    timeout: float = 900.0
+    exclusive: str | None = None
+    keep: Path | None = None
+
+
+def measure_model(name: str, variant: str, settings: Settings, known: Record | None = None) -> Record:
+    """Everything about one model and variant that is not `known`; what fails is said in the record."""
+    facts = {**machine(), **{rival: importlib.metadata.version(rival) for rival in settings.rivals}}
+    record = Record(settings.commit, name, variant, time.strftime("%Y-%m-%d"), facts)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = (settings.keep or Path(scratch)).resolve() / f"{name}.{variant}"
+        try:
+            _prepare(record, folder, settings)
+            _time(record, folder, settings, known.startup if known is not None else {})
+        except ToolError as error:
+            record.failure = str(error)
+        finally:
+            if settings.keep is None:
+                shutil.rmtree(folder, ignore_errors=True)
+    return record
+
+
+def _prepare(record: Record, folder: Path, settings: Settings) -> None:
+    def step(name: str, *arguments: str) -> dict[str, Any]:
+        """What a step finds; what it found before where that was kept."""
+        note = folder / f"{name}.json"
+        mark = settings.commit if name == "compile" else ""
+        if note.exists() and (kept := json.loads(note.read_text(encoding="utf-8")))["commit"] == mark:
+            return kept["found"]
+        threads = max(settings.threads)
+        # One goal is a time of compiling; it deserves a quiet machine.
+        judged = name == "compile" and record.model == COMPILE_MODEL
+        found = run_step(
+            "runtimes.prepare",
+            [name, *arguments],
+            timeout=settings.timeout,
+            threads=threads,
+            prefix=shlex.split(settings.exclusive or "") if judged else (),
+        )
+        note.write_text(json.dumps({"commit": mark, "found": found}), encoding="utf-8")
+        return found
+
+    record.facts = step("export", record.model, record.variant, str(folder))
+    record.compiled = step("compile", str(folder))
+
+
+def _time(record: Record, folder: Path, settings: Settings, started: Mapping[str, Any]) -> None:
+    """Latency of all contenders, our profile, and start-up for what is not in `started`; one quiet time."""
+    servers: dict[int, dict[str, Server]] = {threads: {} for threads in settings.threads}
+    try:
+        for name in (OURS, *settings.rivals):
+            _load(name, record, folder, servers, settings)
+        for threads, each in servers.items():
+            if each[OURS].failure:
+                raise ToolError(f"the compiled library does not run: {each[OURS].failure}")
+            for name, server in each.items():
+                record.add_contender(name, threads, server.ready, server.failure)
+        wanted = [threads for threads in settings.threads if str(threads) not in started]
+        start = _start_command(record, folder, wanted) if wanted else []
+        limit = min(settings.timeout, _HOLD_SECONDS)
+        with quiet_machine(settings.exclusive, limit, start, timeout=settings.timeout) as lines:
+            for threads, each in servers.items():
+                _clock(record, each, threads, settings)
+                for server in each.values():
+                    server.close()
+    finally:
+        for each in servers.values():
+            for server in each.values():
+                server.close()
+    if wanted:
+        _note_start(record, lines)
+
+
+def _load(
+    name: str, record: Record, folder: Path, servers: dict[int, dict[str, Server]], settings: Settings
+) -> None:
+    """One contender for all numbers of threads; several at once would only take turns on the same cores."""
+    for threads, each in servers.items():
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / f"inductor{threads}")}
+        each[name] = Server([name, str(folder), record.model, record.variant], threads, cache)
+    for each in servers.values():
+        each[name].wait_until_ready(settings.timeout)
+
+
+def _clock(record: Record, servers: dict[str, Server], threads: int, settings: Settings) -> None:
+    able = {name: server for name, server in servers.items() if not server.failure}
+    warm = _turns(able, threads, settings, cold=False)
+    record.add_timings("warm", threads, warm)
+    record.add_timings("cold", threads, _turns(able, threads, settings, cold=True, warm=warm))
+    record.profiles[str(threads)] = able[OURS].profile(settings.timeout)
+
+
+def _turns(
+    servers: dict[str, Server],
+    threads: int,
+    settings: Settings,
+    *,
+    cold: bool,
+    warm: dict[str, Timing] | None = None,
+) -> dict[str, Timing]:
+    repeats = None
+    if warm is not None:
+        slowest = max(timing.median_ms for timing in warm.values())
+        repeats = int(np.clip(settings.seconds * 500 / slowest, *_COLD_RUNS))
+    runs = {name: Runs(server, cold=cold, timeout=settings.timeout) for name, server in servers.items()}
+    return measure_interleaved(runs, {}, threads=threads, repeats=repeats, seconds=settings.seconds)
+
+
+def _start_command(record: Record, folder: Path, threads: Sequence[int]) -> list[str]:
+    """Measures start-up and memory; ONNX Runtime loads the file that it was fastest with."""
+    files = [f"{count}:{record.choice(ORT, count) or ORIGINAL}" for count in threads]
+    return [sys.executable, "-m", STARTUP_MODULE, str(folder), str(_STARTUP_TURNS), *files]
+
+
+def _note_start(record: Record, lines: Sequence[str]) -> None:
+    try:
+        found = json.loads(lines[-1])
+    except (IndexError, ValueError):
+        # What was timed stays.
+        record.notes.append("start-up and memory: the process that measures them failed")
+        return
+    if "failure" in found:
+        record.notes.append(f"start-up and memory: {found['failure']}")
+    else:
+        record.startup = found
+
+
+def installed_rivals(text: str | None) -> tuple[str, ...]:
+    """Rivals out of a comma-separated list; all where None.
+
+    Raises:
+        ToolError: there is no such rival, or it is not installed.
+    """
+    wanted = [word.strip() for word in text.split(",") if word.strip()] if text is not None else RIVALS
+    for name in wanted:
+        if name not in RIVALS:
+            raise ToolError(f"no rival {name!r}; there are: {', '.join(RIVALS)}")
+        if importlib.util.find_spec(name) is None:
+            raise ToolError(
+                f"{name} is not installed here; run `make bench-runtimes`, or leave it out of --rivals"
+            )
+    return tuple(name for name in RIVALS if name in wanted)
+
+
+def current_commit() -> str:
+    """The commit of the sources, marked where they differ from it; "unknown" outside of a repository."""
+    here = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "--short=9", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "ir", "passes", "backends")
+    return f"{commit}-changed" if commit and changed else commit or "unknown"
+
+
+def run(
+    names: Sequence[str], variants: Sequence[str], settings: Settings, records: Path, *, output: Path | None
+) -> None:
+    """Measure what has no record yet, and write the report after every model.
+
+    Raises:
+        ToolError: a record cannot be read or written.
+    """
+    for name in names:
+        for variant in variants:
+            kept = read_records(records, settings.commit)
+            known = next((record for record in kept if record.key == (name, variant)), None)
+            missing = settings.rivals if known is None else known.missing(settings.threads, settings.rivals)
+            if missing is None:
+                continue
+            print_line(f"{time.strftime('%H:%M:%S')} {name}, {variant}")
+            record = measure_model(name, variant, replace(settings, rivals=tuple(missing)), known)
+            if known is not None and not record.failure:
+                known.merge(record)
+                record = known
+            print_line(f"{time.strftime('%H:%M:%S')} {record.line()}")
+            write_record(records, record)
+            if output is not None:
+                write_report(read_records(records), settings.commit, output)
+
+
+def main(
+    models: Annotated[str | None, typer.Option(help="Names, separated by commas; all if left out.")] = None,
+    variants: Annotated[str | None, typer.Option(help="as-is, pruned; both if left out.")] = None,
+    rivals: Annotated[
+        str | None, typer.Option(help=f"{', '.join(RIVALS)}; all if left out, '' for none.")
+    ] = None,
+    threads: Annotated[str, typer.Option(help="Thread counts, separated by commas.")] = "1,2",
+    seconds: Annotated[float, typer.Option(min=0.05, help="Warm runs of each contender.")] = 1.5,
+    timeout: Annotated[float, typer.Option(min=10, help="Seconds that any one step may take.")] = 900.0,
+    records: Annotated[Path, typer.Option(help="Folder of records.")] = Path("demo-out/runtimes"),
+    commit: Annotated[str | None, typer.Option(help="File records under this instead of git's.")] = None,
+    exclusive: Annotated[
+        str | None, typer.Option(help="Command to run timings under, as in 'flock FILE'.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Keep exported models and artifacts here and use them again.")
+    ] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Only write the report.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Markdown to write; JSON goes beside it.")
+    ] = None,
+) -> None:
+    """Compare runtimes on full-size models."""
+    try:
+        chosen = commit or current_commit()
+        if not report_only:
+            settings = Settings(
+                chosen,
+                installed_rivals(rivals),
+                tuple(parse_threads(threads)),
+                seconds,
+                timeout,
+                exclusive,
+                keep,
+            )
+            run(chosen_models(models), chosen_variants(variants), settings, records, output=output)
+        found = read_records(records)
+        if not found:
+            raise ToolError(f"there are no records in {records}")
+        if output is not None:
+            write_report(found, chosen, output)
+    except (GraphwrightError, OSError) as error:
+        print(f"runtime-bench: error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""`make bench-simplify`: `simplify` beside onnxsim, onnxslim, onnxscript and ONNX Runtime."""
