@@ -7,7 +7,7 @@ WORKERS ?= 2
 DEMO_OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning bench-repair bench-quantization bench-int8 bench-runtimes coverage lint format arm-tools clean
+.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning bench-repair bench-quantization bench-int8 bench-exactness bench-runtimes coverage lint format arm-tools clean
 
 help:
 	@echo "make demo       train, prune, quantize and compile a small CNN; print the report"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-simplify  compare simplify with onnxsim, onnxslim, onnxscript and ONNX Runtime"
 	@echo "make bench-runtimes  ours beside ONNX Runtime, OpenVINO and torch.compile on full-size models (hours)"
 	@echo "make bench-int8      int8 on TVM beside float on TVM and ONNX Runtime on the same QDQ files"
+	@echo "make bench-exactness  how exactly each integer kernel of whole models computes, beside ONNX Runtime"
 	@echo "make bench-quantization  int8 of ours beside ONNX Runtime, NNCF and torchao: SQNR and task metrics"
 	@echo "make bench-repair    what equalization, GPTQ, bias correction and the like give back to quantized models"
 	@echo "make bench-pruning   accuracy after pruning, by criterion, on two networks trained on digits"
@@ -109,6 +110,14 @@ bench-runtimes: $(RIVALS_STAMP)
 bench-int8: $(STAMP)
 	mkdir -p $(DEMO_OUT)
 	$(BIN)/python -m graphwright.tools.int8_bench -o $(DEMO_OUT)/int8.md
+
+# Every integer kernel of whole models on ONNX Runtime's own integers; fails where one is not exact.
+# EXACTNESS holds further options, as in EXACTNESS='--target x86,x86-64-v3'.
+EXACTNESS ?=
+bench-exactness: $(STAMP)
+	mkdir -p $(DEMO_OUT)
+	$(BIN)/python -m graphwright.tools.int8_exactness -o $(DEMO_OUT)/exactness.md $(EXACTNESS)
+	$(BIN)/python -m graphwright.tools.readme docs/integer-kernels.md --table exactness=$(DEMO_OUT)/exactness.md
 
 # torchvision and timm would replace torch by a build for CUDA: they are installed without what they ask for.
 # Goes on where it was stopped; COVERAGE holds further options, as in COVERAGE='--suite timm --jobs 2'.

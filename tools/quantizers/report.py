@@ -1,19 +1,32 @@
-"""The quantization benchmark's records as Markdown: SQNR, task metrics, refusals, where we are not ahead."""
+"""The quantization benchmark's records as Markdown: SQNR, task metrics, refusals, where we are not ahead.
+
+Nobody's variant is picked on the data that is reported: once every way has its first variant for all models,
+and once each way picks the variant that is best on held-out data.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..steps import markdown_table
-from .rivals import OURS, OURS_ON_ORT, RIVALS, WAYS
+from .rivals import OURS, OURS_ON_ORT, PLAIN, RIVALS, WAYS
 
-Records = Mapping[str, Mapping[str, Any]]
+Record = Mapping[str, Any]
+Records = Mapping[str, Record]
+Choice = Callable[[Records, str, str], "tuple[str, Record] | None"]
 
 
-def best(records: Records, model: str, way: str) -> tuple[str, Mapping[str, Any]] | None:
-    """The variant of a way that has the highest SQNR on a model, with its record; None where none was run.
+def first(records: Records, model: str, way: str) -> tuple[str, Record] | None:
+    """The first variant of a way with its record; None where it was not run."""
+    variant = next(iter(WAYS[way]))
+    record = records.get(f"{model}/{way}/{variant}")
+    return None if record is None else (variant, record)
+
+
+def picked(records: Records, model: str, way: str) -> tuple[str, Record] | None:
+    """The variant of a way with the highest SQNR on held-out data, and its record; None where none was run.
 
     A way all of whose variants failed gives the first failure.
     """
@@ -22,10 +35,10 @@ def best(records: Records, model: str, way: str) -> tuple[str, Mapping[str, Any]
         for variant in WAYS[way]
         if f"{model}/{way}/{variant}" in records
     ]
-    return max(found, key=lambda pair: _sqnr(pair[1]), default=None)
+    return max(found, key=lambda pair: float(pair[1].get("held_out_db", -math.inf)), default=None)
 
 
-def behind(records: Records, models: Sequence[str]) -> list[tuple[str, str, float]]:
+def behind(records: Records, models: Sequence[str], choice: Choice = picked) -> list[tuple[str, str, float]]:
     """(model, "rival over ours", decibels) where a rival's SQNR is higher than ours.
 
     Files for ONNX Runtime's integer kernels are compared with those that ONNX Runtime makes for them.
@@ -34,27 +47,33 @@ def behind(records: Records, models: Sequence[str]) -> list[tuple[str, str, floa
     pairs = [*((OURS, rival) for rival in RIVALS), (OURS_ON_ORT, "ONNX Runtime")]
     for model in models:
         for way, rival in pairs:
-            ours, theirs = best(records, model, way), best(records, model, rival)
+            ours, theirs = choice(records, model, way), choice(records, model, rival)
             if ours is None or theirs is None or "error" in theirs[1]:
                 continue
             lead = _sqnr(theirs[1]) - _sqnr(ours[1])
             if lead > 0.0:
-                lines.append((model, f"{rival} over {way}", lead))
+                lines.append((model, f"{rival} ({theirs[0]}) over {way} ({ours[0]})", lead))
     return lines
 
 
 def markdown(records: Records, models: Sequence[str], ways: Sequence[str]) -> str:
-    """All tables: SQNR of every way, task metrics, what was refused, and where a rival is ahead."""
-    head = ["model", *ways]
-    rows = [[model, *(_cell(records, model, way) for way in ways)] for model in models]
-    parts = ["SQNR at the output, dB (best variant):", markdown_table(head, rows)]
-    tasks = [model for model in models if any(_metric(records, model, way) for way in ways)]
+    """All tables: SQNR, task metrics, methods for ranges, refusals, gaps, and where a rival is ahead."""
+    choosing = [way for way in ways if way != PLAIN]
+    parts = [
+        "SQNR at the output, dB; one setting of each side for all models:",
+        _table(records, models, ways, first),
+        "SQNR at the output, dB; each side picks its variant on held-out data:",
+        _table(records, models, choosing, picked),
+    ]
+    tasks = [model for model in models if any(_metric(records, model, way) for way in choosing)]
     if tasks:
         rows = [
-            [model, _float_metric(records, model), *(_metric(records, model, way) for way in ways)]
+            [model, _float_metric(records, model), *(_metric(records, model, way) for way in choosing)]
             for model in tasks
         ]
-        parts += ["Task metrics:", markdown_table(["model", "float", *ways], rows)]
+        parts += ["Task metrics of the second table:", markdown_table(["model", "float", *choosing], rows)]
+    if PLAIN in ways:
+        parts += ["SQNR of `insert-qdq{target=tvm calibration=...}` alone, dB:", _ranges(records, models)]
     refused = [
         f"- {model}, {way} ({variant}): {record['error']}"
         for model in models
@@ -64,25 +83,59 @@ def markdown(records: Records, models: Sequence[str], ways: Sequence[str]) -> st
     ]
     if refused:
         parts += ["Refused or failed:", "\n".join(refused)]
-    lost = [f"- {model}: {rival}: {lead:.1f} dB" for model, rival, lead in behind(records, models)]
-    parts.append(
-        "Where a rival is ahead:\n\n" + "\n".join(lost) if lost else "No rival is ahead on any model."
-    )
+    missing = [
+        f"- {model}: {', '.join(lacking)}"
+        for model in models
+        if (lacking := [text for way in ways for text in _missing(records, model, way)])
+    ]
+    if missing:
+        parts += ["Not measured yet:", "\n".join(missing)]
+    for table, choice in (("first", first), ("second", picked)):
+        lost = [
+            f"- {model}: {rival}: {lead:.1f} dB" for model, rival, lead in behind(records, models, choice)
+        ]
+        parts.append(
+            f"Where a rival is ahead in the {table} table:\n\n" + "\n".join(lost)
+            if lost
+            else f"No rival is ahead on any model in the {table} table."
+        )
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(records: Records, model: str, way: str) -> str:
-    found = best(records, model, way)
-    if found is None:
+def _table(records: Records, models: Sequence[str], ways: Sequence[str], choice: Choice) -> str:
+    head = ["model", *(f"{way} ({next(iter(WAYS[way]))})" if choice is first else way for way in ways)]
+    rows = [[model, *(_cell(records, model, way, choice) for way in ways)] for model in models]
+    return markdown_table(head, rows)
+
+
+def _ranges(records: Records, models: Sequence[str]) -> str:
+    methods = list(WAYS[PLAIN])
+    rows = [
+        [model, *(_decibels(records.get(f"{model}/{PLAIN}/{method}")) for method in methods)]
+        for model in models
+    ]
+    return markdown_table(["model", *methods], rows)
+
+
+def _cell(records: Records, model: str, way: str, choice: Choice) -> str:
+    found = choice(records, model, way)
+    text = _decibels(None if found is None else found[1])
+    named = choice is picked and found is not None and "error" not in found[1] and len(WAYS[way]) > 1
+    return f"{text} ({found[0]})" if named and found is not None else text
+
+
+def _decibels(record: Record | None) -> str:
+    if record is None:
         return "not run"
-    variant, record = found
-    if "error" in record:
-        return "refused"
-    return f"{record['sqnr_db']:.1f} ({variant})" if len(WAYS[way]) > 1 else f"{record['sqnr_db']:.1f}"
+    return "refused" if "error" in record else f"{record['sqnr_db']:.1f}"
+
+
+def _missing(records: Records, model: str, way: str) -> list[str]:
+    return [f"{way} ({variant})" for variant in WAYS[way] if f"{model}/{way}/{variant}" not in records]
 
 
 def _metric(records: Records, model: str, way: str) -> str:
-    found = best(records, model, way)
+    found = picked(records, model, way)
     return "" if found is None else str(found[1].get("metric", ""))
 
 
@@ -91,5 +144,5 @@ def _float_metric(records: Records, model: str) -> str:
     return next((str(record["float_metric"]) for record in held if "float_metric" in record), "")
 
 
-def _sqnr(record: Mapping[str, Any]) -> float:
+def _sqnr(record: Record) -> float:
     return float(record.get("sqnr_db", -math.inf))

@@ -33,7 +33,7 @@ class Job:
         subject: gives the torch module to whom wants that; a function, since building it takes a while.
         path: file of the float model, batch norms folded.
         calibration: feeds of that file.
-        tests: feeds of that file.
+        tests: feeds of that file to give results for; nothing may be fitted to them.
         transformer: see `Subject`.
     """
 
@@ -143,7 +143,7 @@ def _torchao(job: Job) -> Made:
         made = convert_pt2e(prepared)
         if not any("quantize_per_tensor" in str(node.target) for node in made.graph.nodes):
             raise RuntimeError("it left everything in float")
-        return Made([made(*map(torch.from_numpy, batch)).numpy() for batch in subject.tests])
+        return Made([made(*map(torch.from_numpy, feeds.values())).numpy() for feeds in job.tests])
 
 
 def _run(model: ir.Model, job: Job) -> Made:
@@ -194,7 +194,10 @@ PIPELINES = {
         "GPTQ, percentile": "equalize-activations,insert-qdq{target=generic calibration=percentile "
         "percentile=99.999},gptq,bias-correction",
     },
-    PLAIN: {"mse": "insert-qdq{target=tvm calibration=mse}"},
+    PLAIN: {
+        method: f"insert-qdq{{target=tvm calibration={method}}}"
+        for method in ("minmax", "moving-average", "percentile", "entropy", "mse", "clipped")
+    },
 }
 """The same for all models. With the table `tvm` a layer's sums go on in float, as with NNCF and torchao."""
 WAYS: dict[str, dict[str, Way]] = {
@@ -203,4 +206,5 @@ WAYS: dict[str, dict[str, Way]] = {
     "NNCF": {"fast bias correction": _nncf(fast=True), "bias correction": _nncf(fast=False)},
     "torchao": {"X86InductorQuantizer": _torchao},
 }
-"""Ways by name, each in its variants, of which the best counts."""
+"""Ways by name, each in its variants, of which the one counts that is best on held-out data; the first is
+what all models get where nothing is picked."""

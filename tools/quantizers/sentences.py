@@ -59,6 +59,24 @@ CALIBRATION = (
     "Bees find their way back to the hive by the position of the sun.",
     "The password must contain at least twelve characters.",
 )
+HELD_OUT = (
+    "The ferry was late because of the fog.",
+    "Fog delayed the boat.",
+    "A cat slept on the warm roof of the car.",
+    "The parser reports the line at which a bracket is missing.",
+    "Syntax errors are shown with their position.",
+    "The baker sells out of bread before noon.",
+    "Unemployment fell to its lowest level in ten years.",
+    "More people have found work than at any time in a decade.",
+    "The surgeon explained the risks of the operation.",
+    "They missed the last tram and walked home.",
+    "A second referee watches the match on a screen.",
+    "Video assistants check every goal.",
+    "The vineyard lost half of its grapes to hail.",
+    "The tenant gave notice three months before moving out.",
+    "Sound travels faster in water than in air.",
+    "The choir rehearses every Thursday in the school hall.",
+)
 TESTS = (
     "The bus to the airport departs at six in the evening.",
     "The evening coach to the airport leaves at six.",

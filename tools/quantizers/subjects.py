@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Arrays = tuple[np.ndarray, ...]
 Metric = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], str]
 
-CALIBRATION_SAMPLES, TEST_SAMPLES = 8, 4
+CALIBRATION_SAMPLES, TEST_SAMPLES, HELD_OUT_SAMPLES = 8, 4, 4
 _IMAGES = 50
 
 
@@ -33,7 +33,8 @@ class Subject:
         module: the torch module, in evaluation mode.
         example: inputs to trace it with.
         calibration: batches in the order of the module's arguments.
-        tests: other batches.
+        held_out: other batches, by which every way picks its variant.
+        tests: yet others.
         metric: the task metric as text, from the float model's results and from those to judge, one array
             per batch; None where the weights are random and there is no task.
         transformer: whether rivals that treat transformers in their own way should be told.
@@ -42,6 +43,7 @@ class Subject:
     module: torch.nn.Module
     example: tuple[torch.Tensor, ...]
     calibration: Sequence[Arrays]
+    held_out: Sequence[Arrays]
     tests: Sequence[Arrays]
     metric: Metric | None = None
     transformer: bool = False
@@ -83,8 +85,7 @@ def build_subject(name: str, folder: Path) -> Subject:
     if name == MINILM:
         return _minilm()
     module, example = _built(name)
-    calibration, tests = _noise(example)
-    return Subject(module, example, calibration, tests, None, name.startswith(_TRANSFORMERS))
+    return Subject(module, example, *_noise(example), None, name.startswith(_TRANSFORMERS))
 
 
 def _built(name: str) -> Built:
@@ -99,8 +100,12 @@ def _built(name: str) -> Built:
     raise ToolError(f"the benchmark has no model {name!r}; there are: {known}")
 
 
-def _noise(example: tuple[torch.Tensor, ...]) -> tuple[list[Arrays], list[Arrays]]:
-    """Normal noise for images; random tokens and sequences of random length for texts."""
+def _noise(example: tuple[torch.Tensor, ...]) -> tuple[list[Arrays], list[Arrays], list[Arrays]]:
+    """Normal noise for images; random tokens and sequences of random length for texts.
+
+    Returns:
+        Batches to calibrate on, to pick variants by, and to test on.
+    """
     generator = np.random.default_rng(7)
 
     def batch() -> Arrays:
@@ -116,16 +121,20 @@ def _noise(example: tuple[torch.Tensor, ...]) -> tuple[list[Arrays], list[Arrays
                 arrays.append((np.arange(shape[1])[None] < lengths).astype(np.int64))
         return tuple(arrays)
 
-    batches = [batch() for _ in range(CALIBRATION_SAMPLES + TEST_SAMPLES)]
-    return batches[:CALIBRATION_SAMPLES], batches[CALIBRATION_SAMPLES:]
+    calibration, tests, held_out = (
+        [batch() for _ in range(count)] for count in (CALIBRATION_SAMPLES, TEST_SAMPLES, HELD_OUT_SAMPLES)
+    )
+    return calibration, held_out, tests
 
 
 def _minilm() -> Subject:
     from . import sentences
 
     module, example = sentences.build_minilm()
-    calibration = [tuple(each.values()) for each in sentences.feeds(sentences.CALIBRATION)]
-    tests = [tuple(each.values()) for each in sentences.feeds(sentences.TESTS)]
+    calibration, held_out, tests = (
+        [tuple(each.values()) for each in sentences.feeds(texts)]
+        for texts in (sentences.CALIBRATION, sentences.HELD_OUT, sentences.TESTS)
+    )
 
     def metric(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> str:
         before, after = np.concatenate(expected), np.concatenate(found)
@@ -133,7 +142,7 @@ def _minilm() -> Subject:
         ranks, nearest = sentences.rank_agreement(before, after), sentences.same_nearest(before, after)
         return f"cosine {cosine:.5f}, ranks {ranks:.4f}, nearest {nearest:.0%}"
 
-    return Subject(module, example, calibration, tests, metric, transformer=True)
+    return Subject(module, example, calibration, held_out, tests, metric, transformer=True)
 
 
 def _digits(name: str, folder: Path) -> Subject:
@@ -154,13 +163,14 @@ def _digits(name: str, folder: Path) -> Subject:
     found = {key: torch.from_numpy(np.array(weights[key])) for key in state if key in weights}
     module.load_state_dict({**state, **found})
     data = load_digits()
-    calibration = [(data.train_images[start : start + _IMAGES],) for start in range(0, 10 * _IMAGES, _IMAGES)]
+    batches = [(data.train_images[start : start + _IMAGES],) for start in range(0, 14 * _IMAGES, _IMAGES)]
     count = len(data.test_images) // _IMAGES * _IMAGES
     tests = [(data.test_images[start : start + _IMAGES],) for start in range(0, count, _IMAGES)]
     example = (torch.from_numpy(data.test_images[:_IMAGES]),)
     accuracy = functools.partial(_accuracy, data.test_labels[:count])
     return Subject(
-        module.eval().requires_grad_(False), example, calibration, tests, accuracy, name == "digits-vit"
+        *(module.eval().requires_grad_(False), example, batches[:10], batches[10:], tests, accuracy),
+        name == "digits-vit",
     )
 
 

@@ -22,6 +22,7 @@ from .rivals import PREPARATION, WAYS, Job, quiet
 from .subjects import build_subject
 
 Feeds = dict[str, np.ndarray]
+KINDS = ("calibration", "held_out", "tests")
 
 
 def place_of(name: str, folder: Path) -> Path:
@@ -38,7 +39,7 @@ def prepare(name: str, folder: Path) -> None:
     from ...passes.optimize import optimize
 
     place = place_of(name, folder)
-    if (place / "data.npz").is_file():
+    if _is_prepared(place / "data.npz"):
         return
     place.mkdir(parents=True, exist_ok=True)
     subject = build_subject(name, folder)
@@ -49,23 +50,30 @@ def prepare(name: str, folder: Path) -> None:
     names = [str(value.name) for value in model.graph.inputs]
     reference = Reference(model, threads=1)
     arrays: dict[str, np.ndarray] = {"transformer": np.asarray(subject.transformer)}
-    for kind, batches in (("calibration", subject.calibration), ("test", subject.tests)):
-        for index, batch in enumerate(batches):
-            for key, array in zip(names, batch, strict=True):
-                arrays[f"{kind}/{index}/{key}"] = array
-            if kind == "test":
-                feeds = dict(zip(names, batch, strict=True))
-                arrays[f"expected/{index}/output"] = next(iter(reference.run(feeds).values()))
+    for kind in KINDS:
+        for index, batch in enumerate(getattr(subject, kind)):
+            feeds = dict(zip(names, batch, strict=True))
+            arrays.update({f"{kind}/{index}/{key}": array for key, array in feeds.items()})
+            if kind != "calibration":
+                arrays[f"{kind}-results/{index}/output"] = next(iter(reference.run(feeds).values()))
     temporary = place / ".data.npz"
     np.savez(temporary, **arrays)  # type: ignore[arg-type]
     temporary.replace(place / "data.npz")
+
+
+def _is_prepared(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with np.load(file) as held:
+        return all(any(key.startswith(f"{kind}/") for key in held.files) for kind in KINDS)
 
 
 def measure(name: str, folder: Path, way: str, variant: str) -> dict[str, object]:
     """Quantize a prepared model one way and compare.
 
     Returns:
-        SQNR in dB over all test batches, the task metric as text, the file's size and seconds, or the error.
+        SQNR in dB over all test batches ("sqnr_db") and over the held-out ones ("held_out_db"), by which
+        variants are picked; the task metric as text, the file's size and seconds; or the error.
     """
     place = place_of(name, folder)
     with np.load(place / "data.npz") as file:
@@ -83,10 +91,12 @@ def measure(name: str, folder: Path, way: str, variant: str) -> dict[str, object
         built,  # type: ignore[arg-type]
         place / "float.onnx",
         _batches(data, "calibration"),
-        _batches(data, "test"),
+        [*_batches(data, "held_out"), *_batches(data, "tests")],
         bool(data["transformer"]),
     )
-    expected = [batch["output"] for batch in _batches(data, "expected")]
+    held_out, expected = (
+        [batch["output"] for batch in _batches(data, f"{kind}-results")] for kind in ("held_out", "tests")
+    )
     start = time.perf_counter()
     try:
         made = WAYS[way][variant](job)
@@ -95,14 +105,16 @@ def measure(name: str, folder: Path, way: str, variant: str) -> dict[str, object
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return {"error": f"{type(error).__name__}: {lines[0][:160] if lines else 'no message'}"}
     seconds = time.perf_counter() - start
+    results = made.results[len(held_out) :]
     record: dict[str, object] = {
-        "sqnr_db": sqnr_db(expected, made.results),
+        "sqnr_db": sqnr_db(expected, results),
+        "held_out_db": sqnr_db(held_out, made.results[: len(held_out)]),
         "size": made.size,
         "seconds": round(seconds, 1),
     }
     metric = build_subject(name, folder).metric
     if metric is not None:
-        record["metric"] = metric(expected, made.results)
+        record["metric"] = metric(expected, results)
         record["float_metric"] = metric(expected, expected)
     return record
 

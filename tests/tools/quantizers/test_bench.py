@@ -10,7 +10,7 @@ import typer
 from graphwright.ir.errors import ToolError
 from graphwright.tools.quantizers import sentences, worker
 from graphwright.tools.quantizers.bench import FORMS, Bench, main
-from graphwright.tools.quantizers.report import behind, markdown
+from graphwright.tools.quantizers.report import behind, first, markdown, picked
 from graphwright.tools.quantizers.rivals import OURS, OURS_ON_ORT, PIPELINES, WAYS, Made
 from graphwright.tools.quantizers.subjects import build_subject
 from typer.testing import CliRunner
@@ -47,7 +47,8 @@ def test_a_cell_is_measured_and_a_failure_is_a_record(tmp_path, monkeypatch):
     assert found["sqnr_db"] == math.inf and found["size"] == 7
     assert worker.measure("mobilenet_v2_small", tmp_path, "broken", "") == {"error": "ValueError: no, thanks"}
     subject = build_subject("mobilenet_v2_small", tmp_path)
-    ways = [batch[0].tobytes() for batch in (*subject.calibration, *subject.tests)]
+    assert found["held_out_db"] == math.inf
+    ways = [batch[0].tobytes() for batch in (*subject.calibration, *subject.held_out, *subject.tests)]
     assert len(set(ways)) == len(ways)
 
 
@@ -73,7 +74,9 @@ def test_records_survive_and_are_not_measured_again(tmp_path, monkeypatch):
     bench = Bench(tmp_path)
     made = []
     monkeypatch.setattr(Bench, "_work", lambda self, *arguments: "")
-    monkeypatch.setattr(Bench, "_cell", lambda self, *key: made.append(key) or {"sqnr_db": float(len(made))})
+    monkeypatch.setattr(
+        Bench, "_cell", lambda self, *key: made.append(key) or measured(0.0, float(len(made)))
+    )
     first = bench.run(["m"], ["ONNX Runtime"], [], lambda text: None)
     assert [key[2] for key in made] == list(WAYS["ONNX Runtime"]) and len(first) == 3
     assert bench.run(["m"], ["ONNX Runtime"], [], lambda text: None) == first and len(made) == 3
@@ -84,24 +87,40 @@ def test_records_survive_and_are_not_measured_again(tmp_path, monkeypatch):
         bench.records()
 
 
+def measured(held_out, sqnr, **more):
+    return {"held_out_db": held_out, "sqnr_db": sqnr, **more}
+
+
 def test_lines_where_a_rival_is_ahead_are_named():
+    metrics = {"metric": "accuracy 90%", "float_metric": "accuracy 91%"}
     records = {
-        f"m/{OURS}/quick": {"sqnr_db": 30.0, "metric": "accuracy 90%", "float_metric": "accuracy 91%"},
-        f"m/{OURS_ON_ORT}/GPTQ": {"sqnr_db": 29.0},
-        "m/ONNX Runtime/MinMax": {"sqnr_db": 29.5},
-        "m/ONNX Runtime/Entropy": {"sqnr_db": 12.0},
+        f"m/{OURS}/quick": measured(31.0, 30.0, **metrics),
+        f"m/{OURS_ON_ORT}/quick": measured(28.0, 29.0),
+        "m/ONNX Runtime/MinMax": measured(29.0, 29.5),
+        "m/ONNX Runtime/Entropy": measured(12.0, 12.0),
         "m/NNCF/bias correction": {"error": "TypeError: no"},
-        "m/torchao/X86InductorQuantizer": {"sqnr_db": 31.5},
+        "m/torchao/X86InductorQuantizer": measured(31.0, 31.5),
     }
-    assert behind(records, ["m"]) == [
-        ("m", f"torchao over {OURS}", 1.5),
-        ("m", f"ONNX Runtime over {OURS_ON_ORT}", 0.5),
-    ]
+    assert [(model, lead) for model, _, lead in behind(records, ["m"])] == [("m", 1.5), ("m", 0.5)]
     text = markdown(records, ["m"], list(WAYS))
     assert "| 29.5 (MinMax) |" in text and "refused" in text and "accuracy 91%" in text
-    assert "- m, NNCF (bias correction): TypeError: no" in text and "torchao over graphwright: 1.5 dB" in text
-    del records["m/torchao/X86InductorQuantizer"], records[f"m/{OURS_ON_ORT}/GPTQ"]
-    assert "No rival is ahead" in markdown(records, ["m"], list(WAYS))
+    assert "- m, NNCF (bias correction): TypeError: no" in text
+    assert f"torchao (X86InductorQuantizer) over {OURS} (quick): 1.5 dB" in text
+    assert f"{OURS} (GPTQ)" in text.split("Not measured yet:")[1]
+    del records["m/torchao/X86InductorQuantizer"], records[f"m/{OURS_ON_ORT}/quick"]
+    text = markdown(records, ["m"], list(WAYS))
+    assert text.count("No rival is ahead") == 2
+
+
+def test_variants_are_picked_on_held_out_data_alone():
+    records = {
+        f"m/{OURS}/quick": measured(20.0, 30.0),
+        f"m/{OURS}/GPTQ": measured(25.0, 22.0),
+        "m/torchao/X86InductorQuantizer": measured(40.0, 23.0),
+    }
+    assert picked(records, "m", OURS) == ("GPTQ", records[f"m/{OURS}/GPTQ"])
+    assert first(records, "m", OURS) == ("quick", records[f"m/{OURS}/quick"])
+    assert [lead for *_, lead in behind(records, ["m"])] == [1.0] and behind(records, ["m"], first) == []
 
 
 def test_sqnr_over_batches():
@@ -122,7 +141,8 @@ def test_sentences_are_compared_by_cosine_and_rank():
     assert (
         sentences.mean_cosine(embeddings, other) < 0.9 and sentences.rank_agreement(embeddings, other) < 0.9
     )
-    assert not set(sentences.CALIBRATION) & set(sentences.TESTS)
+    texts = (*sentences.CALIBRATION, *sentences.HELD_OUT, *sentences.TESTS)
+    assert len(set(texts)) == len(texts)
 
 
 def test_forms_beside_each_other():

@@ -1,0 +1,85 @@
+"""Kernels of whole models beside ONNX Runtime, each on the reference's own integers."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import typer
+from graphwright.ir.inputs import random_inputs
+from graphwright.ir.reference import Reference
+from graphwright.ir.save import save
+from graphwright.ir.shapes import infer_shapes
+from graphwright.tools import int8_exactness as exactness
+from graphwright.tools.int8_bench import FLOAT, build_model, quantize
+from typer.testing import CliRunner
+
+app = typer.Typer()
+app.command()(exactness.main)
+
+
+@pytest.fixture(scope="module")
+def quantized():
+    from graphwright.passes.optimize import optimize
+
+    model = quantize(optimize(build_model("resnet18_small"), FLOAT).model, "x86-vnni")
+    infer_shapes(model)
+    return model
+
+
+def test_a_cut_model_gives_the_same_integers_from_those_of_the_whole(quantized):
+    parts, names = exactness.cut(quantized)
+    assert len(names) == sum(node.op_type == "QuantizeLinear" for node in quantized.graph)
+    feeds = random_inputs(quantized, seed=3)
+    expected = Reference(quantized).run_values(feeds, names)
+    wanted = {value.name for value in parts.graph.inputs}
+    given = {f"given/{name}": array for name, array in expected.items() if f"given/{name}" in wanted}
+    found = Reference(parts).run({**feeds, **given})
+    assert all(np.array_equal(expected[name], found[name]) for name in names)
+    # Nothing of one part reaches the next: what is fed decides.
+    last = next(name for name in reversed(names) if f"given/{name}" in wanted)
+    moved = {**given, f"given/{names[0]}": np.zeros_like(expected[names[0]])}
+    other = Reference(parts).run({**feeds, **moved})
+    assert np.array_equal(other[last], found[last]) and not np.array_equal(other[names[1]], found[names[1]])
+
+
+def test_kernels_are_exact(quantized):
+    row = exactness.compare_kernels("m", quantized, "x86", random_inputs(quantized, seed=1))
+    assert row.kernels == 7 and row.missed == []
+    assert all(tensor.steps <= 1 and tensor.equal >= 0.999 * tensor.elements for tensor in row.tensors)
+
+
+def test_what_is_off_is_named_and_ends_with_code_1(quantized, tmp_path, monkeypatch):
+    file = tmp_path / "model.onnx"
+    save(quantized, file)
+    good = CliRunner().invoke(app, ["--model", str(file), "-o", str(tmp_path / "table.md")])
+    assert good.exit_code == 0, good.output
+    assert "| model | x86 |" in (tmp_path / "table.md").read_text()
+    tensor = exactness.Tensor("bad", 1000, 998, 2)
+    monkeypatch.setattr(
+        exactness, "compare_kernels", lambda *given: exactness.Exactness("m", "x86", 1, (tensor,))
+    )
+    bad = CliRunner().invoke(app, ["--model", str(file)])
+    assert bad.exit_code == 1 and "`bad`: 99.8000% of 1,000 equal, 2 steps" in bad.output
+
+
+@pytest.mark.parametrize(
+    ("elements", "equal", "steps", "holds"),
+    [(1000, 999, 1, True), (1000, 998, 1, False), (1000, 999, 2, False), (0, 0, 0, True), (10, 9, 1, False)],
+)
+def test_bounds(elements, equal, steps, holds):
+    assert exactness.Tensor("t", elements, equal, steps).holds is holds
+
+
+def test_mistakes_are_one_line(tmp_path):
+    run = CliRunner().invoke
+    assert run(app, ["--only", "no_such_model"]).exit_code == 2
+    assert run(app, ["--target", "raspberry-pi-4"]).exit_code == 2
+    assert run(app, ["--input", str(tmp_path / "x.npz")]).exit_code == 2
+    x = ir.Value(name="x", shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.Node("", "Relu", [x])
+    node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = "y", x.shape, x.type
+    model = ir.Model(
+        ir.Graph([x], list(node.outputs), nodes=[node], opset_imports={"": 23}, name="g"), ir_version=10
+    )
+    save(model, tmp_path / "float.onnx")
+    result = run(app, ["--model", str(tmp_path / "float.onnx")])
+    assert result.exit_code == 2 and "holds no quantized tensor" in result.output

@@ -1,0 +1,263 @@
+"""How exactly each integer kernel of a whole model computes, one by one, on ONNX Runtime's own integers.
+
+    python -m graphwright.tools.int8_exactness [--only REGEX] [--target NAME,...] [-o FILE.md]
+    python -m graphwright.tools.int8_exactness --model FILE.onnx [--input FILE.npz]
+
+In a deep network one flipped step makes others flip, so the outputs of whole models say little about kernels.
+Here the quantized model is cut at every quantized tensor: each becomes a result and, anew, an input. The
+cut model is compiled and given the integers that ONNX Runtime (optimizations off) computed in the uncut one,
+so that nothing flips because something before it did. Ends with code 1 where a tensor is more than one step
+off or less than 99.9 % of its elements are equal.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import onnx_ir as ir
+import typer
+
+from ..ir.errors import GraphwrightError, ToolError
+from .console import print_line, progress
+from .int8_bench import FLOAT, build_model, known_models, quantize
+from .steps import markdown_table
+
+MODELS = ("resnet18", "mobilenet_v2", "mobilenet_v3", "efficientnet_b0", "swin_t", "bert_base")
+MOST_STEPS, LEAST_EQUAL = 1, 0.999
+_QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
+_INTEGERS = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16}
+_GIVEN = "given/"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One quantized tensor: elements, how many of them are equal, and by how many steps the worst is off."""
+
+    name: str
+    elements: int
+    equal: int
+    steps: int
+
+    @property
+    def holds(self) -> bool:
+        """At most one step off, 99.9 % equal."""
+        return self.steps <= MOST_STEPS and self.equal >= LEAST_EQUAL * self.elements
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """All quantized tensors of a model on one target."""
+
+    model: str
+    target: str
+    kernels: int
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def missed(self) -> list[Tensor]:
+        """Tensors outside the bounds."""
+        return [tensor for tensor in self.tensors if not tensor.holds]
+
+    def cells(self) -> list[str]:
+        """A row of the table."""
+        elements = sum(tensor.elements for tensor in self.tensors)
+        equal = sum(tensor.equal for tensor in self.tensors)
+        worst = min(
+            (tensor.equal / tensor.elements for tensor in self.tensors if tensor.elements), default=1.0
+        )
+        return [
+            self.model,
+            self.target,
+            str(self.kernels),
+            str(len(self.tensors)),
+            f"{elements:,}",
+            f"{equal / max(elements, 1):.5%}",
+            f"{worst:.3%}",
+            str(max((tensor.steps for tensor in self.tensors), default=0)),
+            str(len(self.missed)),
+        ]
+
+
+def cut(model: ir.Model) -> tuple[ir.Model, list[str]]:
+    """The model with every quantized tensor as a result and, where it is read, as an input of its own.
+
+    Args:
+        model: the quantized model, shapes inferred; not changed.
+
+    Returns:
+        The cut model and the names of its quantized tensors. What is fed for tensor `t` is called `given/t`.
+
+    Raises:
+        ToolError: a quantized tensor has no known shape.
+    """
+    from ..ir.clone import clone
+
+    copy = clone(model)
+    graph = copy.graph
+    values = [value for node in graph for value in _quantized(node)]
+    for value in values:
+        if value.shape is None or not value.shape.is_static():
+            raise ToolError(f"the shape of '{value.name}' is not fixed; give sizes with --dim")
+        given = ir.Value(name=f"{_GIVEN}{value.name}", shape=value.shape, type=value.type)
+        read = [(user, index) for user, index in value.uses()]
+        for user, index in read:
+            user.replace_input_with(index, given)
+        if read:
+            graph.inputs.append(given)
+        if not value.is_graph_output():
+            graph.outputs.append(value)
+    return copy, [str(value.name) for value in values]
+
+
+def _quantized(node: ir.Node) -> Iterator[ir.Value]:
+    if node.op_type in _QUANTIZERS and node.domain in ("", "ai.onnx"):
+        yield from (value for value in node.outputs[:1] if value.name and value.dtype in _INTEGERS)
+
+
+def compare_kernels(
+    name: str, quantized: ir.Model, target: str, feeds: Mapping[str, np.ndarray]
+) -> Exactness:
+    """Compile the cut model and compare every quantized tensor with the reference's.
+
+    Args:
+        name: of the model, for the table.
+        quantized: a model with Q/DQ pairs; not changed.
+        target: what to compile for; it must run here.
+        feeds: inputs of the model by name.
+
+    Raises:
+        GraphwrightError: it cannot be compiled, or holds nothing that is quantized.
+    """
+    from ..backends.compile import compile as compile_graph
+    from ..ir.reference import Reference
+    from ..ir.shapes import infer_shapes
+
+    infer_shapes(quantized)
+    parts, names = cut(quantized)
+    if not names:
+        raise ToolError(f"{name} holds no quantized tensor")
+    expected = Reference(quantized).run_values(feeds, names)
+    wanted = {str(value.name) for value in parts.graph.inputs}
+    given = {
+        **{key: array for key, array in feeds.items() if key in wanted},
+        **{f"{_GIVEN}{key}": array for key, array in expected.items() if f"{_GIVEN}{key}" in wanted},
+    }
+    made = compile_graph(parts, target, pipeline="eliminate-dead", check=False)
+    found = made.run(given)
+    kernels = made.report.kernels if made.report is not None else ()
+    integer = sum(each["calls"] for each in kernels if each["kind"].startswith("integer"))
+    return Exactness(
+        name, target, integer, tuple(_tensor(key, expected[key], np.asarray(found[key])) for key in names)
+    )
+
+
+def _tensor(name: str, expected: np.ndarray, found: np.ndarray) -> Tensor:
+    if expected.shape != found.shape:
+        raise ToolError(f"'{name}' has shape {list(found.shape)} instead of {list(expected.shape)}")
+    apart = np.abs(expected.astype(np.int32) - found.astype(np.int32))
+    return Tensor(name, apart.size, int((apart == 0).sum()), int(apart.max(initial=0)))
+
+
+def markdown(rows: Sequence[Exactness]) -> str:
+    """The table, and every tensor that misses the bounds."""
+    head = ["model", "target", "integer kernels", "quantized tensors", "elements", "equal"]
+    head += ["least equal of a tensor", "most steps apart", "outside the bounds"]
+    missed = [
+        f"- {row.model}, {row.target}: `{tensor.name}`: {tensor.equal / tensor.elements:.4%} of "
+        f"{tensor.elements:,} equal, {tensor.steps} steps"
+        for row in rows
+        for tensor in row.missed
+    ]
+    return "\n".join(
+        [markdown_table(head, [row.cells() for row in rows]), *(["", *missed] if missed else [])]
+    )
+
+
+def main(
+    only: Annotated[str | None, typer.Option("--only", help="Regular expression; models to compare.")] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", help="A quantized ONNX file instead of the zoo's models.")
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--input", help="With --model: its inputs, .npz; random ones by default.")
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option("--target", "-t", help="CPUs to compile for, separated by commas; they must run here."),
+    ] = "x86",
+    table: Annotated[
+        str, typer.Option("--table", help="What insert-qdq quantizes for; its table decides.")
+    ] = "x86-vnni",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Also write the table to this Markdown file.")
+    ] = None,
+) -> None:
+    """Compare every integer kernel of whole models with ONNX Runtime."""
+    try:
+        targets = [_runnable(name) for name in target.split(",")]
+        rows = []
+        for name, quantized, feeds in _subjects(only, model, inputs, table):
+            for each in targets:
+                with progress(f"{name}, {each}"):
+                    rows.append(compare_kernels(name, quantized, each, feeds))
+            gc.collect()
+    except (GraphwrightError, OSError, re.error) as error:
+        print(f"int8-exactness: error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    text = markdown(rows)
+    print_line(text)
+    if output is not None:
+        output.write_text(text + "\n", encoding="utf-8")
+    if any(row.missed for row in rows):
+        raise typer.Exit(1)
+
+
+def _runnable(name: str) -> str:
+    from ..backends.target import resolve_target
+
+    resolved = resolve_target(name.strip())
+    reason = resolved.why_not_here()
+    if reason:
+        raise ToolError(f"code for {resolved.name} cannot be run here: {reason}")
+    return name.strip()
+
+
+def _subjects(
+    only: str | None, file: Path | None, inputs: Path | None, table: str
+) -> Iterator[tuple[str, ir.Model, Mapping[str, np.ndarray]]]:
+    """Name, quantized model and feeds of everything to compare."""
+    from ..ir.inputs import random_inputs
+    from ..ir.load import load
+    from ..passes.optimize import optimize
+
+    if inputs is not None and file is None:
+        raise ToolError("--input goes with --model")
+    if file is not None:
+        held = load(file)
+        yield file.stem, held, _read(inputs) if inputs is not None else random_inputs(held, seed=1)
+        return
+    names = list(MODELS) if only is None else [name for name in known_models() if re.search(only, name)]
+    if not names:
+        raise ToolError(f"--only {only!r} matches no model; there are: {', '.join(known_models())}")
+    for name in names:
+        model = optimize(build_model(name), FLOAT).model
+        yield name, quantize(model, table), random_inputs(model, seed=1)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as held:
+            return {key: held[key] for key in held.files}
+    except (ValueError, OSError) as error:
+        raise ToolError(f"'{path}' is no .npz file of inputs: {error}") from None
+
+
+if __name__ == "__main__":
+    typer.run(main)
