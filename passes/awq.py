@@ -21,7 +21,8 @@ from ..ir.errors import PassError
 from .base import PassContext
 from .quantization.repair.linear_sites import is_linear, linear_sites
 from .quantization.repair.sampled import SampledPass
-from .quantization.repair.scaling import Constants, Edit, Site
+from .quantization.repair.scaling import Constants, Edit
+from .quantization.repair.sites import Site
 from .quantization.repair.smoothing import rows_at
 from .quantization.repair.walk import Walk
 from .quantization.weight_forms import WEIGHT_FORMS, encode
@@ -116,7 +117,7 @@ class Awq(SampledPass):
         if chosen == 0.0:
             context.leave(site.root, "no factor lowers the error of what reads it")
             return best
-        constants.scale(site, best)
+        constants.scale(site.edits, best)
         context.count("scaled layers", len(site.readers))
         context.details.setdefault("scaled", []).append(
             {

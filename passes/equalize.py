@@ -17,7 +17,8 @@ import onnx_ir as ir
 
 from ..ir.errors import PassError
 from .base import Pass, PassContext
-from .quantization.repair.scaling import Constants, Site, find_sites
+from .quantization.repair.scaling import Constants
+from .quantization.repair.sites import Site, find_sites
 from .registry import register
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -63,7 +64,7 @@ class Equalize(Pass):
                 change = float(np.abs(np.log2(factors)).max(initial=0.0))
                 if change <= _SETTLED:
                     continue
-                constants.scale(site, factors)
+                constants.scale(site.edits, factors)
                 moved[index] = max(change, moved.get(index, 0.0))
                 largest = max(largest, change)
             if largest <= _SETTLED:

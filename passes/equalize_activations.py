@@ -20,9 +20,9 @@ import onnx_ir as ir
 from .base import PassContext
 from .quantization.repair.activation_error import Candidate, best_factors
 from .quantization.repair.channel_statistics import channel_statistics
-from .quantization.repair.joint_sites import JointSite, joint_sites
 from .quantization.repair.sampled import SampledPass
 from .quantization.repair.scaling import Constants
+from .quantization.repair.sites import Site, joint_sites
 from .registry import register
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LayerNormalization", "RMSNormalization")
@@ -65,8 +65,7 @@ class EqualizeActivations(SampledPass):
             if found is None:
                 context.leave(site.roots[0], "no factor is expected to lower the error")
                 continue
-            for edit in (*site.divided, *site.multiplied):
-                constants.multiply(edit, found.factors)
+            constants.scale(site.edits, found.factors)
             rows.append(
                 {
                     "made by": [str(node.name) for node in site.roots],
@@ -79,7 +78,7 @@ class EqualizeActivations(SampledPass):
             context.count("equalized activations", len(rows))
             context.details["equalized"] = rows
 
-    def _may_change(self, site: JointSite, context: PassContext) -> bool:
+    def _may_change(self, site: Site, context: PassContext) -> bool:
         kept = next((node for node in site.readers if not self.selects(node)), None)
         if kept is not None:
             context.leave(site.roots[0], f"'{kept.name}' behind it is not selected")

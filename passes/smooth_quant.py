@@ -24,7 +24,8 @@ from .quantization.repair.linear_sites import insertable, linear_sites
 from .quantization.repair.magnitudes import measure_magnitudes
 from .quantization.repair.places import Place
 from .quantization.repair.sampled import SampledPass
-from .quantization.repair.scaling import Constants, Edit, Site, weight_edit
+from .quantization.repair.scaling import Constants, Edit, weight_edit
+from .quantization.repair.sites import Site
 from .quantization.repair.smoothing import best_strength, rows_at
 from .quantization.repair.walk import Walk
 from .registry import register
@@ -88,7 +89,7 @@ class SmoothQuant(SampledPass):
         if isinstance(factors, str):
             context.leave(site.root, factors)
             return
-        constants.scale(site, factors)
+        constants.scale(site.edits, factors)
         _report(site.root, site.readers, scan.largest(names), factors, context)
 
     def _insert(

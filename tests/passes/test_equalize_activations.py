@@ -9,8 +9,8 @@ from graphwright.ir.reference import run_reference
 from graphwright.passes.equivalence import check_equivalent
 from graphwright.passes.optimize import optimize
 from graphwright.passes.quantization.repair.channel_statistics import channel_statistics
-from graphwright.passes.quantization.repair.joint_sites import joint_sites
 from graphwright.passes.quantization.repair.places import Place
+from graphwright.passes.quantization.repair.sites import joint_sites
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .channel_statistics import ChannelStatistics
-from .joint_sites import JointSite
 from .scaling import Constants, Edit
+from .sites import Site
 
 _ACTIVATION_STEPS, _WEIGHT_STEPS = 255.0, 127.0
 # Rounding that looks at data (GPTQ) and corrected biases take back about this much of the weights' error.
@@ -69,9 +69,7 @@ class Candidate:
     terms: Sequence[tuple[ChannelStatistics, float]]
 
     @classmethod
-    def of(
-        cls, site: JointSite, statistics: Mapping[str, ChannelStatistics], constants: Constants
-    ) -> Candidate:
+    def of(cls, site: Site, statistics: Mapping[str, ChannelStatistics], constants: Constants) -> Candidate:
         """Gathers it; `constants` are the weights as they are by now."""
         readers = []
         for edit, (value, _) in zip(site.multiplied, site.entries, strict=True):

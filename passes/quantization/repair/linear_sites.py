@@ -9,7 +9,8 @@ import onnx_ir as ir
 from ....ir.constants import constant_tensor
 from ....ir.static import rank_of
 from .places import Place
-from .scaling import Site, find_sites, weight_edit
+from .scaling import weight_edit
+from .sites import Site, find_sites
 
 _LINEAR = ("MatMul", "Gemm")
 

@@ -1,7 +1,15 @@
-"""Sites whose channels several operators make together: the sums of residual networks.
+"""Moves a positive factor per channel from some operators to those behind them, without changing any output.
 
-`scaling.find_sites` gives up where two computed values are added. Here all operators that feed such a sum
-take the same factor, and everything that reads any of the sums is multiplied by it:
+    root(x) / s  ->  operators that commute with positive factors  ->  (W * s) y
+
+What makes the channels (a convolution, a product, the scale of a normalization: the root) is divided by s,
+the constant weights of everything that reads them (the readers) are multiplied by s. Between the two may
+stand what is positively homogeneous in its input: ReLU, LeakyReLU, PReLU, pooling, means, zero padding,
+products with something else (gates, attention weights), the addition of a constant, which is divided too, and
+every reshape and transpose that keeps the channels apart from the rest.
+
+`find_sites` gives up where two computed values are added. For `joint_sites` all operators that feed such a
+sum take the same factor, and everything that reads any of the sums is multiplied by it:
 
     x = conv1(..);  y = relu(x + conv2(f(x)));  z = relu(y + conv3(f(y)))      one factor for all three
 """
@@ -20,7 +28,8 @@ from ....ir.constants import constant_tensor
 from ....ir.static import static_shape
 from .passing import pass_through
 from .places import Place
-from .scaling import Edit, Site, channel_axis, is_reader, root_of, weight_edit
+from .roots import Root, root_of
+from .scaling import Edit, is_reader, weight_edit
 
 _DEFAULT = ("", "ai.onnx")
 _MOST_ROOTS = 64
@@ -30,13 +39,14 @@ _UPWARDS = ("Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "Identity", 
 
 
 @dataclass
-class JointSite:
+class Site:
     """One factor per channel, free to choose, with all that it touches.
 
     Attributes:
         roots: what makes the channels, in graph order.
         channels: how many.
-        divided: constants of the roots, and those added on the way.
+        divided: constants of the roots, and those added on the way; the first is the first root's weight or
+            scale.
         multiplied: weights of the readers.
         entries: what each reader reads, in the order of `multiplied`, and where the channels lie there.
         terms: values that a quantizer may stop at on the way, as they are added to others or averaged, with
@@ -51,6 +61,16 @@ class JointSite:
     terms: list[tuple[ir.Value, Place, float]] = field(default_factory=list)
 
     @property
+    def root(self) -> ir.Node:
+        """The first root, the only one of a site that is not joint."""
+        return self.roots[0]
+
+    @property
+    def edits(self) -> list[Edit]:
+        """All constants that a factor changes."""
+        return [*self.divided, *self.multiplied]
+
+    @property
     def places(self) -> list[tuple[ir.Value, Place]]:
         """Entries and terms, and where the channels lie there."""
         return [*self.entries, *((value, place) for value, place, _ in self.terms)]
@@ -61,10 +81,32 @@ class JointSite:
         return [edit.operand[0] for edit in self.multiplied]
 
 
+def find_sites(
+    graph: ir.Graph, roots: Callable[[ir.Node], bool], leave: Callable[[ir.Node, str], None]
+) -> list[Site]:
+    """All sites with one root.
+
+    Args:
+        graph: The main graph; not changed.
+        roots: Which nodes may be one.
+        leave: Told of roots whose factor cannot be moved, and why.
+    """
+    order = {node: index for index, node in enumerate(graph)}
+    found = []
+    for node in filter(roots, graph):
+        root = root_of(node)
+        made = _follow([root], order) if isinstance(root, Root) else root
+        if isinstance(made, str):
+            leave(node, made)
+        elif isinstance(made, Site) and made.multiplied:
+            found.append(made)
+    return found
+
+
 def joint_sites(
     graph: ir.Graph, roots: Callable[[ir.Node], bool], leave: Callable[[ir.Node, str], None]
-) -> list[JointSite]:
-    """All sites of a graph; a root is in one of them at most.
+) -> list[Site]:
+    """All sites, with as many roots as are added up; a root is in one of them at most.
 
     Args:
         graph: The main graph; not changed.
@@ -89,34 +131,45 @@ def joint_sites(
 
 def _grown(
     node: ir.Node, roots: Callable[[ir.Node], bool], order: Mapping[ir.Node, int]
-) -> JointSite | str | None:
+) -> Site | str | None:
     """The site of a root, with every root it is added to; or why there is none."""
-    members: dict[ir.Node, Site] = {}
+    members: dict[ir.Node, Root] = {}
     pending = [node]
     while pending:
         for each in pending:
-            site = root_of(each) if roots(each) else f"'{each.name}' is no layer that may change"
-            if site is None:
+            root = root_of(each) if roots(each) else f"'{each.name}' is no layer that may change"
+            if root is None:
                 return None if each is node else f"{each.op_type} '{each.name}' is added to it"
-            if isinstance(site, str):
-                return site if each is node else f"'{each.name}' is added to it: {site}"
-            members[each] = site
+            if isinstance(root, str):
+                return root if each is node else f"'{each.name}' is added to it: {root}"
+            members[each] = root
         if len(members) > _MOST_ROOTS:
             return f"more than {_MOST_ROOTS} layers are added up"
-        if len({site.channels for site in members.values()}) > 1:
+        if len({root.channels for root in members.values()}) > 1:
             return "layers with other channels are added to it"
-        found = _follow([members[each] for each in sorted(members, key=order.__getitem__)], order)
-        if isinstance(found, str):
-            return found
-        if isinstance(found, JointSite):
-            return found
-        pending = [each for each in found if each not in members]
+        needed: list[ir.Node] = []
+        made = _follow([members[each] for each in sorted(members, key=order.__getitem__)], order, needed)
+        if made is not None:
+            return made
+        pending = [each for each in needed if each not in members]
     return "what is added to it cannot be told"
 
 
-def _follow(sites: list[Site], order: Mapping[ir.Node, int]) -> JointSite | list[ir.Node] | str:
-    """Collects what a factor in all these roots touches; further roots that it needs, or why it cannot be."""
-    joint = JointSite([site.root for site in sites], sites[0].channels)
+def _follow(
+    roots: list[Root], order: Mapping[ir.Node, int], needed: list[ir.Node] | None = None
+) -> Site | str | None:
+    """Collects what a factor in all these roots touches.
+
+    Args:
+        roots: Where the factor starts, in graph order.
+        order: Position of every node of the graph.
+        needed: Gets the operators that would have to take the factor too, as they are added to one that does;
+            without it sums end the way.
+
+    Returns:
+        The site, why there is none, or None where `needed` was filled.
+    """
+    site = Site([root.node for root in roots], roots[0].channels)
     scaled: dict[ir.Value, Place] = {}
     pending: list[tuple[int, ir.Node]] = []
     seen: set[ir.Node] = set()
@@ -133,11 +186,11 @@ def _follow(sites: list[Site], order: Mapping[ir.Node, int]) -> JointSite | list
                 heapq.heappush(pending, (order[user], user))
         return None
 
-    for site in sites:
-        if any(value.uses() or value.is_graph_output() for value in site.root.outputs[1:]):
+    for root in roots:
+        if any(value.uses() or value.is_graph_output() for value in root.node.outputs[1:]):
             return "its other results are used"
-        joint.divided.extend(site.divided)
-        problem = visit(site.value, Place((channel_axis(site),), (site.channels,)))
+        site.divided.extend(root.divided)
+        problem = visit(root.value, Place((root.axis,), (root.channels,)))
         if problem is not None:
             return problem
     # In graph order, so that all scaled operands of a node are known when its turn comes.
@@ -147,33 +200,32 @@ def _follow(sites: list[Site], order: Mapping[ir.Node, int]) -> JointSite | list
             return f"{node.op_type} '{node.name}' reads it"
         operands = [i for i, value in enumerate(node.inputs) if value is not None and value in scaled]
         if is_reader(node):
-            problem = _read(joint, node, operands, scaled)
+            problem = _read(site, node, operands, scaled)
         else:
-            needed = _missing_terms(node, operands)
-            if needed:
-                return needed
-            problem = _passed(joint, node, operands, scaled, visit)
+            if needed is not None:
+                needed.extend(_missing_terms(node, operands))
+                if needed:
+                    return None
+            problem = _passed(site, node, operands, scaled, visit)
         if problem is not None:
             return problem
-    return joint
+    return site
 
 
-def _read(
-    joint: JointSite, node: ir.Node, operands: list[int], scaled: Mapping[ir.Value, Place]
-) -> str | None:
+def _read(site: Site, node: ir.Node, operands: list[int], scaled: Mapping[ir.Value, Place]) -> str | None:
     for index in operands:
         value = node.inputs[index]
         assert value is not None
         edit = weight_edit(node, index, scaled[value])
         if isinstance(edit, str):
             return edit
-        joint.multiplied.append(edit)
-        joint.entries.append((value, scaled[value]))
+        site.multiplied.append(edit)
+        site.entries.append((value, scaled[value]))
     return None
 
 
 def _passed(
-    joint: JointSite,
+    site: Site,
     node: ir.Node,
     operands: list[int],
     scaled: Mapping[ir.Value, Place],
@@ -185,13 +237,13 @@ def _passed(
     places, constant = passed
     if constant is not None:
         index, place, rank = constant
-        joint.divided.append(Edit((node, index), place.axes, place.sizes, rank, True))
+        site.divided.append(Edit((node, index), place.axes, place.sizes, rank, True))
     terms = [value for value in node.inputs if value is not None and value in scaled]
     if node.op_type in ("Add", "Sub") and len(operands) == 2:
-        joint.terms.extend((value, scaled[value], 1.0) for value in terms)
+        site.terms.extend((value, scaled[value], 1.0) for value in terms)
     elif node.op_type in _AVERAGES:
         sizes = [math.prod(static_shape(value) or (1,)) for value in (terms[0], node.outputs[0])]
-        joint.terms.append((terms[0], scaled[terms[0]], sizes[1] / max(sizes[0], 1)))
+        site.terms.append((terms[0], scaled[terms[0]], sizes[1] / max(sizes[0], 1)))
     for value, place in places.items():
         problem = visit(value, place)
         if problem is not None:
