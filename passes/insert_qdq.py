@@ -22,16 +22,18 @@ from .functions import flatten_functions
 from .quantization.arithmetic import range_problem
 from .quantization.calibration import Calibration, as_calibration
 from .quantization.calibrators import Method
+from .quantization.embeddings import is_embedding, quantize_embeddings
 from .quantization.emit import emit
 from .quantization.extremes import Range
 from .quantization.means import MeanToPool
 from .quantization.mixing import grids_by_steps, mix
 from .quantization.original import remember_original
 from .quantization.placement import Plan, first_and_last_layers, plan_quantization
-from .quantization.precisions import Formats, check_precisions, precision_selector
+from .quantization.precisions import FLOAT, PRECISIONS, Formats, check_precisions, precision_selector
 from .quantization.ranges import measure_ranges
 from .quantization.scales import Scales, assign_scales
 from .quantization.tables import Table, find_table
+from .quantization.transposed import turn_weights
 from .registry import register
 
 _NO_DATA = (
@@ -50,7 +52,8 @@ class InsertQdq(Pass):
     all layers or some: 16-bit activations, 4-bit weights, 8-bit floats. Graph inputs and outputs keep their
     types. Nodes stay in float, and are reported, where weights or bias are not constant, a range is not
     finite, the table has no integer kernel or too few channels, or the node is already quantized; subgraphs
-    are not entered. Running the pass twice changes nothing the second time. Lossy.
+    are not entered. Embedding tables (constants that Gather reads) become int8 and are restored row by row.
+    Running the pass twice changes nothing the second time. Lossy.
     """
 
     name: ClassVar[str] = "insert-qdq"
@@ -81,6 +84,9 @@ class InsertQdq(Pass):
     """With `calibration=clipped`: standard deviations from the mean beyond which numbers are cut."""
     calibration_cache: str | None = None
     """File that measured ranges are saved to and reused from; without data, all there is."""
+    embeddings: Literal["table", "quantize", "float"] = "table"
+    """Whether constant tables that Gather reads (embeddings) become integers, with a scale per row or, where
+    that is nearer, per column; `table` asks the target's table."""
     reduce_range: bool | None = None
     """Use 7 bits for weights, against sums that saturate on x86 without VNNI; by default the table says."""
 
@@ -106,6 +112,11 @@ class InsertQdq(Pass):
         formats = self._formats(model, context)
         if "GlobalAveragePool" in formats.table.computed:
             context.rewrite(model, MeanToPool())
+        turn_weights(
+            model.graph,
+            lambda node: self.selects(node) and formats.precision_of(node) != FLOAT,
+            context.rewriter(model),
+        )
         kept = self._kept_layers(model.graph, formats.table)
 
         def planned(forbidden: Mapping[ir.Value, str]) -> Plan:
@@ -121,6 +132,22 @@ class InsertQdq(Pass):
         scales = assign_scales(plan, ranges, mixture)
         _report(plan, scales, formats.table, data, batches, context)
         emit(model, plan, scales, mixture, formats, context)
+        self._quantize_embeddings(model, formats, context)
+
+    def _quantize_embeddings(self, model: ir.Model, formats: Formats, context: PassContext) -> None:
+        wanted = formats.table.embeddings if self.embeddings == "table" else self.embeddings
+        if wanted == "float":
+            for node in filter(is_embedding, model.graph):
+                context.leave(node, "its table stays in float: embeddings=quantize stores it as integers")
+            return
+
+        def dtype_of(node: ir.Node) -> str | None:
+            precision = formats.precision_of(node)
+            if precision == FLOAT:
+                return None
+            return "int16" if PRECISIONS[precision].weights == "int16" else "int8"
+
+        quantize_embeddings(model, dtype_of, self.selects, context)
 
     def _formats(self, model: ir.Model, context: PassContext) -> Formats:
         table = find_table(self.target, context.target)

@@ -10,7 +10,7 @@ input; convolutions are better off calibrated (`insert-qdq`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -21,9 +21,11 @@ from .base import Pass, PassContext
 from .functions import flatten_functions
 from .leftovers import drop_unread
 from .quantization.arithmetic import Grid, quantize, weight_scales
+from .quantization.embeddings import quantize_embeddings
 from .quantization.emit import keep_only_the_module
 from .quantization.operators import DEFAULT_DOMAINS, WeightedNode, match_weighted
 from .quantization.tables import Table, Weighted, find_table
+from .quantization.transposed import turn_weights
 from .registry import register
 from .rewriter import Rewriter
 
@@ -60,12 +62,16 @@ class QuantizeDynamic(Pass):
     min_size: int = 1024
     """Weights with fewer numbers stay in float: quantizing the input would cost more than is won."""
 
+    embeddings: Literal["quantize", "float"] = "quantize"
+    """Whether constant tables that Gather reads (embeddings) become int8, one scale per row or column."""
+
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Replace each operator by its integer form; inputs that several read are quantized once."""
         flatten_functions(model, context)
         grid = find_table(self.target, context.target).weight_grid(self.reduce_range)
         writer = _Writer(context.rewriter(model), grid, self.per_channel)
         for graph in all_graphs(model):
+            turn_weights(graph, self.selects, writer.rewriter)
             for node in list(graph):
                 if node.domain not in DEFAULT_DOMAINS or not self.selects(node):
                     continue
@@ -80,6 +86,8 @@ class QuantizeDynamic(Pass):
                 context.count(f"quantized {node.op_type}")
                 writer.replace(matched)
         drop_unread(writer.rewriter, writer.originals)
+        if self.embeddings == "quantize":
+            quantize_embeddings(model, lambda node: "int8", self.selects, context)
 
     def _match(self, node: ir.Node) -> WeightedNode | str:
         matched = match_weighted(node, _KERNELS)

@@ -25,6 +25,7 @@ from .leftovers import drop_unread
 from .quantization.arithmetic import array_problem
 from .quantization.operators import DEFAULT_DOMAINS
 from .quantization.original import remember_original
+from .quantization.transposed import turn_weights
 from .quantization.weight_emit import Layout, WeightWriter, stored_bytes
 from .quantization.weight_forms import WEIGHT_FORMS, Encoded, WeightForm, encode
 from .registry import register
@@ -81,6 +82,7 @@ class QuantizeWeights(Pass):
         remember_original(model)
         store = _Store(self, context.rewriter(model), context)
         for graph in all_graphs(model):
+            turn_weights(graph, self.selects, store.rewriter)
             for node in list(graph):
                 if node.domain in DEFAULT_DOMAINS and node.op_type in _OPERATORS and self.selects(node):
                     self._visit(node, store, context)

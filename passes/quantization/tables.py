@@ -89,6 +89,8 @@ class Table:
             "cast" by Cast and Mul, because ONNX Runtime makes an integer operator of any Conv between pairs,
             whatever their type, which then does not load.
         precisions: names of the precisions (`precisions.py`) that the target has kernels for.
+        embeddings: whether constant tables that Gather reads become integers, with one scale per row or per
+            column: "quantize" or "float".
     """
 
     name: str
@@ -105,6 +107,7 @@ class Table:
     last_layer: Literal["quantize", "float"] = "quantize"
     restore_floats: Literal["cast", "dequantize"] = "cast"
     precisions: tuple[str, ...] = ("int8",)
+    embeddings: Literal["quantize", "float"] = "quantize"
 
     def __post_init__(self) -> None:
         where = f"quantization table '{self.name}'"
@@ -129,7 +132,7 @@ class Table:
         self._check_operators()
 
     def _check_policy(self, where: str) -> None:
-        for name in ("first_layer", "last_layer"):
+        for name in ("first_layer", "last_layer", "embeddings"):
             if getattr(self, name) not in ("quantize", "float"):
                 raise PassError(f"{where}: {name} is '{getattr(self, name)}', not 'quantize' or 'float'")
         if self.restore_floats not in ("cast", "dequantize"):
@@ -255,6 +258,8 @@ _TABLES = (
         shared=_MOVES,
         keeps_float=_KEEPS_FLOAT,
         restore_floats="dequantize",
+        # TensorRT wants integers between pairs of one scale only.
+        embeddings="float",
         precisions=("int8", "a8w4", "fp8-e4m3", "fp8-e5m2"),
     ),
     Table(

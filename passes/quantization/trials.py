@@ -17,11 +17,12 @@ import onnx_ir as ir
 from ...ir.account import account
 from ...ir.clone import clone
 from ...ir.compare import compare
-from ...ir.constants import constant_array
+from ...ir.constants import constant_array, constant_tensor
 from ...ir.errors import PassError
 from ...ir.reference import Reference
 from ..base import PassContext
 from .calibration import Calibration
+from .operators import is_float
 from .precisions import FLOAT, PRECISIONS
 from .repair.layers import dequantizer_of
 from .repair.walk import some_batches
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from ..insert_qdq import InsertQdq
 
 Metric = Callable[[ir.Model], float]
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -129,11 +131,15 @@ class Trials:
         found = []
         for node in quantized.graph:
             name = str(node.name)
-            if name not in weights or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            if name not in weights or node.op_type not in (*_WEIGHTED, "Gather") or len(node.inputs) < 2:
                 continue
-            if len(node.inputs) < 2 or dequantizer_of(node.inputs[1]) is None:
+            if node.op_type == "Gather":
+                table = weights[name][0]
+                if not is_float(table) or is_float(node.inputs[0]) or constant_tensor(table) is None:
+                    continue
+            elif dequantizer_of(node.inputs[1]) is None:
                 continue
-            array = constant_array(weights[name][1])
+            array = constant_array(weights[name][0 if node.op_type == "Gather" else 1])
             cost = costs.get(name)
             macs = 0 if cost is None else cost.macs or _leading_number(cost.formula)
             found.append(Layer(name, node.op_type, macs, 0 if array is None else array.size))
