@@ -94,10 +94,13 @@ def load_executable(directory: str | Path, *, verify: bool = True, threads: int 
         executable = _load_onnxruntime(folder, manifest, target, verify)
     else:
         executable = _load_tvm(folder, manifest, target, verify)
+    from .compiled import TvmExecutable
     from .host import usable_cores
 
     executable.set_threads(threads or usable_cores())
     executable.manifest = manifest
+    if isinstance(executable, TvmExecutable):
+        executable.load()  # Another artifact may replace the folder before the first run.
     return executable
 
 
@@ -196,6 +199,7 @@ def _write_parts(executable: Executable, folder: Path) -> None:
     from .weights import write_weights
 
     if isinstance(executable, TvmExecutable):
+        executable.require_files()
         shutil.copyfile(executable.library, folder / LIBRARY)
         write_weights(folder / WEIGHTS, executable.weights)
     if executable.model is not None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..ir.errors import ModelError, TargetError
+from ..ir.errors import ModelError, TargetError, ToolError
 from .batches import ENTRY, Batches
 from .executable import Executable, TensorSpec
 from .host import logical_cores, usable_cores
+from .identity import identity
 from .target import Target
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class TvmExecutable(Executable):
         self.threads = usable_cores()
         self._folder = folder
         self._program: TvmProgram | None = None
+        self._identity = identity(library)
 
     def set_threads(self, threads: int) -> None:
         """Use that many threads from the next run on, at most one per logical core."""
@@ -94,6 +96,14 @@ class TvmExecutable(Executable):
             samples.append((time.perf_counter() - start) * 1e3)
         return samples
 
+    def require_files(self) -> None:
+        """Raise ToolError where the library of a later compilation has taken the place of this one."""
+        if identity(self.library) != self._identity:
+            raise ToolError(
+                f"{self.library.parent} was replaced or removed since it was loaded; load it again with "
+                "load_executable"
+            )
+
     def calls(self, arrays: list[np.ndarray]) -> list[tuple[str, list[np.ndarray]]]:
         """The programs that a run on checked inputs calls, with their inputs: one, or one per piece."""
         if self.batches is None:
@@ -112,6 +122,7 @@ class TvmExecutable(Executable):
         """Time every kernel call; see `Executable.profile`."""
         from .profile import profile_library
 
+        self.require_files()
         return profile_library(self, feeds, threads=threads, repeats=repeats, peaks=peaks)
 
     def kernel_table(self) -> tuple[list[dict[str, Any]], str | None]:

@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "artifact.h"
 #include "batches.h"
 #include "gww.h"
 
@@ -50,15 +51,16 @@ struct Output {
 
 class Model {
  public:
-  // Loads the artifact in `folder` for this CPU. The number of threads is that of the process: the first Model
-  // decides; 0 leaves it to TVM_NUM_THREADS.
+  // Loads the artifact in `folder`; throws if it was built for a CPU that can do more than this one. The number of
+  // threads is that of the process: the first Model decides; 0 leaves it to TVM_NUM_THREADS.
   explicit Model(const std::string& folder, int threads = 1) : weights_file_(folder + "/weights.bin") {
+    RequireFeatures(folder);
     if (threads > 0) setenv("TVM_NUM_THREADS", std::to_string(threads).c_str(), 1);
     setenv("TVM_BIND_THREADS", "0", 0);
     weights_ = gww::Read(weights_file_);
     for (gww::Tensor& weight : weights_) packed_.push_back(InPlace(weight.data, weight.shape, weight.dtype));
     // The machine only borrows the library's code.
-    library_ = ffi::Module::LoadFromFile(folder + "/model.so");
+    library_ = OpenLibrary(folder, [](const std::string& path) { return ffi::Module::LoadFromFile(path); });
     machine_ = (*(*library_)->GetFunction("vm_load_executable", true))().cast<ffi::Module>();
     constexpr int kPooledAllocator = 2;
     (*(*machine_)->GetFunction("vm_initialization", true))(static_cast<int>(kDLCPU), 0, kPooledAllocator);

@@ -3,8 +3,9 @@
 //   runner DIR INPUTS.bin OUTPUTS.bin [--runs N] [--threads N] [--device cpu|cuda]
 //
 // DIR holds model.so and weights.bin. INPUTS.bin and OUTPUTS.bin are GWW1 files like weights.bin, with the model's
-// inputs and outputs in the order of its signature; of several batch sizes it takes what fits, in pieces if need be. Prints the time of every run. Exit code 2 with one line on
-// stderr if anything is wrong.
+// inputs and outputs in the order of its signature; of several batch sizes it takes what fits, in pieces if need be.
+// Prints the time of every run. Exit code 2 with one line on stderr if anything is wrong, such as a CPU that lacks
+// what the library was built for (manifest.json in DIR says what that is).
 //
 // The runtime is reached through its registered functions, since TVM's wheel ships only the headers of its
 // foreign-function layer.
@@ -24,6 +25,7 @@
 #include <string>
 #include <vector>
 
+#include "artifact.h"
 #include "batches.h"
 #include "gww.h"
 
@@ -166,6 +168,7 @@ void RefuseWithoutLibrary(const std::string& artifact) {
 
 void Run(const Options& options) {
   RefuseWithoutLibrary(options.artifact);
+  graphwright::RequireFeatures(options.artifact);
   gww::MappedFile weights_file(options.artifact + "/weights.bin"), inputs_file(options.inputs);
   auto weights = gww::Read(weights_file), inputs = gww::Read(inputs_file);
   auto machine = OpenMachine(options);

@@ -7,6 +7,7 @@ models take to load. Both can live in one process, in whatever order they come.
 from __future__ import annotations
 
 import ctypes
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..batches import ENTRY
+from ..identity import identity
 from ..tvm_import import import_runtime
 
 _POOLED_ALLOCATOR = 2
@@ -38,7 +40,7 @@ class TvmProgram:
         self._on_cpu = device == "cpu"
         self.device = self._ffi.device(device, 0)
         # The machine only borrows the library's code.
-        self._library = self._ffi.load_module(str(path))
+        self._library = _open_library(self._ffi, Path(path))
         self._machine = self._library["vm_load_executable"]()
         devices = [_CPU] if self._on_cpu else [_CUDA, _CPU]
         self._machine["vm_initialization"](
@@ -108,6 +110,24 @@ class TvmProgram:
             data = ctypes.c_void_p(array.ctypes.data)
             self._function("runtime.TVMTensorCopyToBytes")(tensor, data, array.nbytes)
         return array
+
+
+_opened: dict[str, tuple[int, int, int] | None] = {}
+
+
+def _open_library(ffi: Any, path: Path) -> Any:
+    """The library that lies at `path` now.
+
+    For a name that it has opened before the dynamic linker returns what lay there then; a library that has
+    replaced another one, as that of a model compiled anew, is therefore opened by a name of its own.
+    """
+    here = identity(path)
+    if _opened.setdefault(str(path), here) == here:
+        return ffi.load_module(str(path))
+    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
+        link = Path(folder) / path.name
+        link.symlink_to(path)
+        return ffi.load_module(str(link))
 
 
 def _numpy_dtype(name: str) -> np.dtype[Any]:

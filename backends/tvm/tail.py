@@ -78,9 +78,10 @@ def _outputs(builder: Any, relax: Any, result: Any, op: Op) -> list[Any]:
     if len(parts) < len(op.outputs):
         raise op.error(f"TVM's converter gives {len(parts)} outputs, {len(op.outputs)} are needed")
     outputs = []
-    for part, wanted in zip(parts, op.outputs, strict=False):
+    for part, wanted, used in zip(parts, op.outputs, op.used_outputs, strict=False):
         bound = builder.emit(part)
-        _check(bound, wanted, op)
+        if used:
+            _check(bound, wanted, op)
         outputs.append(bound)
     return outputs
 

@@ -279,6 +279,20 @@ def test_an_old_artifact_and_an_empty_folder_are_replaced(compiled, saved, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "net"]
 
 
+def test_what_a_process_loads_is_what_lies_there(build_model, tmp_path):
+    x = np.array([1.0, 4.0], np.float32)
+    loaded = []
+    for op in ("Neg", "Sqrt", "Exp"):  # the dynamic linker remembers libraries by name
+        exe = gw.compile(build_model(f"g (float[2] x) => (float[2] y) {{ y = {op}(x) }}"), "x86")
+        loaded.append(load_executable(exe.save(tmp_path / "net")))
+    for exe, expected in zip(loaded, ([-1, -4], [1, 2], np.exp([1, 4])), strict=True):
+        np.testing.assert_allclose(exe(x), expected, rtol=1e-6)
+    assert loaded[-1].save(tmp_path / "copy")
+    for act in (lambda: loaded[0].save(tmp_path / "copy"), loaded[0].profile):
+        with pytest.raises(ToolError, match="net was replaced or removed since it was loaded; load it again"):
+            act()
+
+
 def test_relative_and_nested_folders(compiled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert compiled.save("a/b/c") == tmp_path / "a" / "b" / "c"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -17,12 +18,16 @@ SOURCES = Path(runner.__file__).parent
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory):
-    program = tmp_path_factory.mktemp("cpp") / "example"
+    return build(SOURCES / "example.cc", tmp_path_factory.mktemp("cpp") / "example")
+
+
+def build(source, program):
     flags = subprocess.run(
         [sys.executable, "-m", "graphwright.backends.runner", "--flags"],
         capture_output=True,
         text=True,
         check=True,
+        timeout=120,
     ).stdout.split()
     subprocess.run(
         [
@@ -31,12 +36,13 @@ def example(tmp_path_factory):
             "-O1",
             "-Wall",
             "-Werror",
-            str(SOURCES / "example.cc"),
+            str(source),
             *flags,
             "-o",
             str(program),
         ],
         check=True,
+        timeout=300,
     )
     return program
 
@@ -108,3 +114,40 @@ def test_a_batch_that_cannot_be_cut_ends_in_one_line(example, build_model, tmp_p
     assert finished.stderr == (
         "example: a batch of 3 was given; the model was compiled for batches of 2, 4\n"
     )
+
+
+TWICE = """
+#include <filesystem>
+#include <iostream>
+#include "model.h"
+int main(int, char** argv) {
+  const std::string folder = argv[1];
+  float x[4] = {1, 2, 3, 4};
+  graphwright::Model first(folder);
+  std::filesystem::rename(folder, folder + ".old");
+  std::filesystem::rename(argv[2], folder);
+  graphwright::Model second(folder);
+  std::cout << first.Run({{x, {4}}})[0].data<float>()[3] << " " << second.Run({{x, {4}}})[0].data<float>()[3];
+}
+"""
+
+
+@pytest.mark.slow
+def test_an_artifact_that_replaces_another_is_what_runs(build_model, tmp_path):
+    for name, op in (("a", "Neg"), ("b", "Sqrt")):
+        gw.compile(build_model(f"g (float[4] x) => (float[4] y) {{ y = {op}(x) }}"), "host").save(
+            tmp_path / name
+        )
+    (tmp_path / "twice.cc").write_text(TWICE)
+    finished = run(build(tmp_path / "twice.cc", tmp_path / "twice"), tmp_path / "a", tmp_path / "b")
+    assert (finished.returncode, finished.stdout) == (0, "-4 2"), finished.stderr
+
+
+def test_a_cpu_that_lacks_a_feature_is_told_which(example, cnn, tmp_path):
+    folder = gw.compile(cnn, "host").save(tmp_path / "out")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["target"]["features"] += ["avx1024", "quantum"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    finished = run(example, folder, "1,3,16,16")
+    assert finished.returncode == 2
+    assert finished.stderr == f"example: {folder} cannot run here: this CPU lacks avx1024, quantum\n"

@@ -31,6 +31,16 @@ def test_converters_serve_what_has_no_definition_of_ours(through_tvm):
     assert np.array_equal(outputs["best"], expected["best"])
 
 
+def test_outputs_that_nobody_reads(through_tvm):
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23]>
+        g (float[3,8] x) => (int64[3,2] i, float[3,2] s) <int64[1] k = {2}>
+        { v, i = TopK(x, k) w, j = TopK <largest = 0> (x, k) s = Neg(w) }"""
+    )
+    outputs, expected, _ = through_tvm(model)
+    assert all(np.array_equal(outputs[name], wanted) for name, wanted in expected.items())
+
+
 def test_known_silent_mismatches_are_not_used():
     assert tail.converts("TopK")
     for wrong in ("Resize", "ConvTranspose", "SpaceToDepth", "IsInf", "Attention", "BatchNormalization"):
