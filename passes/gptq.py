@@ -44,7 +44,7 @@ class Gptq(LayerRepair):
     """Round integer weights anew so that errors of a layer's features cancel (GPTQ; needs calibration data).
 
     For behind `quantize-weights` or `insert-qdq` in the same pipeline, or with the float model's file. Takes
-    int8, int4 and int2 weights of Conv, Gemm and MatMul, with scales per tensor, channel or block. An output
+    int8, int4 and int2 weights of Conv, ConvTranspose, Gemm and MatMul, with scales per tensor, channel or block. An output
     whose error does not get smaller on the data keeps its weights. Lossy.
     """
 

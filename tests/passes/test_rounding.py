@@ -158,6 +158,77 @@ def test_every_form_stays_itself_and_errs_less(network, form, repair):
     assert sqnr(model, result.model, fresh) > sqnr(model, plain, fresh)
 
 
+def upsampler(network, group=2, **attributes):
+    net = network(4)
+    y = net.op("Relu", net.conv(net.input("n", 4, 6, 5), 8))
+    inputs = [y, net.weight(8, 6, 3, 2), net.weight(6 * group)]
+    y = net.op("ConvTranspose", *inputs, group=group, kernel_shape=[3, 2], **attributes)
+    return net.model(net.op("ReduceMean", y, net.ints(3), keepdims=0))
+
+
+TRANSPOSED = [
+    {},
+    {"group": 1, "strides": [2, 3], "pads": [1, 0, 0, 1]},
+    {"group": 4, "strides": [2, 2], "pads": [1, 1, 1, 0], "output_padding": [1, 0]},
+    {"dilations": [2, 1], "strides": [1, 2]},
+]
+
+
+@pytest.mark.parametrize("attributes", TRANSPOSED)
+def test_transposed_convolutions_are_products_of_their_rows(network, attributes):
+    model = upsampler(network, **attributes)
+    quantized = optimize(model, "quantize-weights{form=int8 min_size=1}").model
+    layers = find_layers(quantized, model, lambda node: True, lambda node, why: pytest.fail(why))
+    layer = next(layer for layer in layers if layer.node.op_type == "ConvTranspose")
+    (feeds,) = batches(model, 1)
+    names = [layer.float_source, layer.float_result]
+    source, result = Reference(model).run_values(feeds, names).values()
+    made = Grids.of(layer)
+    rows = layer.linear.rows(source, result, np.random.default_rng(0), 10**6)
+    bias = constant_array(layer.original.inputs[2]).reshape(layer.linear.groups, -1)
+    for (x, y), weight, b in zip(rows, made.weight, bias, strict=True):
+        np.testing.assert_allclose(x @ weight.T + b, y, rtol=1e-4, atol=1e-5)
+    # The integers lie where the numbers do, and go back to where they were.
+    np.testing.assert_allclose(made.decode(made.codes), made.weight, atol=0.02)
+    stored = constant_array(layer.stored.integers)
+    np.testing.assert_array_equal(layer.stored_form(layer.stored.codes), stored)
+
+
+@pytest.mark.parametrize("attributes", TRANSPOSED[:3])
+@pytest.mark.parametrize(
+    ("form", "repair"),
+    [
+        ("quantize-weights{form=int4 min_size=1}", "gptq"),
+        ("quantize-weights{form=int4 min_size=1 block=2 symmetric=false}", "gptq"),
+        ("quantize-weights{form=int4 min_size=1}", "ada-round{iterations=100}"),
+        ("insert-qdq{target=cuda}", "gptq,bias-correction"),
+    ],
+)
+def test_transposed_convolutions_err_less(network, attributes, form, repair):
+    model = upsampler(network, **attributes)
+    data = batches(model)
+    plain = optimize(model, form, calibration=data).model
+    result = optimize(model, f"{form},{repair}", calibration=data)
+    rounded = next(record for record in result.report.records if "layers" in record.details)
+    rows = {row["node"]: row for row in rounded.details["layers"]}
+    name = next(node.name for node in model.graph if node.op_type == "ConvTranspose")
+    assert rows[name]["moved"] > 0 and rows[name]["sqnr_after_db"] > rows[name]["sqnr_before_db"]
+    if "int4" in form:
+        # With 8 bits the activations err as much as the weights do.
+        fresh = batches(model, 4, 100)
+        assert sqnr(model, result.model, fresh) > sqnr(model, plain, fresh)
+
+
+def test_transposed_convolutions_that_hqq_leaves_are_told(network):
+    model = upsampler(network)
+    record = optimize(model, "quantize-weights{form=int4 min_size=1},hqq").report.records[-1]
+    assert [each.reason[:10] for each in record.left_alone] == ["its blocks"]
+    model.graph[-2].attributes.add(ir.AttrString("auto_pad", "SAME_UPPER"))
+    text = "quantize-weights{form=int4 min_size=1},gptq"
+    record = optimize(model, text, calibration=batches(model)).report.records[-1]
+    assert "it chooses its padding by the size of its result" in {each.reason for each in record.left_alone}
+
+
 def test_hqq_lowers_its_norm_and_forgives_outliers(network):
     net = network()
     x = net.input("n", 32)

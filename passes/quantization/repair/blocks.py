@@ -89,6 +89,8 @@ class BlockedWeight:
 
 def blocked(layer: QuantizedLayer) -> BlockedWeight | str:
     """Cut a layer's weight into its blocks, or say why that cannot be done."""
+    if layer.node.op_type == "ConvTranspose":
+        return "its blocks lie along its inputs, apart for every place of its window"
     stored = layer.stored
     outputs, features = layer.weight.shape
     restored = stored.scale.consumers()[0]

@@ -13,7 +13,7 @@ from ....ir.errors import PassError
 from ....ir.static import input_of, producer_of, static_shape
 from ...pruning.layers import LinearLayer
 
-_LAYERS = ("Conv", "Gemm", "MatMul")
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INTEGERS = (
     ir.DataType.INT8,
     ir.DataType.UINT8,
@@ -98,7 +98,10 @@ class QuantizedLayer:
         assert tensor is not None
         shape, kept = static_shape(self.linear.weight), static_shape(self.stored.integers)
         assert shape is not None and kept is not None
-        whole = codes.reshape(shape) if self.linear.output_axis == 0 else codes.T
+        whole = codes.T if self.linear.output_axis else codes
+        if self.node.op_type == "ConvTranspose":
+            parts = codes.reshape(self.linear.groups, shape[1], shape[0] // self.linear.groups, -1)
+            whole = np.moveaxis(parts, 2, 1)
         return np.ascontiguousarray(whole.reshape(kept)).astype(tensor.dtype.numpy())
 
 
@@ -122,7 +125,7 @@ def find_layers(
     known = {str(node.name): node for node in original.graph}
     found = []
     for node in model.graph:
-        if node.op_type not in (*_LAYERS, "ConvTranspose") or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in _LAYERS or node.domain not in ("", "ai.onnx"):
             continue
         if not selects(node) or dequantizer_of(input_of(node, 1)) is None:
             continue
@@ -142,8 +145,6 @@ def dequantizer_of(value: ir.Value | None) -> ir.Node | None:
 
 
 def _match(node: ir.Node, original: ir.Node | None) -> QuantizedLayer | str:
-    if node.op_type not in _LAYERS:
-        return f"{node.op_type} is not a layer that can be rounded anew"
     if original is None or original.op_type != node.op_type:
         return "the float model has no layer of its name"
     linear = _linear(node)
@@ -179,22 +180,28 @@ def _linear(node: ir.Node) -> LinearLayer | str:
         return "the shape of its input or weight is not known"
     if node.op_type == "Conv":
         groups = node.attributes.get_int("group", 1)
-        axis, channels = 0, 1
+        axis, channels, outputs = 0, 1, shape[0]
         features = int(np.prod(shape[1:]))
+    elif node.op_type == "ConvTranspose":
+        if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
+            return "it chooses its padding by the size of its result"
+        groups = node.attributes.get_int("group", 1)
+        axis, channels, outputs = 1, 1, shape[1] * groups
+        features = int(np.prod(shape)) // shape[1] // groups
     elif len(shape) != 2:
         return "its weight is not a matrix"
     else:
         groups, channels = 1, max(len(source.shape), 1) - 1
         flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
         axis = 0 if flipped else 1
-        features = shape[1 - axis]
+        features, outputs = shape[1 - axis], shape[axis]
     return LinearLayer(
         node=node,
         source=source,
         weight=weight,
         groups=groups,
         features=features,
-        outputs=shape[axis],
+        outputs=outputs,
         output_axis=axis,
         channel_axis=channels,
         bias_operand=None if node.op_type == "MatMul" else 2,
@@ -244,5 +251,9 @@ def _matrix(array: np.ndarray, linear: LinearLayer) -> np.ndarray:
     """A weight, in any shape with its elements in order, as `[outputs, features]`."""
     shape = static_shape(linear.weight)
     assert shape is not None
+    if linear.node.op_type == "ConvTranspose":
+        # [inputs, outputs of a group, window], the groups one after the other along the inputs.
+        parts = array.reshape(linear.groups, shape[0] // linear.groups, shape[1], -1)
+        return np.moveaxis(parts, 2, 1).reshape(linear.outputs, -1)
     whole = array.reshape(shape)
     return whole.reshape(linear.outputs, -1) if linear.output_axis == 0 else whole.T
