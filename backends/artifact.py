@@ -13,17 +13,15 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import mmap
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import TargetError, ToolError
-from .batches import Batches
 from .executable import Executable, TensorSpec
 from .manifest import (
     BATCHED_VERSION,
@@ -36,7 +34,14 @@ from .manifest import (
     is_artifact,
     read_manifest,
 )
+from .native import NativeError
 from .target import Target
+
+if TYPE_CHECKING:
+    from .batches import Batches
+
+_SMALL_FILE = 1 << 20
+"""Bytes that are hashed before a thread has started."""
 
 
 def save_artifact(
@@ -91,57 +96,64 @@ def load_executable(directory: str | Path, *, verify: bool = True, threads: int 
     if reason:
         raise TargetError(f"{folder} was compiled for {target.name} and cannot run here: {reason}")
     if manifest["backend"] == "onnxruntime":
-        executable = _load_onnxruntime(folder, manifest, target, verify)
-    else:
-        executable = _load_tvm(folder, manifest, target, verify)
+        return _load_onnxruntime(folder, manifest, target, verify, threads)
+    return _load_tvm(folder, manifest, target, verify, threads)
+
+
+def _load_tvm(
+    folder: Path, manifest: dict[str, Any], target: Target, verify: bool, threads: int | None
+) -> Executable:
     from .compiled import TvmExecutable
-    from .host import usable_cores
+    from .runtime_library import open_runtime, runtime_version
+    from .weights import map_file, parse_weights
 
-    executable.set_threads(threads or usable_cores())
-    executable.manifest = manifest
-    if isinstance(executable, TvmExecutable):
-        executable.load()  # Another artifact may replace the folder before the first run.
-    return executable
-
-
-def _load_tvm(folder: Path, manifest: dict[str, Any], target: Target, verify: bool) -> Executable:
-    from .compiled import TvmExecutable
-    from .tvm_import import import_runtime
-    from .versions import version_of
-    from .weights import read_weights
-
-    built, here = manifest["versions"].get("apache-tvm", "unknown"), version_of("apache-tvm")
+    built, here = manifest["versions"].get("apache-tvm", "unknown"), runtime_version()
     if _minor(built) != _minor(here):
         raise ToolError(
             f"{folder} was built with apache-tvm {built}, here is {here}; compile the model again"
         )
+    library, packed = (_part(folder, name, manifest) for name in (LIBRARY, WEIGHTS))
+    data = map_file(packed)
     # What takes long goes on meanwhile: hashing does not hold the interpreter.
-    with _checked(folder, (LIBRARY, WEIGHTS), manifest, verify):
+    with _verified(folder, {LIBRARY: library, WEIGHTS: data}, manifest, verify):
         if target.device == "cpu":
-            import_runtime()
-        weights = read_weights(folder / WEIGHTS)
-    executable = TvmExecutable(
-        folder.resolve() / LIBRARY, weights, *_signature(manifest), target, batches=_batches(manifest)
-    )
+            open_runtime(library)
+        weights = parse_weights(data, WEIGHTS)
+    executable = TvmExecutable(library, weights, *_signature(manifest), target, batches=_batches(manifest))
+    if threads:
+        executable.set_threads(threads)
+    executable.manifest = manifest
     executable.graph_file = _graph_file(folder)
+    try:
+        executable.load()  # another artifact may replace the folder before the first run
+    except NativeError as error:
+        raise ToolError(f"{library} does not load: {error}") from None
     return executable
 
 
-def _load_onnxruntime(folder: Path, manifest: dict[str, Any], target: Target, verify: bool) -> Executable:
+def _load_onnxruntime(
+    folder: Path, manifest: dict[str, Any], target: Target, verify: bool, threads: int | None
+) -> Executable:
     from ..ir.load import load
+    from .host import usable_cores
     from .onnxruntime import OnnxRuntimeExecutable
 
-    graph = [name for name in {GRAPH, *manifest["files"]} if name.startswith(GRAPH)]
-    with _checked(folder, graph, manifest, verify):
+    names = [name for name in {GRAPH: None, **manifest["files"]} if name.startswith(GRAPH)]
+    with _verified(folder, {name: _part(folder, name, manifest) for name in names}, manifest, verify):
         pass
-    executable = OnnxRuntimeExecutable(load(folder / GRAPH), target=target)
+    executable = OnnxRuntimeExecutable(load(folder / GRAPH), threads=threads or usable_cores(), target=target)
     executable.batches = _batches(manifest)
+    executable.manifest = manifest
     executable.graph_file = _graph_file(folder)
     return executable
 
 
 def _batches(manifest: dict[str, Any]) -> Batches | None:
-    return Batches.from_json(manifest["batches"]) if "batches" in manifest else None
+    if "batches" not in manifest:
+        return None
+    from .batches import Batches
+
+    return Batches.from_json(manifest["batches"])
 
 
 def _graph_file(folder: Path) -> Path | None:
@@ -156,40 +168,53 @@ def _signature(manifest: dict[str, Any]) -> tuple[list[TensorSpec], list[TensorS
     return inputs, outputs
 
 
+def _part(folder: Path, name: str, manifest: dict[str, Any]) -> Path:
+    """A file of the folder itself, of the size that the manifest gives."""
+    recorded = manifest["files"].get(name)
+    path = folder / name
+    if recorded is None or not path.is_file():
+        raise ToolError(f"{path} is missing; the artifact is incomplete, compile the model again")
+    here = folder.resolve()
+    found = path.resolve()
+    if found.parent != here:
+        raise ToolError(f"{path} is a link that leaves the folder; an artifact holds its files itself")
+    size = found.stat().st_size
+    if size != recorded["bytes"]:
+        raise ToolError(f"{path} has {size} bytes instead of {recorded['bytes']}; it is truncated or altered")
+    return found
+
+
 @contextlib.contextmanager
-def _checked(folder: Path, names: Sequence[str], manifest: dict[str, Any], verify: bool) -> Iterator[None]:
-    """Compare sizes now, and hashes while the body runs; their outcome is known when it is left."""
-    for name in names:
-        recorded = manifest["files"].get(name)
-        path = folder / name
-        if recorded is None or not path.is_file():
-            raise ToolError(f"{path} is missing; the artifact is incomplete, compile the model again")
-        size = path.stat().st_size
-        if size != recorded["bytes"]:
-            raise ToolError(
-                f"{path} has {size} bytes instead of {recorded['bytes']}; it is truncated or altered"
-            )
-    damaged: list[Path] = []
-    wanted = [(folder / name, manifest["files"][name]["sha256"]) for name in names]
-    workers = [threading.Thread(target=_compare_hash, args=(*each, damaged)) for each in wanted if verify]
-    for worker in workers:
+def _verified(
+    folder: Path, parts: Mapping[str, Path | mmap.mmap], manifest: dict[str, Any], verify: bool
+) -> Iterator[None]:
+    """Compare hashes while the body runs; their outcome is known when it is left."""
+    damaged: list[str] = []
+    workers = []
+    for name, part in parts.items() if verify else ():
+        recorded = manifest["files"][name]
+        worker = threading.Thread(target=_compare_hash, args=(name, part, recorded["sha256"], damaged))
+        if recorded["bytes"] < _SMALL_FILE:
+            worker.run()
+            continue
         worker.start()
+        workers.append(worker)
     try:
         yield
     finally:
         for worker in workers:
             worker.join()
         if damaged:
-            raise ToolError(f"{damaged[0]} is damaged: its SHA-256 is not the one in {MANIFEST}")
+            raise ToolError(f"{folder / damaged[0]} is damaged: its SHA-256 is not the one in {MANIFEST}")
 
 
-def _compare_hash(path: Path, expected: str, damaged: list[Path]) -> None:
+def _compare_hash(name: str, part: Path | mmap.mmap, expected: str, damaged: list[str]) -> None:
     try:
-        same = _hash(path) == expected
+        same = (_hash(part) if isinstance(part, Path) else _digest(part)) == expected
     except OSError:
         same = False
     if not same:
-        damaged.append(path)
+        damaged.append(name)
 
 
 def _write_parts(executable: Executable, folder: Path) -> None:
@@ -330,12 +355,17 @@ def _swap(partial: Path, final: Path, aside: Path) -> None:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    if path.stat().st_size:
-        # One call on the mapped file: the interpreter is free for others meanwhile.
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            digest.update(data)
-    return digest.hexdigest()
+    if not path.stat().st_size:
+        return _digest(b"")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _digest(data)
+
+
+def _digest(data: bytes | mmap.mmap) -> str:
+    """SHA-256 in one call, during which the interpreter is free for others."""
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
 
 
 def _minor(version: str) -> tuple[str, ...]:

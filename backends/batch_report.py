@@ -10,7 +10,7 @@ import numpy as np
 
 from .batches import Batches
 from .check import Check
-from .executable import Timing
+from .timing import Timing
 
 
 @dataclass

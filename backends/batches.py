@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..ir.errors import CompileError, ModelError
+from .manifest import ENTRY
 
-ENTRY = "main"
 SIZES_FUNCTION, AXES_FUNCTION, PIECES_FUNCTION = "batch_sizes", "batch_axes", "batch_pieces"
 """Functions of the library, without parameters, by which programs in C++ learn what is there."""
 
@@ -140,24 +140,14 @@ class Batches:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Batches:
-        """What `to_json` wrote.
-
-        Raises:
-            ValueError: it is of another form.
-        """
-        try:
-            found = cls(
-                str(data["symbol"]),
-                tuple(int(size) for size in data["sizes"]),
-                tuple(int(axis) for axis in data["input_axes"]),
-                tuple(int(axis) for axis in data["output_axes"]),
-                str(data["refusal"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a description of batch sizes: {error}") from None
-        if not found.sizes or min(found.sizes) < 1 or all(axis == NO_BATCH for axis in found.input_axes):
-            raise ValueError("not a description of batch sizes: no size, or no input with a batch")
-        return found
+        """What `to_json` wrote, as `read_manifest` lets it through."""
+        return cls(
+            data["symbol"],
+            tuple(data["sizes"]),
+            tuple(data["input_axes"]),
+            tuple(data["output_axes"]),
+            data["refusal"],
+        )
 
 
 def checked_sizes(sizes: Sequence[int]) -> tuple[int, ...]:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..ir.errors import CompileError
-from .executable import Executable, Timing
+from .executable import Executable
 from .interleave import measure_interleaved
 from .target import Target
+from .timing import Timing
 
 AUTO, TVM, ONNXRUNTIME = "auto", "tvm", "onnxruntime"
 BACKENDS = (TVM, ONNXRUNTIME, AUTO)

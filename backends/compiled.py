@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.errors import ModelError, TargetError, ToolError
-from .batches import ENTRY, Batches
 from .executable import Executable, TensorSpec
 from .host import logical_cores, usable_cores
 from .identity import identity
+from .manifest import ENTRY
 from .target import Target
 
 if TYPE_CHECKING:
+    from .batches import Batches
     from .profile import Profile
     from .tvm.runtime import TvmProgram
 

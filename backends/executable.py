@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .compile import CompileReport
     from .profile import Profile
     from .target import Target
+    from .timing import Timing
 
 
 @dataclass(frozen=True)
@@ -58,48 +59,6 @@ class TensorSpec:
     def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
         """The description that `to_json` wrote."""
         return cls(name=data["name"], shape=tuple(data["shape"]), dtype=data["dtype"])
-
-
-@dataclass(frozen=True)
-class Timing:
-    """How long one run takes, in milliseconds: the median with its spread."""
-
-    median_ms: float
-    p10: float
-    p90: float
-    min: float
-    samples: int
-    threads: int
-    raw: tuple[float, ...] = field(default=(), repr=False, compare=False)
-    """Every sample in the order taken."""
-
-    @classmethod
-    def of(cls, samples_ms: Sequence[float], threads: int) -> Timing:
-        """The summary of measured times."""
-        low, middle, high = np.percentile(samples_ms, [10, 50, 90])
-        return cls(
-            median_ms=float(middle),
-            p10=float(low),
-            p90=float(high),
-            min=float(np.min(samples_ms)),
-            samples=len(samples_ms),
-            threads=threads,
-            raw=tuple(float(sample) for sample in samples_ms),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-able dictionary without the single samples."""
-        return {
-            "median_ms": self.median_ms,
-            "p10_ms": self.p10,
-            "p90_ms": self.p90,
-            "min_ms": self.min,
-            "samples": self.samples,
-            "threads": self.threads,
-        }
-
-    def __str__(self) -> str:
-        return f"{self.median_ms:.3f} ms ({self.p10:.3f}-{self.p90:.3f}, {self.threads} thread(s))"
 
 
 class Executable(abc.ABC):
@@ -216,13 +175,15 @@ class Executable(abc.ABC):
             warmup: runs before the first that counts.
             seconds: time to spend where `repeats` is None.
         """
+        from .timing import Timing, fitting_repeats
+
         if threads < 1 or (repeats is not None and repeats < 1):
             raise ModelError("benchmark needs at least one thread and one run")
         arrays = check_inputs(self.inputs, self.random_feeds() if feeds is None else feeds)
         self.set_threads(threads)
         first = self._timed_runs(arrays, max(1, warmup))
         if repeats is None:
-            repeats = int(np.clip(seconds * 1e3 / max(min(first), 1e-3), 5, 200))
+            repeats = fitting_repeats(min(first), seconds, least=5, most=200)
         return Timing.of(self._timed_runs(arrays, repeats), self.threads)
 
     def profile(

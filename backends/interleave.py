@@ -10,28 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from .executable import Timing
+from .timing import Timed, Timing, fitting_repeats
 
 TURNS = 8
 """Turns that the runs of one contender are spread over."""
 PAUSE_SECONDS = 0.005
 """Between turns: idle worker threads of the previous contender stop spinning."""
-
-
-class Timed(Protocol):
-    """Whatever can time its own runs, as every `Executable` can."""
-
-    def benchmark(
-        self,
-        feeds: Mapping[str, Any] | None = None,
-        *,
-        threads: int = 1,
-        repeats: int | None = None,
-        warmup: int = 3,
-    ) -> Timing:
-        """Time single runs; see `Executable.benchmark`."""
 
 
 def measure_interleaved(
@@ -59,7 +45,7 @@ def measure_interleaved(
     }
     samples: dict[str, list[float]] = {name: [] for name in contenders}
     counts = {
-        name: repeats if repeats is not None else _fitting_repeats(timing.min, seconds)
+        name: repeats if repeats is not None else fitting_repeats(timing.min, seconds, least=16, most=400)
         for name, timing in first.items()
     }
     for turn in range(TURNS):
@@ -75,7 +61,3 @@ def measure_interleaved(
         if on_turn is not None:
             on_turn(turn + 1, TURNS)
     return {name: Timing.of(values, threads) for name, values in samples.items()}
-
-
-def _fitting_repeats(milliseconds: float, seconds: float) -> int:
-    return max(16, min(400, int(seconds * 1e3 / max(milliseconds, 1e-3))))

@@ -14,9 +14,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ..ir.errors import CompileError, GraphwrightError
-from .batches import ENTRY
 from .compile_report import CompileReport
 from .cross import linker_for
+from .manifest import ENTRY
 from .target import Target
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from ..ir.errors import CompileError
 from ..ir.shapes import require_static
 from .batch_report import BatchReport, rows_of
-from .batches import ENTRY, Batches
+from .batches import Batches
 from .check import Check
 from .checking import check_against_reference
 from .choice import ONNXRUNTIME
@@ -23,6 +23,7 @@ from .compile_report import CompileReport
 from .executable import Executable, TensorSpec, specs_of
 from .functions import without_functions
 from .host import usable_cores
+from .manifest import ENTRY
 from .specialize import Specialized
 from .tuning.database import Database
 from .tuning.session import records_used

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..ir.errors import ModelError, TargetError, ToolError
-from .batches import ENTRY
-from .executable import Timing, check_inputs
+from .executable import check_inputs
+from .manifest import ENTRY
+from .native import Tensor
+from .timing import Timing
 
 if TYPE_CHECKING:
     from .compiled import TvmExecutable
@@ -251,7 +253,7 @@ class _Watcher:
         self._runs += 1
         self.times = []
 
-    def __call__(self, name: str, before: bool, arguments: Sequence[Any]) -> None:
+    def __call__(self, name: str, before: bool, arguments: Callable[[], list[Any]]) -> None:
         now = time.perf_counter_ns()
         if name.startswith(_BUILT_IN):
             return
@@ -259,18 +261,13 @@ class _Watcher:
             self.times.append((now - self._start) / 1e6)
             return
         if self._runs == 1:
-            self._look(name, arguments)
+            self._look(name, arguments())
         self._start = time.perf_counter_ns()
 
     def _look(self, name: str, arguments: Sequence[Any]) -> None:
-        tensors = [each for each in arguments if hasattr(each, "shape") and hasattr(each, "dtype")]
+        tensors = [each for each in arguments if isinstance(each, Tensor)]
         shapes = tuple(f"{each.dtype}[{','.join(map(str, each.shape))}]" for each in tensors)
-        self.seen.append((name, shapes, sum(map(_bytes, tensors))))
-
-
-def _bytes(tensor: Any) -> int:
-    bits = re.search(r"\d+", str(tensor.dtype))
-    return int(np.prod(tuple(tensor.shape), dtype=np.int64)) * max(1, int(bits[0]) // 8 if bits else 1)
+        self.seen.append((name, shapes, sum(tensor.bytes for tensor in tensors)))
 
 
 def _calls(

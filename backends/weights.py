@@ -15,18 +15,19 @@ Little-endian throughout::
 Tensors of type code 192 are float32 numbers whose payload is a code of them, see `coding.py`. Writing and
 reading take and give `CodedArray`.
 
-The file is mapped copy-on-write, so that several processes share the pages and loading costs no copy.
+The file is mapped read-only, so that several processes share the pages and loading costs no copy. Reading
+believes nothing: every size is held against the file's before memory is taken for it.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from ..ir.contiguous import bytes_of
@@ -41,10 +42,9 @@ _DTYPES: dict[tuple[int, int], np.dtype[Any]] = {
     **{(_INT, 8 * size): np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
     **{(_UINT, 8 * size): np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
     **{(_FLOAT, 8 * size): np.dtype(f"<f{size}") for size in (2, 4, 8)},
-    (_BFLOAT, 16): np.dtype(ml_dtypes.bfloat16),
     (_BOOL, 8): np.dtype(bool),
 }
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_CODES = {dtype.name: code for code, dtype in _DTYPES.items()} | {"bfloat16": (_BFLOAT, 16)}
 
 
 def write_weights(path: str | Path, tensors: Sequence[np.ndarray]) -> int:
@@ -74,20 +74,36 @@ def write_weights(path: str | Path, tensors: Sequence[np.ndarray]) -> int:
 
 
 def read_weights(path: str | Path) -> list[np.ndarray]:
-    """Tensors of a file, mapped: pages are read when touched, writes stay private to the process.
+    """Tensors of a file, mapped: pages are read when touched, and cannot be written.
 
     Raises:
         ToolError: the file is missing, truncated or no weights file.
     """
-    name = Path(path).name
+    return parse_weights(map_file(path), Path(path).name)
+
+
+def map_file(path: str | Path) -> mmap.mmap:
+    """A file in memory, read-only.
+
+    Raises:
+        ToolError: it is missing or empty.
+    """
     try:
         with open(path, "rb") as file:
-            data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise ToolError(f"cannot read weights file {name}: {error}") from None
+        raise ToolError(f"cannot read weights file {Path(path).name}: {error}") from None
+
+
+def parse_weights(data: mmap.mmap, name: str) -> list[np.ndarray]:
+    """Tensors that lie in a mapped file; `name` is for messages.
+
+    Raises:
+        ToolError: it is truncated or no weights file.
+    """
     try:
         return _parse(data)
-    except (struct.error, ValueError, KeyError) as error:
+    except (struct.error, ValueError, KeyError, OverflowError) as error:
         raise ToolError(f"weights file {name} is damaged: {error}") from None
 
 
@@ -100,23 +116,32 @@ def _parse(data: mmap.mmap) -> list[np.ndarray]:
     position, tensors = 8, []
     for index in range(count):
         code, bits, lanes, rank, offset, size = struct.unpack_from("<BBHIQQ", data, position)
-        if code == _CODED and bits == 32 and lanes == 1 and rank <= _MAX_RANK:
-            shape = struct.unpack_from(f"<{rank}q", data, position + 24)
-            position += 24 + 8 * rank
-            _check_place(index, offset, size, position, len(data))
-            tensors.append(_restored(index, data[offset : offset + size], shape))
-            continue
-        if (code, bits) not in _DTYPES or lanes != 1 or rank > _MAX_RANK:
+        if lanes != 1 or rank > _MAX_RANK:
             raise ValueError(f"tensor {index} has an unknown type or rank")
         shape = struct.unpack_from(f"<{rank}q", data, position + 24)
         position += 24 + 8 * rank
-        dtype = _DTYPES[code, bits]
-        elements = int(np.prod(shape, dtype=object)) if rank else 1
-        if min(shape, default=0) < 0 or elements * dtype.itemsize != size:
+        if min(shape, default=0) < 0:
             raise ValueError(f"tensor {index} contradicts its own size")
-        _check_place(index, offset, size, position, len(data))
+        if offset % ALIGNMENT or offset < position or offset + size > len(data):
+            raise ValueError(f"tensor {index} lies outside of the file, which may be truncated")
+        if code == _CODED and bits == 32:
+            tensors.append(_restored(index, data[offset : offset + size], shape))
+            continue
+        dtype, elements = _dtype(index, code, bits), math.prod(shape)
+        if elements * dtype.itemsize != size:
+            raise ValueError(f"tensor {index} contradicts its own size")
         tensors.append(np.frombuffer(data, dtype, elements, offset).reshape(shape))
     return tensors
+
+
+def _dtype(index: int, code: int, bits: int) -> np.dtype[Any]:
+    if (code, bits) == (_BFLOAT, 16):
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    if (code, bits) not in _DTYPES:
+        raise ValueError(f"tensor {index} has an unknown type or rank")
+    return _DTYPES[code, bits]
 
 
 def stored_bytes(tensor: np.ndarray) -> int:
@@ -128,7 +153,10 @@ def _payload(tensor: np.ndarray) -> memoryview | bytes:
     from .coding import coding_of
 
     coding = coding_of(tensor)
-    return bytes_of(tensor).data if coding is None else coding.to_bytes()
+    if coding is not None:
+        return coding.to_bytes()
+    native = tensor if tensor.dtype.isnative else tensor.astype(tensor.dtype.newbyteorder())
+    return bytes_of(native).data
 
 
 def _restored(index: int, payload: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -136,7 +164,7 @@ def _restored(index: int, payload: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
     coding = read_coding(payload)
     array = coding.restore()
-    if array.size != int(np.prod(shape, dtype=object)):
+    if array.size != math.prod(shape):
         raise ValueError(f"tensor {index} contradicts its own size")
     return CodedArray.of(_aligned_copy(array).reshape(shape), coding)
 
@@ -150,22 +178,17 @@ def _aligned_copy(array: np.ndarray) -> np.ndarray:
     return made
 
 
-def _check_place(index: int, offset: int, size: int, position: int, end: int) -> None:
-    if offset % ALIGNMENT or offset < position or offset + size > end:
-        raise ValueError(f"tensor {index} lies outside of the file, which may be truncated")
-
-
 def _describe(index: int, tensor: np.ndarray) -> tuple[int, int]:
     from .coding import coding_of
 
     if coding_of(tensor) is not None:
         return _CODED, 32
-    dtype = tensor.dtype.newbyteorder("<") if tensor.dtype.isbuiltin == 1 else tensor.dtype
-    if dtype not in _CODES:
+    name = tensor.dtype.name
+    if name not in _CODES:
         raise ToolError(
             f"packed weight {index} has element type {tensor.dtype}, which weights.bin cannot hold"
         )
-    return _CODES[dtype]
+    return _CODES[name]
 
 
 def _aligned(offset: int) -> int:

@@ -20,7 +20,8 @@ from .steps import markdown_table
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ..backends.executable import Executable, Timing
+    from ..backends.executable import Executable
+    from ..backends.timing import Timing
 
 OURS = "graphwright"
 RIVAL = "onnxruntime"

@@ -30,7 +30,8 @@ from .steps import markdown_table
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ..backends.executable import Executable, Timing
+    from ..backends.executable import Executable
+    from ..backends.timing import Timing
 
 MODELS = (
     *("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3", "efficientnet_b0"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..backends.interleave import PAUSE_SECONDS, TURNS, measure_interleaved
 
 if TYPE_CHECKING:
-    from ..backends.executable import Timing
+    from ..backends.timing import Timing
 
 __all__ = ["PAUSE_SECONDS", "TURNS", "measure_interleaved", "timing_text"]
 

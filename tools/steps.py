@@ -21,7 +21,7 @@ from .measure import timing_text
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from ..backends.executable import Timing
+    from ..backends.timing import Timing
     from ..ir.compare import Comparison
     from ..passes.base import Pass
     from ..passes.manager import PassRecord

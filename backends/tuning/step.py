@@ -17,7 +17,8 @@ from .session import TuningReport, tune_graph
 
 if TYPE_CHECKING:
     from ..compile_report import CompileReport
-    from ..executable import Executable, Timing
+    from ..executable import Executable
+    from ..timing import Timing
     from ..tvm.strategy import Schedules
 
 Build = Callable[["Schedules | None"], "Executable"]
@@ -136,7 +137,7 @@ def in_turns(
 
     With one thread the time is the thread's own, which does not count what else the machine does.
     """
-    from ..executable import Timing
+    from ..timing import Timing
 
     contenders = {"analytic": analytic, "tuned": better}
     samples: dict[str, list[float]] = {name: [] for name in contenders}

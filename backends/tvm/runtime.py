@@ -1,4 +1,4 @@
-"""Running a built library through TVM's virtual machine, reached by its foreign-function layer.
+"""Running a built library through TVM's virtual machine.
 
 Only TVM's small runtime library is needed here; importing the compiler as well would take longer than most
 models take to load. Both can live in one process, in whatever order they come.
@@ -6,20 +6,19 @@ models take to load. Both can live in one process, in whatever order they come.
 
 from __future__ import annotations
 
-import ctypes
-import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..batches import ENTRY
 from ..identity import identity
-from ..tvm_import import import_runtime
+from ..manifest import ENTRY
+from ..native import CPU, CUDA, Handle, Native, Tensor, element_of, is_array
+from ..runtime_library import open_runtime, use_threads
 
 _POOLED_ALLOCATOR = 2
-_CPU, _CUDA = 1, 2
 _ALIGNMENT = 64
 """What generated code relies on."""
 
@@ -27,37 +26,46 @@ _ALIGNMENT = 64
 class TvmProgram:
     """A loaded library with its weights on the device.
 
+    Each thread that runs it gets a virtual machine of its own; code and weights are shared.
+
     Args:
         path: the shared library.
         weights: packed weights in the order of the library's last argument; on the CPU they are used in place
             where their alignment allows it, so they must not be changed.
         device: "cpu" or "cuda".
+
+    Raises:
+        NativeError: the runtime does not take the library.
+        TargetError: the runtime does not load.
     """
 
     def __init__(self, path: str | Path, weights: Sequence[np.ndarray], device: str = "cpu"):
-        self._ffi = import_runtime(cuda=device == "cuda")
-        self._function = self._ffi.get_global_func
         self._on_cpu = device == "cpu"
-        self.device = self._ffi.device(device, 0)
-        # The machine only borrows the library's code.
-        self._library = _open_library(self._ffi, Path(path))
-        self._machine = self._library["vm_load_executable"]()
-        devices = [_CPU] if self._on_cpu else [_CUDA, _CPU]
-        self._machine["vm_initialization"](
-            *(field for kind in devices for field in (kind, 0, _POOLED_ALLOCATOR))
-        )
-        self._entries: dict[str, Any] = {}
+        self._device = CPU if self._on_cpu else CUDA
+        self._native = open_runtime(Path(path), cuda=not self._on_cpu)
+        self._library = _open_library(self._native, Path(path))
+        self._watcher: Handle | None = None
+        self._machines = threading.local()
+        self._machine()
         self.weights = tuple(self._place(weight) for weight in weights)
+        self._packed = self._native.array(self.weights)
+        self._taken = [_range(weight) for weight in self.weights]
 
-    def prepare(self, arrays: Sequence[np.ndarray]) -> list[Any]:
+    def prepare(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         """The arrays as device tensors; arrays in place must not be changed while those are in use."""
         return [self._place(array) for array in arrays]
 
-    def invoke(self, tensors: Sequence[Any], entry: str = ENTRY) -> Any:
-        """Run on device tensors; returns what the machine returns (a tensor or a sequence of them)."""
-        if entry not in self._entries:
-            self._entries[entry] = self._machine[entry]
-        return self._entries[entry](*tensors, self.weights)
+    def invoke(self, tensors: Sequence[Tensor], entry: str = ENTRY) -> Any:
+        """Run on device tensors; returns what the machine returns, a tensor or an array of them.
+
+        Raises:
+            NativeError: the library refuses the tensors.
+        """
+        machine = self._machine()
+        program = machine.entries.get(entry)
+        if program is None:
+            program = machine.entries[entry] = self._native.method(machine.handle, entry)
+        return self._native.call(program, *tensors, self._packed)
 
     def run(self, arrays: Sequence[np.ndarray], entry: str = ENTRY) -> list[np.ndarray]:
         """Run on numpy arrays in the order of the model's inputs.
@@ -65,75 +73,149 @@ class TvmProgram:
         Args:
             arrays: the inputs.
             entry: which of the library's programs.
-        """
-        result = self.invoke(self.prepare(arrays), entry)
-        outputs = [result] if isinstance(result, self._ffi.Tensor) else list(result)
-        return [self._fetch(output) for output in outputs]
 
-    def watch(self, watcher: Callable[..., None]) -> None:
+        Returns:
+            The outputs; on the CPU they lie where the machine left them, without a copy.
+        """
+        tensors = self.prepare(arrays)
+        result = self.invoke(tensors, entry)
+        outputs = self._native.elements(result) if is_array(result) else [result]
+        if not self._on_cpu:
+            return [self._fetch(output) for output in outputs]
+        others = [_range(tensor) for tensor in tensors]
+        found = []
+        for output in outputs:
+            place = _range(output)
+            found.append(_array_of(output) if self._is_apart(place, others) else self._fetch(output))
+            others.append(place)
+        return found
+
+    def watch(self, watcher: Callable[[str, bool, Callable[[], list[Any]]], None]) -> None:
         """Call `watcher(name, before, arguments)` before and after everything the machine calls, from now on.
 
-        There is no way back: use a program of its own for this.
+        `arguments()` gives what the call gets, tensors among it. There is no way back, and other threads'
+        machines are not watched: use a program of its own for this.
         """
 
-        def instrument(_function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
-            watcher(str(name), bool(before), arguments)
+        def instrument(arguments: Callable[[int, int], list[Any]]) -> int:
+            name, before = arguments(1, 3)
+            watcher(name, before, lambda: arguments(4, -1))
             return 0  # go on; 1 would leave the call out
 
-        self._watcher = self._ffi.convert(instrument)
-        self._machine["set_instrument"](self._watcher)
+        self._watcher = self._native.callback(instrument)
+        machine = self._machine().handle
+        self._native.call(self._native.method(machine, "set_instrument"), self._watcher)
 
     def synchronize(self) -> None:
         """Wait until the device has done everything it was asked to."""
         if not self._on_cpu:
-            self._function("runtime.Device_StreamSync")(self.device, 0)
+            self._native.synchronize(self._device)
 
     def set_threads(self, count: int) -> None:
-        """Use `count` threads of the calling thread's pool."""
-        self._function("runtime.config_threadpool")(1, count)
+        """Use `count` threads where the calling thread runs a program, this one or another."""
+        use_threads(self._native, count)
 
-    def _place(self, array: np.ndarray) -> Any:
+    def _machine(self) -> _Machine:
+        """The calling thread's machine."""
+        found = getattr(self._machines, "machine", None)
+        if found is None:
+            # It only borrows the library's code.
+            handle = self._native.call(self._native.method(self._library, "vm_load_executable"))
+            kinds = [CPU] if self._on_cpu else [CUDA, CPU]
+            self._native.call(
+                self._native.method(handle, "vm_initialization"),
+                *(field for kind in kinds for field in (kind, 0, _POOLED_ALLOCATOR)),
+            )
+            found = self._machines.machine = _Machine(handle)
+        return found
+
+    def _place(self, array: np.ndarray) -> Tensor:
         array = np.require(array, requirements="C")  # keeps scalars scalars
-        in_place = self._on_cpu and array.dtype.isbuiltin == 1 and array.flags.writeable and array.size
-        if in_place and array.ctypes.data % _ALIGNMENT == 0:
-            return self._ffi.from_dlpack(array)
-        dtype, shape = self._ffi.dtype(array.dtype.name), self._ffi.Shape(array.shape)
-        tensor = self._function("runtime.TVMTensorAllocWithScope")(shape, dtype, self.device, None)
+        element = element_of(array.dtype.name)
+        address = array.ctypes.data
+        if self._on_cpu and array.size and address % _ALIGNMENT == 0:
+            return self._native.view(address, array.shape, element, array)
+        tensor = self._native.allocate(array.shape, element, self._device)
         if array.size:
-            data = ctypes.c_void_p(array.ctypes.data)
-            self._function("runtime.TVMTensorCopyFromBytes")(tensor, data, array.nbytes)
+            self._native.fill(tensor, address, array.nbytes)
         return tensor
 
-    def _fetch(self, tensor: Any) -> np.ndarray:
-        array = np.empty(tuple(tensor.shape), _numpy_dtype(str(tensor.dtype)))
+    def _fetch(self, tensor: Tensor) -> np.ndarray:
+        array = np.empty(tensor.shape, _dtype_of(tensor))
         if array.size:
-            data = ctypes.c_void_p(array.ctypes.data)
-            self._function("runtime.TVMTensorCopyToBytes")(tensor, data, array.nbytes)
+            self._native.fetch(tensor, array.ctypes.data, array.nbytes)
         return array
+
+    def _is_apart(self, place: tuple[int, int], others: Sequence[tuple[int, int]]) -> bool:
+        """Whether memory is nobody else's: models may return their inputs and weights, or something twice."""
+        start, stop = place
+        return all(stop <= begin or end <= start for begin, end in (*others, *self._taken))
+
+
+class _Machine:
+    """A virtual machine with the programs that it was asked for."""
+
+    __slots__ = ("entries", "handle")
+
+    def __init__(self, handle: Handle):
+        self.handle = handle
+        self.entries: dict[str, Handle] = {}
+
+
+class _Memory:
+    """A tensor's memory as NumPy's array interface describes it; arrays made of it keep the tensor."""
+
+    def __init__(self, tensor: Tensor, kind: str):
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "shape": tensor.shape,
+            "typestr": kind,
+            "data": (tensor.address, False),
+            "version": 3,
+        }
+
+
+def _array_of(tensor: Tensor) -> np.ndarray:
+    dtype = _dtype_of(tensor)
+    if dtype.isbuiltin == 1:
+        return np.asarray(_Memory(tensor, dtype.str))
+    return np.asarray(_Memory(tensor, f"<u{dtype.itemsize}")).view(dtype)
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    return tensor.address, tensor.address + tensor.bytes
+
+
+def _dtype_of(tensor: Tensor) -> np.dtype[Any]:
+    try:
+        return np.dtype(tensor.dtype)
+    except TypeError:
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, tensor.dtype))
 
 
 _opened: dict[str, tuple[int, int, int] | None] = {}
 
 
-def _open_library(ffi: Any, path: Path) -> Any:
-    """The library that lies at `path` now.
+def _open_library(native: Native, path: Path) -> Handle:
+    """The library that lies at `path` now; it stays in the process.
 
     For a name that it has opened before the dynamic linker returns what lay there then; a library that has
     replaced another one, as that of a model compiled anew, is therefore opened by a name of its own.
     """
     here = identity(path)
     if _opened.setdefault(str(path), here) == here:
-        return ffi.load_module(str(path))
+        return _load(native, path)
+    import tempfile
+
     with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
         link = Path(folder) / path.name
         link.symlink_to(path)
-        return ffi.load_module(str(link))
+        return _load(native, link)
 
 
-def _numpy_dtype(name: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(name)
-    except TypeError:
-        import ml_dtypes
-
-        return np.dtype(getattr(ml_dtypes, name))
+def _load(native: Native, path: Path) -> Handle:
+    library = native.call("ffi.ModuleLoadFromFile", str(path))
+    native.call("ffi.ModuleGlobalsAdd", library)
+    return library

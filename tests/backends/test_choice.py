@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from graphwright.backends import choice as choosing
 from graphwright.backends.artifact import read_manifest
-from graphwright.backends.executable import Timing
 from graphwright.backends.runner.build import build_runner
 from graphwright.backends.runner.run import run_artifact
 from graphwright.backends.target import resolve_target
+from graphwright.backends.timing import Timing
 from graphwright.ir.errors import CompileError, ToolError
 
 ALL = ["tvm", "onnxruntime"]

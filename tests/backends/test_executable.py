@@ -1,9 +1,10 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphwright.backends.executable import Executable, TensorSpec, Timing, check_inputs
+from graphwright.backends.executable import Executable, TensorSpec, check_inputs
 from graphwright.backends.onnxruntime import OnnxRuntimeExecutable
 from graphwright.backends.target import host_target
+from graphwright.backends.timing import Timing
 from graphwright.ir.errors import CompileError, ModelError
 
 X = TensorSpec("x", (2, 3), "float32")

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from graphwright.backends.executable import Timing
+from graphwright.backends.timing import Timing
 from graphwright.tools.bench import OURS, RIVAL, ZooRow, zoo_markdown
 
 from .conftest import assert_one_line_of_trouble

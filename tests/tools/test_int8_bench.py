@@ -1,6 +1,6 @@
 import pytest
 import typer
-from graphwright.backends.executable import Timing
+from graphwright.backends.timing import Timing
 from graphwright.tools import int8_bench
 from graphwright.tools.int8_bench import (
     FLOAT_TVM,

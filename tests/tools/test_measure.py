@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from graphwright.backends.executable import Timing
+from graphwright.backends.timing import Timing
 from graphwright.tools.measure import TURNS, measure_interleaved, timing_text
 
 

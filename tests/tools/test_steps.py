@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
-from graphwright.backends.executable import Timing
+from graphwright.backends.timing import Timing
 from graphwright.passes.optimize import optimize
 from graphwright.tools.compile_table import report_files
 from graphwright.tools.passes_report import did_lines, timing_lines

@@ -27,16 +27,17 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ...backends.executable import Timing
 from ...backends.interleave import measure_interleaved
+from ...backends.timing import Timing
 from ...ir.errors import GraphwrightError, ToolError
 from ..bench import machine
 from ..console import print_line
 from ..options import parse_threads
+from ..processes import StepFailed, run_step
 from .contenders import ORIGINAL, ORT, OURS, RIVALS
 from .goals import COMPILE_MODEL
 from .models import chosen_models, chosen_variants
-from .process import Runs, Server, quiet_machine, run_step
+from .process import Runs, Server, cores_for, quiet_machine
 from .records import Record, read_records, write_record
 from .report import write_report
 from .startup import MODULE as STARTUP_MODULE
@@ -97,13 +98,17 @@ def _prepare(record: Record, folder: Path, settings: Settings) -> None:
         threads = max(settings.threads)
         # One goal is a time of compiling; it deserves a quiet machine.
         judged = name == "compile" and record.model == COMPILE_MODEL
-        found = run_step(
-            "runtimes.prepare",
-            [name, *arguments],
-            timeout=settings.timeout,
-            threads=threads,
-            prefix=shlex.split(settings.exclusive or "") if judged else (),
-        )
+        try:
+            found = run_step(
+                "runtimes.prepare",
+                [name, *arguments],
+                timeout=settings.timeout,
+                threads=threads,
+                cores=cores_for(threads),
+                prefix=shlex.split(settings.exclusive or "") if judged else (),
+            )
+        except StepFailed as error:
+            raise ToolError(f"{name}: {error}") from None
         note.write_text(json.dumps({"commit": mark, "found": found}), encoding="utf-8")
         return found
 

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...backends.executable import Timing
+from ...backends.timing import Timing
 from ...ir.errors import ToolError
-
-_OURS = "graphwright.tools"
+from ..processes import environment, kill_group, last_words
 
 
 def cores_for(threads: int) -> list[int]:
@@ -31,45 +30,6 @@ def cores_for(threads: int) -> list[int]:
     if threads > len(usable):
         raise ToolError(f"{threads} threads need as many cores; this machine has {len(usable)} to use")
     return usable[-threads:]
-
-
-def environment(threads: int, more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Variables under which every library uses that many threads."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(names, str(threads)), **(more or {})}
-
-
-def run_step(
-    module: str, arguments: Sequence[str], *, timeout: float, threads: int, prefix: Sequence[str] = ()
-) -> dict[str, Any]:
-    """What a module of ours prints as JSON.
-
-    Args:
-        module: of `graphwright.tools`.
-        arguments: its arguments.
-        timeout: seconds.
-        threads: threads that libraries may use, and cores that it is pinned to.
-        prefix: command to put before it.
-
-    Raises:
-        ToolError: it fails or takes longer; the text says how.
-    """
-    cores = cores_for(threads)
-    try:
-        done = subprocess.run(
-            [*prefix, sys.executable, "-m", f"{_OURS}.{module}", *arguments],
-            env=environment(threads),
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired:
-        raise ToolError(f"{module} {arguments[0]}: not done after {timeout:.0f} s") from None
-    if done.returncode:
-        raise ToolError(f"{module} {arguments[0]}: {_last_line(done.stderr, done.returncode)}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 class Server:
@@ -93,6 +53,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
+            start_new_session=True,
         )
         self._read = bytearray()
 
@@ -129,8 +90,7 @@ class Server:
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
-        self._process.kill()
-        self._process.wait()
+        kill_group(self._process)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._errors.close()
@@ -163,7 +123,7 @@ class Server:
     def _last_words(self) -> str:
         code = self._process.wait()
         self._errors.seek(0)
-        return _last_line(self._errors.read(), code)
+        return last_words(self._errors.read(), code)
 
 
 class Runs:
@@ -250,10 +210,3 @@ def _named(name: str) -> Iterator[None]:
         yield
     finally:
         place.write_text(before.strip())
-
-
-def _last_line(text: str, code: int) -> str:
-    if code < 0:
-        return f"killed by signal {-code}"
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines or [f"exit code {code} without a word"])[-1][:300]

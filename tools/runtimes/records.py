@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...backends.executable import Timing
+from ...backends.timing import Timing
 from ...ir.errors import ToolError
 from .contenders import OURS, RIVALS, WRONG
 
