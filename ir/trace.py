@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +15,7 @@ from .dynamic_dims import dim_names, rename_dims, without_names
 from .errors import ModelError
 from .exporter_faults import repair, simpler_program
 from .normalize import normalize
+from .silence import silence
 from .upgrade import upgrade
 
 if TYPE_CHECKING:
@@ -113,7 +111,7 @@ def load_exported(path: str | os.PathLike[str]) -> torch.export.ExportedProgram:
     import torch
 
     try:
-        with _silence():
+        with silence():
             return torch.export.load(path)
     except Exception as error:
         raise ModelError(
@@ -139,7 +137,7 @@ def _export(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_
     import torch
 
     try:
-        with _silence(), _evaluating(module), torch.no_grad():
+        with silence(), _evaluating(module), torch.no_grad():
             return torch.export.export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
     except Exception as error:
         raise ModelError(f"torch cannot export {type(module).__name__}: {_cause(error)}") from error
@@ -156,7 +154,7 @@ def _to_model(program: Any) -> ir.Model:
     import torch
 
     def translated(what: Any) -> Any:
-        with _silence(), torch.no_grad():
+        with silence(), torch.no_grad():
             return torch.onnx.export(what, dynamo=True, optimize=False, verbose=False)
 
     try:
@@ -185,23 +183,6 @@ def _evaluating(module: Any) -> Iterator[None]:
     finally:
         for each, training in flags:
             each.training = training
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps progress lines, warnings and dumped graphs of the exporter off the screen."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _cause(error: BaseException) -> str:

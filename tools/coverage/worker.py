@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..processes import answers
 from .records import RIVAL
 
 if TYPE_CHECKING:
@@ -219,14 +220,13 @@ def _cause(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    # What a library prints must not be taken for results.
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     warnings.filterwarnings("ignore")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    def tell(**fields: Any) -> None:
-        """Print one line."""
-        print(json.dumps(fields), file=channel, flush=True)
+    with answers() as channel:
 
-    main(sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), tell)
+        def tell(**fields: Any) -> None:
+            """Print one line."""
+            print(json.dumps(fields), file=channel, flush=True)
+
+        main(sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4]), tell)

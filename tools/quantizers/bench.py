@@ -9,13 +9,8 @@ goes on where it was; rivals that are not installed, or refuse a model, are prin
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +21,7 @@ import typer
 
 from ...ir.errors import GraphwrightError, ToolError
 from ..console import print_json, print_line, print_table, progress
+from ..processes import StepFailed, run_step
 from .forms import FORMS, forms, task_of
 from .report import markdown
 from .rivals import PIPELINES, WAYS
@@ -33,6 +29,7 @@ from .subjects import MODELS
 
 Say = Callable[[str], None]
 Records = dict[str, dict[str, Any]]
+_ENVIRONMENT = {"PYTHONWARNINGS": "ignore"}
 
 
 @dataclass(frozen=True)
@@ -89,50 +86,21 @@ class Bench:
             if not missing:
                 continue
             say(f"{name}: building")
-            error = self._work("prepare", name, str(self.folder))
+            try:
+                self._step("prepare", name, str(self.folder))
+            except StepFailed as error:
+                raise ToolError(f"{name} cannot be built: {error}") from None
             for way, variant in missing:
                 say(f"{name}: {way}, {variant}")
-                record = {"error": error} if error else self._cell(name, way, variant)
-                if not error:
-                    self.keep(f"{name}/{way}/{variant}", record)
-                known[f"{name}/{way}/{variant}"] = record
-            if error:
-                raise ToolError(f"{name} cannot be built: {error}")
+                try:
+                    record = self._step("cell", name, str(self.folder), way, variant)
+                except StepFailed as error:
+                    record = {"error": str(error)}
+                self.keep(f"{name}/{way}/{variant}", record)
         return {key: record for key, record in self.records().items() if key.split("/")[0] in names}
 
-    def _cell(self, name: str, way: str, variant: str) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory() as scratch:
-            target = Path(scratch) / "record.json"
-            error = self._work("cell", name, str(self.folder), way, variant, str(target))
-            if error:
-                return {"error": error}
-            return json.loads(target.read_text(encoding="utf-8"))
-
-    def _work(self, *arguments: str) -> str:
-        """Run one step in a process of its own; its last line where it failed."""
-        command = [sys.executable, "-m", f"{__package__}.worker", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            process_group=0,
-        )
-        try:
-            _, errors = process.communicate(timeout=self.limit)
-        except subprocess.TimeoutExpired:
-            _kill(process)
-            return f"it took longer than {self.limit:.0f} s"
-        except BaseException:
-            _kill(process)
-            raise
-        if process.returncode == 0:
-            return ""
-        lines = [line for line in errors.splitlines() if line.strip()]
-        return lines[-1][-200:] if lines else f"it ended with code {process.returncode}"
+    def _step(self, *arguments: str) -> Any:
+        return run_step("quantizers.worker", arguments, timeout=self.limit, variables=_ENVIRONMENT)
 
 
 def _is_open(record: dict[str, Any] | None, way: str) -> bool:
@@ -140,12 +108,6 @@ def _is_open(record: dict[str, Any] | None, way: str) -> bool:
     if record is None:
         return True
     return way in PIPELINES if "error" in record else "held_out_db" not in record
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def main(

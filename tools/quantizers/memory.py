@@ -26,6 +26,7 @@ import numpy as np
 import typer
 
 from ...ir.errors import GraphwrightError, ToolError
+from ...ir.silence import silence
 from ..console import human_bytes, print_json, print_line, progress
 from ..simplifiers.worker import forget_peak, status_bytes
 
@@ -147,7 +148,7 @@ def measure(name: str, samples: int, batch: int, method: str, folder: Path, say:
     from ...ir.save import save
     from ...ir.trace import trace
     from ...passes.optimize import optimize
-    from .rivals import PREPARATION, quiet
+    from .rivals import PREPARATION
     from .subjects import build_subject
 
     tell = say if callable(say) else print
@@ -158,7 +159,7 @@ def measure(name: str, samples: int, batch: int, method: str, folder: Path, say:
         if len(subject.example) != 1 or not subject.example[0].is_floating_point():
             raise ToolError(f"{name} does not take one array of floats")
         shape = tuple(subject.example[0].shape[1:])
-        with quiet():
+        with silence():
             traced = trace(subject.module, (torch.zeros(batch, *shape),), name=name)
         model = optimize(traced, PREPARATION).model
         save(model, place / "float.onnx")

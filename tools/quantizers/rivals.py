@@ -7,18 +7,15 @@ off, so that no kernel saturates, torchao's in torch.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from ...ir.silence import silence
 from .subjects import Subject
 
 Feeds = dict[str, np.ndarray]
@@ -87,7 +84,7 @@ def quantize_static(source: Path, target: Path, batches: Sequence[Feeds], method
         def get_next(self) -> Feeds | None:
             return next(self._batches, None)
 
-    with quiet():
+    with silence():
         quantize(
             str(source),
             str(target),
@@ -108,7 +105,7 @@ def _nncf(*, fast: bool) -> Way:
         import onnx
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
-        with quiet():
+        with silence():
             made = nncf.quantize(
                 onnx.load(job.path),
                 nncf.Dataset(job.calibration),
@@ -135,7 +132,7 @@ def _torchao(job: Job) -> Made:
     subject = job.subject()
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    with quiet(), torch.no_grad():
+    with silence(), torch.no_grad():
         exported = torch.export.export(subject.module, subject.example, strict=False).module()
         prepared = prepare_pt2e(exported, quantizer)
         for batch in subject.calibration:
@@ -160,19 +157,6 @@ def _run_file(path: Path, job: Job) -> Made:
     from ...ir.load import load
 
     return _run(load(path), job)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps what libraries print and warn off the screen."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 OURS, OURS_ON_ORT, PLAIN = "graphwright", "graphwright for ONNX Runtime", "graphwright unrepaired"

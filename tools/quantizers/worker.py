@@ -1,10 +1,10 @@
 """One cell of the quantization benchmark in a process of its own.
 
     python -m graphwright.tools.quantizers.worker prepare MODEL FOLDER
-    python -m graphwright.tools.quantizers.worker cell MODEL FOLDER WAY VARIANT RECORD
+    python -m graphwright.tools.quantizers.worker cell MODEL FOLDER WAY VARIANT
 
 `prepare` writes the float model and its data into the folder; `cell` quantizes it one way, compares and
-writes a record (JSON). A rival's failure is a record too.
+prints a record (JSON). A rival's failure is a record too.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
-from .rivals import PREPARATION, WAYS, Job, quiet
+from ...ir.silence import silence
+from ..processes import answers
+from .rivals import PREPARATION, WAYS, Job
 from .subjects import build_subject
 
 Feeds = dict[str, np.ndarray]
@@ -43,7 +46,7 @@ def prepare(name: str, folder: Path) -> None:
         return
     place.mkdir(parents=True, exist_ok=True)
     subject = build_subject(name, folder)
-    with quiet():
+    with silence():
         traced = trace(subject.module, subject.example, name=name)
     save(optimize(traced, PREPARATION).model, place / "float.onnx")
     model = load(place / "float.onnx")
@@ -83,7 +86,7 @@ def measure(name: str, folder: Path, way: str, variant: str) -> dict[str, object
     def built() -> object:
         nonlocal subject
         if subject is None:
-            with quiet():
+            with silence():
                 subject = build_subject(name, folder)
         return subject
 
@@ -137,14 +140,15 @@ def _batches(data: dict[str, np.ndarray], kind: str) -> list[Feeds]:
     return [found[index] for index in sorted(found)]
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run one step; see the module."""
+def main(arguments: Sequence[str], channel: TextIO) -> None:
+    """Run one step; see the module. What a cell measured goes to `channel` as a line of JSON."""
     if arguments[0] == "prepare":
         prepare(arguments[1], Path(arguments[2]))
         return
-    name, folder, way, variant, record = arguments[1:]
-    Path(record).write_text(json.dumps(measure(name, Path(folder), way, variant)), encoding="utf-8")
+    name, folder, way, variant = arguments[1:]
+    print(json.dumps(measure(name, Path(folder), way, variant)), file=channel)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with answers() as channel:
+        main(sys.argv[1:], channel)

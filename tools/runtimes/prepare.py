@@ -7,7 +7,6 @@ FOLDER` and `... compile FOLDER` each print a line of JSON.
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..processes import answers
 from .contenders import ARTIFACT, ORIGINAL, SIMPLIFIED, read_arrays
 from .models import MODELS, PRUNED, PRUNING
 
@@ -92,6 +92,5 @@ def main(step: str, *arguments: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    print(json.dumps(main(*sys.argv[1:])), file=channel, flush=True)
+    with answers() as channel:
+        print(json.dumps(main(*sys.argv[1:])), file=channel)

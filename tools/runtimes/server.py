@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..processes import answers
 from .contenders import OURS, Ours, difference, make_contender
 from .models import PRUNED
 
@@ -128,7 +129,5 @@ def _call_process(name: str) -> None:
 
 
 if __name__ == "__main__":
-    # What a library prints must not be taken for an answer.
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]), channel)
+    with answers() as channel:
+        main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]), channel)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.errors import ToolError
+from ..processes import answers
 from .contenders import ARTIFACT, ORT, OURS
 from .process import cores_for
 
@@ -123,7 +124,5 @@ def main(folder: Path, repeats: int, pairs: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    result = main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
-    print(json.dumps(result), file=channel, flush=True)
+    with answers() as channel:
+        print(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])), file=channel)

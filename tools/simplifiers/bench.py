@@ -10,12 +10,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.errors import ToolError
+from ..processes import StepFailed, StepTimedOut, run_step
 from .models import LARGE, MODELS, build_model, drop_model
 
 OURS = "graphwright"
@@ -189,10 +187,6 @@ def _write(path: Path | None, outcomes: Sequence[Outcome]) -> None:
     temporary.replace(path)
 
 
-class _Failed(ToolError):
-    """A process gave no result; the text says why."""
-
-
 def run_tool(
     tool: str, name: str, source: Path, settings: Settings, *, scratch: Path | None = None
 ) -> Outcome:
@@ -214,8 +208,9 @@ def run_tool(
                 limit = settings.timeout + SLOW_SECONDS * settings.repeats
                 again = _process([*command, "1", str(settings.repeats)], settings, limit)
             result = _process(["simplifiers.judge", str(source), target], settings, settings.timeout)
-        except _Failed as error:
-            return replace(known, error=str(error).replace(f"{folder}/", ""))
+        except StepFailed as error:
+            text = str(error).replace(f"{folder}/", "")[:160]
+            return replace(known, error=text if isinstance(error, StepTimedOut) else f"crashes: {text}")
         result["error"] = result["error"].replace(f"{folder}/", "")
     return replace(
         known,
@@ -231,29 +226,6 @@ def run_tool(
 
 
 def _process(arguments: list[str], settings: Settings, timeout: float) -> dict[str, Any]:
-    """What a module of ours prints as JSON, run on one pinned core.
-
-    Raises:
-        _Failed: it exceeds `timeout` or dies; the text is the last line that it wrote.
-    """
+    """What a module of ours prints as JSON, run on one pinned core."""
     module, *rest = arguments
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", f"graphwright.tools.{module}", *rest],
-            env={**os.environ, **threads},
-            preexec_fn=lambda: os.sched_setaffinity(0, {settings.core}),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-        )
-    except subprocess.TimeoutExpired:
-        raise _Failed(f"not done after {timeout:.0f} s") from None
-    if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = (
-            f"killed by signal {-done.returncode}" if done.returncode < 0 else (lines or ["no reason"])[-1]
-        )
-        raise _Failed(f"crashes: {reason[:160]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_step(module, rest, timeout=timeout, cores=[settings.core])

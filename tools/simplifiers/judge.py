@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..processes import answers
 
 TOLERANCE = 1e-4
 SEEDS = 3
@@ -127,6 +128,5 @@ def main(source: str, result: str | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    print(json.dumps(main(*sys.argv[1:])), file=channel, flush=True)
+    with answers() as channel:
+        print(json.dumps(main(*sys.argv[1:])), file=channel)

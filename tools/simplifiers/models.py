@@ -6,15 +6,12 @@ Torch models are what `torch.onnx.export` writes with its own optimizer off; the
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...ir.silence import silence
 from ..zoo import LIGHT_NAMES
 
 LARGE = "large_2gb"
@@ -38,24 +35,11 @@ def _export(module: str, builder: str, dynamic: tuple[str, ...], options: dict[s
         **options
     )
     shapes = (dict.fromkeys(range(len(dynamic)), torch.export.Dim.DYNAMIC),) if dynamic else None
-    with _silent():
+    with silence():
         program = torch.export.export(torch_module, example, dynamic_shapes=shapes, strict=False)
         exported = torch.onnx.export(program, dynamo=True, optimize=False, verbose=False)
     assert exported is not None
     exported.save(path, external_data=False)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps the exporter's progress and warnings off the screen."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _light(name: str, path: Path) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from ..processes import answers
 
 Run = Callable[[str, str], None]
 
@@ -136,8 +137,6 @@ def status_bytes(key: str) -> int:
 
 
 if __name__ == "__main__":
-    # What a tool prints must not be taken for the result.
-    channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    result = main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
-    print(json.dumps(result), file=channel, flush=True)
+    with answers() as channel:
+        result = main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+        print(json.dumps(result), file=channel)
