@@ -85,7 +85,7 @@ def add_to_bias(node: ir.Node, shift: np.ndarray, rewriter: Rewriter) -> str | N
         shift: float64 `[outputs]`.
         rewriter: Of the model.
     """
-    place = _bias_place(node)
+    place = bias_place(node)
     if place is None:
         return "it has no bias, and no addition behind it"
     reader, index = place
@@ -127,7 +127,7 @@ def _shift_integers(restored: ir.Node, shift: np.ndarray, rewriter: Rewriter) ->
     return None
 
 
-def _bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:
+def bias_place(node: ir.Node) -> tuple[ir.Node, int] | None:
     """The input that is, or would be, the bias."""
     if node.op_type != "MatMul":
         return node, 2

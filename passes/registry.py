@@ -17,6 +17,7 @@ ENTRY_POINT_GROUP = "graphwright.passes"
 
 # Modules are imported when one of their passes is first asked for, so that importing the package stays cheap.
 _BUILT_IN = {
+    "absorb-biases": ".absorb_biases",
     "awq": ".awq",
     "bias-correction": ".bias_correction",
     "canonicalize": ".canonicalize",

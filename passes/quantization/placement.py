@@ -14,11 +14,12 @@ between.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
+from ...ir.bodies import bodies_of, nodes_of
 from ...ir.constants import constant_tensor
 from .operators import (
     DEFAULT_DOMAINS,
@@ -98,6 +99,7 @@ def plan_quantization(
     followers: dict[ir.Node, Follower] = {}
     integer: set[ir.Value] = set()
     for node in graph:
+        plan.left.extend(_in_bodies(node, table, selects))
         matched = kept.get(node) or _match(node, formats, selects, forbidden, integer)
         if isinstance(matched, str):
             plan.left.append((node, matched))
@@ -120,6 +122,20 @@ def plan_quantization(
         elif node in followers and not followers[node].shares:
             plan.left.append((node, "its result goes to no integer operator"))
     return plan
+
+
+def _in_bodies(
+    node: ir.Node, table: Table, selects: Callable[[ir.Node], bool]
+) -> Iterator[tuple[ir.Node, str]]:
+    """The layers in a node's bodies, with the reason why they stay in float."""
+    for body in bodies_of(node):
+        for inner in nodes_of(body):
+            if _is_layer(inner, table) and selects(inner):
+                yield (
+                    inner,
+                    f"it is in a body of {node.op_type} '{node.name}', where no ranges are measured; "
+                    "quantize-dynamic and quantize-weights go there",
+                )
 
 
 def _match(

@@ -449,6 +449,8 @@ def test_subgraphs_stay_in_float_and_still_run():
     data = {**samples_for(model_of(text, keep="x", p=True)), "p": np.array(True)}
     quantized, record = quantize(model, data=[data])
     assert "its subgraphs stay in float" in reasons(record).values()
+    (why,) = [why for name, why in reasons(record).items() if "in a body of If 'If_3'" in why]
+    assert why.endswith("quantize-dynamic and quantize-weights go there")
     branch = node_named(quantized, "If_3").attributes["then_branch"].as_graph()
     assert [node.op_type for node in branch] == ["Gemm"]
     for choice in (True, False):

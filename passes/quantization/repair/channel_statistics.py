@@ -1,4 +1,4 @@
-"""What every channel of some values does over calibration data: extremes and mean square."""
+"""What every channel of some values does over calibration data: extremes, mean and mean square."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ class ChannelStatistics:
         low: smallest number; not finite where a number was not.
         high: largest.
         square: mean of the squares.
+        mean: of the numbers.
     """
 
     low: np.ndarray
     high: np.ndarray
     square: np.ndarray
+    mean: np.ndarray
 
     @property
     def finite(self) -> bool:
@@ -75,10 +77,11 @@ def channel_statistics(
             # The sum carries a NaN that comparisons may drop.
             low = np.where(np.isfinite(total), low, np.nan)
             if name not in found:
-                found[name] = ChannelStatistics(low, high, np.zeros(len(low)))
+                found[name] = ChannelStatistics(low, high, np.zeros(len(low)), np.zeros(len(low)))
             each = found[name]
             each.low, each.high = np.minimum(each.low, low), np.maximum(each.high, high)
             each.square = each.square + square / size / len(batches)
+            each.mean = each.mean + total / size / len(batches)
     return found
 
 
