@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -46,6 +46,17 @@ class Numbers:
     def grid(self) -> Grid:
         """The grid these numbers lie on."""
         return Grid.make(self.dtype, symmetric=self.symmetric, bits=self.bits)
+
+
+def _check_numbers(where: str, what: str, numbers: Numbers, known: Sequence[str]) -> None:
+    if numbers.dtype not in known:
+        raise PassError(f"{where}: {what} must be {', '.join(known)}, not {numbers.dtype}")
+    if not isinstance(numbers.symmetric, bool):
+        raise PassError(f"{where}: symmetric of {what} is {numbers.symmetric!r}, not true or false")
+    try:
+        numbers.grid  # noqa: B018
+    except (ValueError, TypeError) as error:
+        raise PassError(f"{where} contradicts itself: {what}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -111,21 +122,14 @@ class Table:
 
     def __post_init__(self) -> None:
         where = f"quantization table '{self.name}'"
+        own = [each.weights for each in self.weighted.values() if each.weights]
+        _check_numbers(where, "activations", self.activations, _ACTIVATIONS)
+        for numbers in (self.weights, *own):
+            _check_numbers(where, "weights", numbers, _WEIGHTS)
         try:
             self.weight_grid(None)
-            grids = [
-                self.activations.grid,
-                *(each.weights.grid for each in self.weighted.values() if each.weights),
-            ]
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise PassError(f"{where} contradicts itself: {error}") from None
-        for what, dtype, known in (
-            ("activations", grids[0].dtype, _ACTIVATIONS),
-            ("weights", self.weights.dtype, _WEIGHTS),
-            *(("weights", grid.dtype, _WEIGHTS) for grid in grids[1:]),
-        ):
-            if dtype not in known:
-                raise PassError(f"{where}: {what} must be {', '.join(known)}, not {dtype}")
         if self.reduced_weight_bits is not None and self.weights.dtype not in ("int8", "uint8"):
             raise PassError(f"{where}: reduced_weight_bits is for 8-bit weights, not {self.weights.dtype}")
         self._check_policy(where)
@@ -318,6 +322,7 @@ def table_from_json(data: Mapping[str, Any]) -> Table:
             f"quantization table '{entries.get('name', '?')}' has an unknown entry '{unknown[0]}'; "
             f"entries are: {', '.join(known)}"
         )
+    _check_kinds(entries)
     try:
         for key in ("activations", "weights"):
             if key in entries:
@@ -329,6 +334,38 @@ def table_from_json(data: Mapping[str, Any]) -> Table:
         return Table(**entries)
     except (TypeError, AttributeError) as error:
         raise PassError(f"quantization table '{entries.get('name', '?')}': {error}") from None
+
+
+_OBJECTS = ("activations", "weights", "weighted", "keeps_float")
+_EXAMPLES = {
+    "activations": '{"dtype": "uint8", "symmetric": false}',
+    "weights": '{"dtype": "int8", "symmetric": true}',
+    "weighted": '{"Conv": {}, "MatMul": {"result": "any"}}',
+    "keeps_float": '{"Softmax": "the reason"}',
+    "Conv": '{"result": "integer", "bias": "int32"}',
+}
+_LISTS = ("computed", "shared", "tails", "precisions")
+
+
+def _check_kinds(entries: Mapping[str, Any]) -> None:
+    """Refuse what is no object or list of names where it must be one: a text is a list of letters."""
+    where = f"quantization table '{entries.get('name', '?')}'"
+    for key in _OBJECTS:
+        if not isinstance(entries.get(key, {}), Mapping):
+            raise PassError(f"{where}: '{key}' must be an object, such as {_EXAMPLES[key]}")
+    for op_type, entry in entries.get("weighted", {}).items():
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("weights") or {}, Mapping):
+            raise PassError(
+                f"{where}: '{op_type}' of 'weighted' must be an object, such as {_EXAMPLES['Conv']}"
+            )
+    for key in _LISTS:
+        each = entries.get(key, [])
+        if (
+            isinstance(each, str)
+            or not isinstance(each, Sequence)
+            or not all(isinstance(n, str) for n in each)
+        ):
+            raise PassError(f"{where}: '{key}' must be a list of names")
 
 
 def _weighted(entry: Mapping[str, Any]) -> Weighted:
