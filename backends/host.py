@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .presets import X86_CPUS
+from .presets import X86_CPUS, X86_TILES
 
 _KERNEL_TO_LLVM = {
     # x86: where Linux spells a feature differently
@@ -31,6 +31,8 @@ _KERNEL_TO_LLVM = {
     "avx512_vbmi2": "avx512vbmi2",
     "avx512_bitalg": "avx512bitalg",
     "avx512_vpopcntdq": "avx512vpopcntdq",
+    "amx_tile": "amx-tile",
+    "amx_int8": "amx-int8",
     # ARM
     "asimd": "neon",
     "asimddp": "dotprod",
@@ -52,7 +54,14 @@ _ARM_PARTS = {
 }
 _ARM_FEATURES = ("neon", "dotprod", "fullfp16", "i8mm")
 
-_X86_FEATURES = tuple(dict.fromkeys(feature for listed in reversed(X86_CPUS.values()) for feature in listed))
+_X86_FEATURES = (
+    *dict.fromkeys(feature for listed in reversed(X86_CPUS.values()) for feature in listed),
+    *X86_TILES,
+)
+_ARCH_PRCTL = 158
+_REQUEST_PERMISSION = 0x1023
+_TILE_DATA = 18
+"""x86-64 Linux: the system call, ARCH_REQ_XCOMP_PERM, and the number of the state of tile registers."""
 
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 """The driver's numbers of these device attributes."""
@@ -86,8 +95,35 @@ def parse_cpuinfo(text: str) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=1)
 def host_features() -> frozenset[str]:
-    """Features of this CPU in LLVM's spelling; the kernel lists only what the system lets programs use."""
-    return features_of(_cpuinfo())
+    """Features of this CPU in LLVM's spelling; the kernel lists only what the system lets programs use.
+
+    Tile registers are among them where the kernel grants them to this process, which this asks for.
+    """
+    features = features_of(_cpuinfo())
+    return features if features.isdisjoint(X86_TILES) or tiles_granted() else features.difference(X86_TILES)
+
+
+def refused_features() -> frozenset[str]:
+    """Features that this CPU has and the kernel keeps from this process."""
+    return features_of(_cpuinfo()).intersection(X86_TILES) - host_features()
+
+
+def tiles_granted() -> bool:
+    """Whether this process may use AMX tile registers; asks the kernel, which then grants it to all threads.
+
+    Linux 5.16 and later grant it unless a thread's signal stack is too small; a child process inherits it, a
+    new program must ask again (Linux, Documentation/arch/x86/xstate.rst).
+    """
+    if platform.system() != "Linux" or host_arch() != "x86_64":
+        return False
+    try:
+        call = ctypes.CDLL(None).syscall
+    except (OSError, AttributeError):
+        return False
+    return (
+        int(call(ctypes.c_long(_ARCH_PRCTL), ctypes.c_long(_REQUEST_PERMISSION), ctypes.c_long(_TILE_DATA)))
+        == 0
+    )
 
 
 def features_of(cpuinfo: dict[str, str]) -> frozenset[str]:

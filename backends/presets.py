@@ -40,9 +40,12 @@ X86_CPUS: dict[str, tuple[str, ...]] = {
 """LLVM's x86 CPU names, newest first, with the features of each that compiled code may use.
 
 A host is named by what it has rather than by its model number, which a hypervisor may show together with
-features it hides: code for the name then never uses an instruction that traps. AMX is left out, since a
-program must ask the kernel before it may use it.
+features it hides: code for the name then never uses an instruction that traps. AMX stands apart, since a
+program must ask the kernel before it may use it: a host keeps its name without it.
 """
+
+X86_TILES = ("amx-tile", "amx-int8")
+"""What an x86 CPU may have besides, if the kernel grants it (`host.tiles_granted`)."""
 
 _NEON = ("neon",)
 _DOTPROD = ("neon", "dotprod")
@@ -50,8 +53,10 @@ _DOTPROD_HALF = ("neon", "dotprod", "fullfp16")
 _KIB, _MIB = 1 << 10, 1 << 20
 
 
-def _x86(cpu: str, l1: int, l2: int, l3: int, cores: int, summary: str) -> dict[str, Any]:
-    features = X86_CPUS[cpu]
+def _x86(
+    cpu: str, l1: int, l2: int, l3: int, cores: int, summary: str, more: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    features = (*X86_CPUS[cpu], *more)
     wide = "avx512f" in features
     return {
         "kind": "llvm",
@@ -118,7 +123,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cascadelake", 32 * _KIB, 1 * _MIB, 32 * _MIB, 24, "Intel Xeon Scalable, 2nd gen. (VNNI)"
     ),
     "icelake-server": _x86("icelake-server", 48 * _KIB, 1280 * _KIB, 48 * _MIB, 32, "Intel Xeon, 3rd gen."),
-    "sapphirerapids": _x86("sapphirerapids", 48 * _KIB, 2 * _MIB, 96 * _MIB, 48, "Intel Xeon, 4th gen."),
+    "sapphirerapids": _x86(
+        "sapphirerapids", 48 * _KIB, 2 * _MIB, 96 * _MIB, 48, "Intel Xeon, 4th gen. (AMX)", X86_TILES
+    ),
     "alderlake": _x86("alderlake", 48 * _KIB, 1280 * _KIB, 30 * _MIB, 8, "Intel Core 12th generation"),
     "znver2": _x86("znver2", 32 * _KIB, 512 * _KIB, 16 * _MIB, 8, "AMD Zen 2"),
     "znver3": _x86("znver3", 32 * _KIB, 512 * _KIB, 32 * _MIB, 8, "AMD Zen 3"),

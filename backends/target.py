@@ -73,13 +73,14 @@ class Target:
 
     def why_not_here(self) -> str | None:
         """The reason why code for this target cannot run here in a few words, or None if it can."""
-        from .host import cuda_problem, host_arch, host_features
+        from .host import cuda_problem, host_arch, host_features, refused_features
 
         if self.arch != host_arch():
             return f"it needs {self.arch}, this machine is {host_arch()}"
         missing = sorted(set(self.features) - host_features()) if self.kind == "llvm" else []
         if missing:
-            return f"this CPU lacks {', '.join(missing)}"
+            refused = host_arch() == "x86_64" and set(missing) <= refused_features()
+            return f"this {'kernel does not grant' if refused else 'CPU lacks'} {', '.join(missing)}"
         return cuda_problem(self.cpu) if self.device == "cuda" else None
 
     def to_tvm(self) -> dict[str, Any]:

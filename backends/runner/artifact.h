@@ -21,10 +21,23 @@
 #if defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#endif
 
 namespace graphwright {
 
-// The CPU's features in LLVM's spelling; nothing where they cannot be told.
+// Whether this process may use AMX tile registers: Linux grants them to all its threads when it asks.
+inline bool TilesGranted() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM and the state's number
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+// The CPU's features in LLVM's spelling, if this process may use them; nothing where they cannot be told.
 inline std::set<std::string> CpuFeatures() {
   std::set<std::string> found;
 #if defined(__aarch64__)
@@ -45,6 +58,10 @@ inline std::set<std::string> CpuFeatures() {
       if (renamed != kRenamed.end()) word = renamed->second;
       if (word.rfind("avx", 0) == 0) {
         for (size_t at; (at = word.find('_')) != std::string::npos;) word.erase(at, 1);
+      }
+      if (word.rfind("amx_", 0) == 0) {
+        if (!TilesGranted()) continue;
+        word[3] = '-';
       }
       found.insert(word);
     }

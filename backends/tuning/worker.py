@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..host import tiles_granted
 from ..tvm.stack import lowering
 
 _MAX_RELATIVE_ERROR = 1e-3
@@ -40,6 +41,7 @@ class Bench:
         from ..tvm_import import import_tvm
 
         self._tvm = import_tvm()
+        tiles_granted()  # every new program must ask
         from ..tvm.strategy import CpuStrategy
 
         self._spec, self._target, self._strategy = spec, target, CpuStrategy

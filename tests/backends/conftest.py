@@ -73,7 +73,8 @@ def mlp() -> ir.Model:
 def through_tvm(tmp_path):
     """Lower, build and run a model for this machine.
 
-    `through_tvm(model, feeds=None, target="host")` gives (outputs by name, reference outputs by name, what was lowered).
+    `through_tvm(model, feeds=None, target="host", schedules=None)` gives (outputs by name, reference outputs by name,
+    what was lowered).
     """
     from graphwright.backends.target import resolve_target
     from graphwright.backends.tvm.build import build as build_library
@@ -83,11 +84,11 @@ def through_tvm(tmp_path):
     from graphwright.ir.reference import run_reference
     from graphwright.ir.shapes import infer_shapes
 
-    def run(model, feeds=None, target="host"):
+    def run(model, feeds=None, target="host", schedules=None):
         resolved = resolve_target(target)
         infer_shapes(model)
         feeds = random_inputs(model, 0) if feeds is None else feeds
-        lowered = lower(model, resolved)
+        lowered = lower(model, resolved, schedules)
         # A library that was loaded once stays loaded under its name.
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.so"
         build_library(lowered, resolved, path)

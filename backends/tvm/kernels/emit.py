@@ -201,6 +201,15 @@ def allocate(
     return allocated, tirx.AllocBuffer(allocated)
 
 
+def allocate_whole(name: str, size: int, dtype: str, scope: str = "local") -> tuple[Any, Statements]:
+    """A flat buffer that instructions read or write by address, and the statements that allocate it.
+
+    TVM makes a buffer as small as the elements that it sees being used: the last one is used here.
+    """
+    allocated, allocation = allocate(name, (size,), dtype, scope)
+    return allocated, [allocation, store(allocated, tirx.const(0, dtype), [size - 1])]
+
+
 def flat_view(source: Any, length: int) -> tuple[Any, Any]:
     """`source` as one axis, and the statement that declares the view."""
     view = tirx.decl_buffer((length,), source.dtype, name=f"{source.name}_flat", data=source.data)

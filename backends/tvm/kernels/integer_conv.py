@@ -25,6 +25,7 @@ from .microkernel import Writer
 from .product import Product
 from .spatial import SpatialConvolution, pack_conv_weights
 from .tile import TargetNumbers, Tile, blocks, choose_tile
+from .tile_conv import tile_conv2d
 from .window import choose_padded, padded_spec
 
 
@@ -49,6 +50,9 @@ def integer_conv2d(
     writer = Writer(epilogue, spec.out_shape, nhwc, "int32")
     if suits_integer_depthwise(spec):
         return integer_depthwise(spec, types, zero_point, writer, target)
+    tiled = tile_conv2d(spec, types, zero_point, writer, target)
+    if tiled is not None:
+        return tiled
     arithmetic = integer_arithmetic(*types, target)
     plan = _Plan(spec, types[0], zero_point, arithmetic, writer, target)
     return _pointwise(plan) if is_pointwise(spec) else _spatial(plan)

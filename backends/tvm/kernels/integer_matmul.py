@@ -21,6 +21,7 @@ from .matmul import _view, pack_matrix
 from .microkernel import Writer
 from .product import SERIAL_FLOPS, Product
 from .tile import TargetNumbers, Tile, blocks, choose_tile
+from .tile_matmul import tile_matmul
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def integer_matmul(
     """
     writer = Writer(epilogue, spec.out_shape, lambda index: index, "int32")
     if spec.constant_b:
-        return _by_weights(spec, operands, writer, target)
+        tiled = tile_matmul(spec, operands.types, writer, target)
+        return tiled or _by_weights(spec, operands, writer, target)
     return _by_activation(spec, operands, writer, target)
 
 

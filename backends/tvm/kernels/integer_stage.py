@@ -16,6 +16,7 @@ from tvm.tirx import ForKind
 
 from . import emit
 from .emit import Statements
+from .interface import Conv2dSpec
 from .product import SERIAL_FLOPS
 from .tile import blocks
 
@@ -42,6 +43,7 @@ def stage_image(
     dtype: str,
     depth: int,
     zero_point: int,
+    slack: int = 0,
 ) -> Staged:
     """A copy of (N, H, W, C) as (N, H + pads, W + pads, groups * filled channels).
 
@@ -53,13 +55,16 @@ def stage_image(
         dtype: element type of the copy.
         depth: channels per step.
         zero_point: what padding holds.
+        slack: elements behind the copy that may be read, whatever they hold.
     """
     batch, rows, columns, channels = shape
     top, left, bottom, right = pads
     per_group, wide = channels // groups, filled(channels, groups, depth) // groups
     height, width = rows + top + bottom, columns + left + right
-    staged, allocation = emit.allocate("staged", (batch * height * width * groups * wide,), dtype, "global")
+    size = batch * height * width * groups * wide
+    staged, allocation = emit.allocate_whole("staged", size + slack, dtype, "global")
     fill = tirx.const(zero_point, dtype)
+    flat, declaration = emit.flat_view(source, prod(shape))
 
     def place(n: Any, h: Any, w: Any, c: Any) -> Any:
         return ((n * height + h) * width + w) * (groups * wide) + c
@@ -88,34 +93,78 @@ def stage_image(
                     ),
                 )
 
-            parts: Statements = [emit.loop("g", groups, group)]
-            if wide > per_group:
-                parts.append(
-                    emit.loop(
-                        "g",
-                        groups,
-                        lambda g: run(
-                            place(n, h, w + left, g * wide + per_group), wide - per_group, lambda _: fill
-                        ),
-                    )
-                )
-            return parts
+            def rest(g: Any) -> Any:
+                return run(place(n, h, w + left, g * wide + per_group), wide - per_group, lambda _: fill)
 
-        body = [*blank(0, left), *_pixels(columns, pixel), *blank(left + columns, right)]
+            return [emit.loop("g", groups, group), emit.loop("g", groups, rest)]
+
+        def image() -> Any:
+            if wide > per_group:
+                return emit.loop("w", columns, pixel)
+            begin, own = place(n, h, left, 0), (n * rows + h - top) * (columns * channels)
+            return run(begin, columns * channels, lambda i: _cast(emit.load(flat, [own + i]), dtype))
+
+        body = [*blank(0, left), image(), *blank(left + columns, right)]
         if not top and not bottom:
             return body
         inside = emit.all_of(h >= top, h < top + rows)
         return emit.when(inside, body, blank(0, width))
 
-    def _pixels(count: int, pixel: Any) -> Statements:
-        return [emit.loop("w", count, pixel)]
-
     work = batch * height * width * channels
     return Staged(
         staged,
         groups * wide,
-        [allocation, emit.parallel("stage", batch * height, row, enabled=work > SERIAL_FLOPS)],
+        [declaration, *allocation, emit.parallel("stage", batch * height, row, enabled=work > SERIAL_FLOPS)],
     )
+
+
+def gather_windows(
+    source: Any,
+    spec: Conv2dSpec,
+    dtype: str,
+    run: int,
+    outer: Sequence[tuple[int, int]],
+    slack: int,
+) -> Staged:
+    """Every window of (N, H, W, C) as a row: groups, then rows of the window, then columns and channels.
+
+    Args:
+        source: the data as one axis.
+        spec: the convolution; the data hold its padding.
+        dtype: element type.
+        run: neighbouring elements of a window.
+        outer: (iterations, elements between them) of the loops around runs.
+        slack: elements behind the copy that may be read, whatever they hold.
+    """
+    counts = [spec.groups, *(count for count, _ in outer)]
+    strides = [spec.in_channels // spec.groups, *(stride for _, stride in outer)]
+    length, pixels = prod(counts) * run, (spec.batch, spec.out_height, spec.out_width)
+    gathered, allocation = emit.allocate_whole("gathered", prod(pixels) * length + slack, dtype, "global")
+
+    def line(t: Any) -> Any:
+        n, h = emit.unravel(t, pixels[:2])
+        first = (n * spec.height + h * spec.stride[0]) * spec.width * spec.in_channels
+
+        def pixel(w: Any) -> Any:
+            begin = (t * spec.out_width + w) * length
+
+            def piece(index: tuple[Any, ...]) -> Any:
+                if len(index) < len(counts):
+                    return emit.loop("tap", counts[len(index)], lambda i: piece((*index, i)))
+                to = begin + emit.ravel(index, counts) * run
+                at = first + w * (spec.stride[1] * spec.in_channels)
+                for number, stride in zip(index, strides, strict=True):
+                    at = at + number * stride
+                return emit.loop(
+                    "i", run, lambda i: emit.store(gathered, emit.load(source, [at + i]), [to + i])
+                )
+
+            return piece(())
+
+        return emit.loop("w", spec.out_width, pixel)
+
+    enabled = prod(pixels) * length > SERIAL_FLOPS
+    return Staged(gathered, length, [*allocation, emit.parallel("gather", prod(pixels[:2]), line, enabled)])
 
 
 def stage_rows(source: Any, shape: Sequence[int], dtype: str, depth: int, zero_point: int = 0) -> Staged:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from tvm import tirx
 from tvm.tirx import ForKind
@@ -36,6 +36,8 @@ class Accumulators:
     Once loops are unrolled every index is a constant, which lets LLVM keep the buffer in registers.
     """
 
+    in_memory = False
+
     def __init__(self, tile: Tile, arithmetic: Arithmetic = FLOAT):
         self.tile, self.arithmetic = tile, arithmetic
         self.buffer, self._allocation = allocate("acc", (tile.pixels * tile.block,), arithmetic.accumulator)
@@ -44,6 +46,10 @@ class Accumulators:
     def position(self, pixel: Any, vector: Any) -> Any:
         """Where the register of a pixel and a vector begins."""
         return (pixel * self.tile.vectors + vector) * self.tile.lanes
+
+    def element(self, source: Any, position: Any, _pixel: Any, _column: Any) -> Any:
+        """One sum."""
+        return load(source, [position])
 
     def declare(self) -> Statements:
         """Allocate the registers."""
@@ -104,6 +110,23 @@ class Accumulators:
         return store(self.buffer, combine(load(self.buffer, at, self.tile.lanes), value), at, self.tile.lanes)
 
 
+class Finished(Protocol):
+    """Sums of a tile, in registers or in memory."""
+
+    tile: Tile
+    buffer: Any
+    in_memory: bool
+
+    def position(self, pixel: Any, vector: Any) -> Any:
+        """Where the vector of a pixel begins."""
+
+    def element(self, source: Any, position: Any, pixel: Any, column: Any) -> Any:
+        """One sum, read from `source`."""
+
+    def copy_to(self, target: Any, index: Index = ()) -> Statements:
+        """Copy all of them."""
+
+
 class Writer:
     """Applies the epilogue and stores; owns the buffers of the extra inputs and the output."""
 
@@ -144,7 +167,7 @@ class Writer:
 
     def write_tile(
         self,
-        accumulators: Accumulators,
+        accumulators: Finished,
         index_of: Callable[[Any, Any], Index],
         first_channel: Any,
         is_last: Any,
@@ -171,7 +194,7 @@ class Writer:
         ]
 
     def _write(
-        self, accumulators: Accumulators, index_of: Callable[[Any, Any], Index], first: Any, channels: int
+        self, accumulators: Finished, index_of: Callable[[Any, Any], Index], first: Any, channels: int
     ) -> Statements:
         tile = accumulators.tile
 
@@ -180,7 +203,8 @@ class Writer:
                 "lane",
                 width,
                 lambda lane: self.store(
-                    load(source, [position + lane]), index_of(pixel, first + channel + lane)
+                    accumulators.element(source, position + lane, pixel, first + channel + lane),
+                    index_of(pixel, first + channel + lane),
                 ),
                 ForKind.VECTORIZED,
             )
@@ -188,10 +212,13 @@ class Writer:
         whole, rest = divmod(channels, tile.lanes)
         source, prepare = accumulators.buffer, []
         repeat: Callable[..., Any] = unrolled
-        if self.is_heavy:
+        over_pixels: Callable[..., Any] = unrolled
+        if accumulators.in_memory:
+            repeat, over_pixels = loop if self.is_heavy else unrolled, loop
+        elif self.is_heavy:
             source, allocation = allocate("staged", (tile.pixels * tile.block,), self._dtype)
             prepare = [allocation, *accumulators.copy_to(source)]
-            repeat = loop
+            repeat = over_pixels = loop
 
         def pixel_row(pixel: Any) -> Statements:
             tail = vector(source, accumulators.position(pixel, whole), pixel, whole * tile.lanes, rest)
@@ -206,4 +233,4 @@ class Writer:
                 tail if rest else [],
             ]
 
-        return [*prepare, repeat("pixel", tile.pixels, pixel_row)]
+        return [*prepare, over_pixels("pixel", tile.pixels, pixel_row)]

@@ -1,0 +1,247 @@
+"""Convolution of integers on tile registers.
+
+Three ways, by estimated time: 1x1 windows are a product of all pixels; wide images are read where they lie,
+or in a padded copy, a register holding neighbouring pixels of a row; windows of narrow images are first
+gathered into rows of a matrix, so that registers are full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from . import emit
+from .choices import Option, choose
+from .conv2d import is_pointwise
+from .emit import Statements
+from .integer_stage import gather_windows, stage_image
+from .interface import Conv2dSpec, Index, Kernel
+from .microkernel import Writer
+from .tile import TargetNumbers
+from .tile_matmul import tiles_pay
+from .tile_product import (
+    Reduction,
+    TileProduct,
+    Tiling,
+    flat_rows,
+    image_rows,
+    pack_panels,
+    panel_shape,
+    plan_tiling,
+)
+from .tile_registers import BYTES, has_tiles
+from .window import padded_spec
+
+_COPIED_PER_CYCLE = 16.0
+"""Bytes of a padded copy or of gathered windows."""
+_RUN_CYCLES = 4.0
+"""What one run of gathered bytes costs beyond that."""
+_ROWS, _GATHER, _PIXELS = "rows", "gather", "pixels"
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One way to see a convolution as products, with what it costs to prepare the data."""
+
+    name: str
+    spec: Conv2dSpec
+    """Of the data that are read, which hold their padding."""
+    reduction: Reduction
+    tiling: Tiling
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether the columns of a window lie together with their channels."""
+        return self.name != _ROWS or len(self.reduction.outer) == 1
+
+
+def tile_conv2d(
+    spec: Conv2dSpec, types: tuple[str, str], zero_point: int, writer: Writer, target: TargetNumbers
+) -> Kernel | None:
+    """A convolution; None where tile registers are missing or do not pay.
+
+    Buffers: data (N, H, W, C), packed weights, extra inputs, output (N, OH, OW, O).
+
+    Args:
+        spec: the convolution.
+        types: element types of data and weights.
+        zero_point: of the data; padding holds it.
+        writer: what follows.
+        target: numbers and features of the target.
+    """
+    if not has_tiles(target) or not set(types) <= {"int8", "uint8"}:
+        return None
+    way = _choose_way(spec, types)
+    if way is None:
+        return None
+    pixels, depth = spec.batch * spec.out_height * spec.out_width, spec.in_channels // spec.groups
+    columns = spec.out_channels // spec.groups
+    if not tiles_pay(way.tiling, pixels, columns, depth * prod(spec.kernel), types, target, spec.groups):
+        return None
+    return _kernel(spec, way, types, zero_point, writer, target)
+
+
+def _choose_way(spec: Conv2dSpec, types: tuple[str, str]) -> _Way | None:
+    if is_pointwise(spec):
+        return _way(_PIXELS, spec, types)
+    ways = {name: way for name in (_ROWS, _GATHER) if (way := _way(name, spec, types))}
+    if not ways:
+        return None
+    best = min(ways, key=lambda name: ways[name].tiling.cycles)
+    least = ways[best].tiling.cycles
+    chosen = choose(
+        "way", best, lambda: [Option(name, way.tiling.cycles / least) for name, way in ways.items()]
+    )
+    assert isinstance(chosen, str)
+    return ways[chosen]
+
+
+def _way(name: str, spec: Conv2dSpec, types: tuple[str, str]) -> _Way | None:
+    pads, spec = any(spec.pads), padded_spec(spec)
+    own, columns = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    pixels = spec.batch * spec.out_height * spec.out_width
+    cycles = prod(spec.data_shape) / _COPIED_PER_CYCLE if pads else 0.0
+    if name == _ROWS:
+        reduction = Reduction.of(*_runs(spec), slack=pads)
+        rows = image_rows(spec.out_width, spec.batch * spec.out_height)
+    else:
+        reduction = Reduction.of(prod(spec.kernel) * own, slack=name == _GATHER)
+        rows = flat_rows(pixels)
+    if reduction is None:
+        return None
+    if name == _GATHER:
+        run, outer = _runs(spec)
+        runs = prod(count for count, _ in outer) * spec.groups
+        cycles += pixels * runs * (run / _COPIED_PER_CYCLE + _RUN_CYCLES)
+    tiling = plan_tiling(rows, columns, spec.groups, reduction, types)
+    return _Way(name, spec, reduction, replace(tiling, cycles=tiling.cycles + cycles))
+
+
+def _runs(spec: Conv2dSpec) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Neighbouring bytes of a window, and the loops around them; the data hold their padding."""
+    own, line = spec.in_channels // spec.groups, spec.width * spec.in_channels
+    height, width = spec.kernel
+    rows = (height, spec.dilation[0] * line)
+    if spec.groups == 1 and (spec.dilation[1] == 1 or width == 1):
+        return width * own, (rows,)
+    return own, (rows, (width, spec.dilation[1] * spec.in_channels))
+
+
+def _data(spec: Conv2dSpec, way: _Way, dtype: str, zero_point: int) -> tuple[Any, Any, Statements]:
+    """Buffer of the data, what registers read as one axis, and the statements that make it."""
+    data = emit.buffer("data", spec.data_shape, dtype)
+    slack = BYTES if way.name != _PIXELS else 0
+    if any(spec.pads):
+        staged = stage_image(data, spec.data_shape, spec.pads, 1, dtype, 1, zero_point, slack)
+        flat, statements = staged.flat, staged.statements
+    else:
+        flat, declaration = emit.flat_view(data, prod(spec.data_shape))
+        statements = [declaration]
+    if way.name != _GATHER:
+        return data, flat, statements
+    run, outer = _runs(way.spec)
+    gathered = gather_windows(flat, way.spec, dtype, run, outer, BYTES)
+    return data, gathered.flat, [*statements, *gathered.statements]
+
+
+def _kernel(
+    spec: Conv2dSpec,
+    way: _Way,
+    types: tuple[str, str],
+    zero_point: int,
+    writer: Writer,
+    target: TargetNumbers,
+) -> Kernel:
+    tiling, reduction, seen = way.tiling, way.reduction, way.spec
+    registers, groups = tiling.registers, spec.groups
+    data, flat, statements = _data(spec, way, types[0], zero_point)
+    shape = panel_shape(groups, tiling.panels, reduction, registers)
+    weights = emit.buffer("weights", shape, types[1])
+    flat_weights, declare = emit.flat_view(weights, prod(shape))
+    row, stride, pixel = (_image_rows if way.name == _ROWS else _flat_rows)(way)
+    per_group = spec.out_channels // groups
+    own = reduction.run if way.name != _ROWS else spec.in_channels // groups
+
+    def index(batch: Index, tile: Any, number: Any, column: Any) -> Index:
+        n, h, w = pixel(tile, number)
+        return (n, batch[0] * per_group + column, h, w)
+
+    product = TileProduct(
+        tiling,
+        reduction,
+        (groups,),
+        per_group,
+        flat,
+        lambda batch, tile: row(tile) + batch[0] * own,
+        stride,
+        flat_weights,
+        index,
+    )
+    loops = product.body(writer, target, registers.row_count * stride, spec.flops)
+    name = "conv2d_1x1" if way.name == _PIXELS else "conv2d"
+    func = emit.function(
+        f"integer_{name}", [data, weights, *writer.extras, writer.output], [*statements, declare, loops]
+    )
+    copied = " gathered" if way.name == _GATHER else " staged" if any(spec.pads) else ""
+    return Kernel(
+        func,
+        (lambda array: pack_window_panels(array, seen, reduction, tiling),),
+        spec.flops,
+        f"int8 {name} {tiling}{copied}",
+    )
+
+
+_Pixel = Callable[[Any, Any], tuple[Any, ...]]
+
+
+def _image_rows(way: _Way) -> tuple[Callable[[Any], Any], int, _Pixel]:
+    """Where a register's first row begins, bytes between rows, and the pixel of a row of it."""
+    spec, rows = way.spec, way.tiling.registers.rows
+    count = way.tiling.tiles // (spec.batch * spec.out_height)
+    stride = spec.stride[1] * spec.in_channels
+
+    def place(tile: Any) -> tuple[Any, Any, Any]:
+        n, h, part = emit.unravel(tile, (spec.batch, spec.out_height, count))
+        return n, h, emit.minimum(part * rows, spec.out_width - rows)
+
+    def row(tile: Any) -> Any:
+        n, h, w = place(tile)
+        return ((n * spec.height + h * spec.stride[0]) * spec.width) * spec.in_channels + w * stride
+
+    def pixel(tile: Any, number: Any) -> tuple[Any, ...]:
+        n, h, w = place(tile)
+        return n, h, w + number
+
+    return row, stride, pixel
+
+
+def _flat_rows(way: _Way) -> tuple[Callable[[Any], Any], int, _Pixel]:
+    """The same where every pixel has a row of a matrix."""
+    spec, rows = way.spec, way.tiling.registers.rows
+    shape = (spec.batch, spec.out_height, spec.out_width)
+    stride = way.reduction.run * spec.groups
+
+    def first(tile: Any) -> Any:
+        return emit.minimum(tile * rows, prod(shape) - rows)
+
+    return (
+        lambda tile: first(tile) * stride,
+        stride,
+        lambda tile, number: emit.unravel(first(tile) + number, shape),
+    )
+
+
+def pack_window_panels(
+    weights: np.ndarray, spec: Conv2dSpec, reduction: Reduction, tiling: Tiling
+) -> np.ndarray:
+    """(O, C / groups, KH, KW) as panels, the reduction in the order rows, columns, channels."""
+    per_group = spec.out_channels // spec.groups
+    split = weights.reshape(spec.groups, per_group, *weights.shape[1:])
+    ordered = split.transpose(0, 3, 4, 2, 1)
+    return pack_panels(
+        ordered.reshape(spec.groups, reduction.runs, reduction.run, per_group), reduction, tiling.registers
+    )

@@ -1,0 +1,99 @@
+"""Products of integers on tile registers: rows of activations by packed weights."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from . import emit
+from .arithmetic import integer_arithmetic
+from .choices import choose_flag
+from .interface import Kernel, MatmulSpec, Operand
+from .microkernel import Writer
+from .tile import TargetNumbers, blocks, tile_cycles
+from .tile_product import Reduction, TileProduct, Tiling, flat_rows, pack_panels, panel_shape, plan_tiling
+from .tile_registers import has_tiles
+
+_SMALL = ("int8", "uint8")
+
+
+def tiles_pay(
+    tiling: Tiling,
+    rows: int,
+    columns: int,
+    depth: int,
+    types: tuple[str, str],
+    target: TargetNumbers,
+    groups: int = 1,
+) -> bool:
+    """Whether tile registers are estimated to beat the vector instruction, or a record says so.
+
+    Args:
+        tiling: the registers.
+        rows: of the output.
+        columns: of the output.
+        depth: products that are summed for one output.
+        types: element types.
+        target: numbers and features of the target.
+        groups: how many such products there are.
+    """
+    arithmetic = integer_arithmetic(*types, target)
+    other = groups * tile_cycles(rows, columns, blocks(depth, arithmetic.depth), target)
+    return choose_flag("tiles", tiling.cycles < other)
+
+
+def tile_matmul(
+    spec: MatmulSpec, types: tuple[str, str], writer: Writer, target: TargetNumbers
+) -> Kernel | None:
+    """A product by constant weights; None where tile registers are missing or do not pay."""
+    if not has_tiles(target) or types[0] not in _SMALL or types[1] not in _SMALL:
+        return None
+    rows, columns = prod(spec.out_shape[:-1]), spec.out_shape[-1]
+    reduction = Reduction.of(spec.k)
+    if reduction is None:
+        return None
+    tiling = plan_tiling(flat_rows(rows), columns, 1, reduction, types)
+    if not tiles_pay(tiling, rows, columns, spec.k, types, target):
+        return None
+    registers = tiling.registers
+    a = emit.buffer("a", spec.a.shape, types[0])
+    flat_a, declare_a = emit.flat_view(a, prod(spec.a.shape))
+    shape = panel_shape(1, tiling.panels, reduction, registers)
+    b = emit.buffer("b", shape, types[1])
+    flat_b, declare_b = emit.flat_view(b, prod(shape))
+
+    def first_row(tile: Any) -> Any:
+        return emit.minimum(tile * registers.rows, rows - registers.rows)
+
+    product = TileProduct(
+        tiling,
+        reduction,
+        (),
+        columns,
+        flat_a,
+        lambda _, tile: first_row(tile) * spec.k,
+        spec.k,
+        flat_b,
+        lambda _, tile, row, column: (*emit.unravel(first_row(tile) + row, spec.out_shape[:-1]), column),
+    )
+    loops = product.body(writer, target, registers.row_count * spec.k, spec.flops)
+    func = emit.function(
+        "integer_matmul", [a, b, *writer.extras, writer.output], [declare_a, declare_b, loops]
+    )
+    return Kernel(
+        func,
+        (lambda weights: pack_matrix_panels(weights, spec.b, reduction, tiling),),
+        spec.flops,
+        f"int8 matmul {tiling}",
+    )
+
+
+def pack_matrix_panels(
+    weights: np.ndarray, operand: Operand, reduction: Reduction, tiling: Tiling
+) -> np.ndarray:
+    """A stored matrix, logically (K, N), as panels."""
+    matrix = weights if operand.view is None else weights.reshape(operand.view)
+    matrix = matrix if operand.perm is None else matrix.transpose(operand.perm)
+    return pack_panels(matrix[None, None], reduction, tiling.registers)
