@@ -34,6 +34,8 @@ from ..ir.contiguous import bytes_of
 from ..ir.errors import ToolError
 
 MAGIC = b"GWW1"
+CHECK_FUNCTION = "check_weights"
+"""Function of a library that raises unless it is called with a shape of one size: `layout_number`."""
 ALIGNMENT = 64
 _MAX_RANK = 32
 
@@ -144,6 +146,20 @@ def _dtype(index: int, code: int, bits: int) -> np.dtype[Any]:
     return _DTYPES[code, bits]
 
 
+def layout_number(tensors: Sequence[np.ndarray]) -> int:
+    """A number below 2^63 for types and shapes: half of FNV-1a over the little-endian bytes of each tensor's
+    type code, bits, rank (uint32) and sizes (int64).
+
+    A library is compiled with that of its weights, so that it refuses others.
+    """
+    number = 0xCBF29CE484222325
+    for index, tensor in enumerate(tensors):
+        code, bits = _type_of(index, tensor)
+        for byte in struct.pack(f"<BBI{tensor.ndim}q", code, bits, tensor.ndim, *tensor.shape):
+            number = (number ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return number >> 1
+
+
 def stored_bytes(tensor: np.ndarray) -> int:
     """Bytes that a tensor takes in a file."""
     return len(_payload(tensor))
@@ -183,6 +199,11 @@ def _describe(index: int, tensor: np.ndarray) -> tuple[int, int]:
 
     if coding_of(tensor) is not None:
         return _CODED, 32
+    return _type_of(index, tensor)
+
+
+def _type_of(index: int, tensor: np.ndarray) -> tuple[int, int]:
+    """Type code and bits."""
     name = tensor.dtype.name
     if name not in _CODES:
         raise ToolError(

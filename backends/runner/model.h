@@ -24,6 +24,7 @@
 #include "artifact.h"
 #include "batches.h"
 #include "gww.h"
+#include "layout.h"
 
 namespace graphwright {
 
@@ -64,6 +65,7 @@ class Model {
     machine_ = (*(*library_)->GetFunction("vm_load_executable", true))().cast<ffi::Module>();
     constexpr int kPooledAllocator = 2;
     (*(*machine_)->GetFunction("vm_initialization", true))(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+    CheckWeights(*machine_, weights_);
     batches_ = Batches(*machine_);
   }
   Model(const Model&) = delete;

@@ -28,6 +28,7 @@
 #include "artifact.h"
 #include "batches.h"
 #include "gww.h"
+#include "layout.h"
 
 namespace ffi = tvm::ffi;
 
@@ -172,6 +173,7 @@ void Run(const Options& options) {
   gww::MappedFile weights_file(options.artifact + "/weights.bin"), inputs_file(options.inputs);
   auto weights = gww::Read(weights_file), inputs = gww::Read(inputs_file);
   auto machine = OpenMachine(options);
+  graphwright::CheckWeights(machine, weights);
   ffi::Array<ffi::Tensor> packed;
   for (auto& weight : weights) packed.push_back(ToDevice(weight, options.device));
   const graphwright::Batches batches(machine);

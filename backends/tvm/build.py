@@ -9,11 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .lifetimes import keep_weights
 from .lower import Lowered
 from .stack import lowering
 
 if TYPE_CHECKING:
     from ..target import Target
+
+_LINKING = (
+    # TVM describes every variable to debuggers; nobody ships that.
+    "-Wl,--strip-debug",
+    # Code and constants share pages of the file, which are otherwise filled up between them.
+    *("-Wl,-z,noseparate-code", "-Wl,--build-id=none", "-Wl,--gc-sections"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,7 @@ def build(
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="objects-", dir=path.parent) as workspace:
         linked = {"fcompile": fcompile} if fcompile else {}
-        # TVM describes every variable to debuggers; nobody ships that.
-        executable.export_library(str(path), workspace_dir=workspace, options=["-Wl,--strip-debug"], **linked)
+        executable.export_library(str(path), workspace_dir=workspace, options=list(_LINKING), **linked)
     functions = len(lowered.ir_module.functions)
     return BuildInfo(path, time.perf_counter() - start, path.stat().st_size, functions)
 
@@ -72,6 +79,7 @@ def _pipeline() -> Any:
             relax.transform.StaticPlanBlockMemory(),
             relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
+            keep_weights(),
             relax.transform.LowerRuntimeBuiltin(),
             relax.transform.ComputePrimValue(),
             relax.transform.VMShapeLower(),

@@ -121,6 +121,7 @@ def lower_programs(
             builder.write()
         for name, sizes in (shapes or {}).items():
             shared.add_shape(name, sizes)
+        shared.add_check()
         module = shared.finish(strategy)
     first = next(iter(programs.values()))
     return Lowered(

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...passes.functions import FUNCTION_KEY
+from ..weights import CHECK_FUNCTION, layout_number
 from . import tail
 from .emission import Argument, Emitted, Packed
 from .group_specs import PlacedGroup, place_group
@@ -25,6 +26,9 @@ from .prepare import Prepared
 from .spec import External, GroupSpec, Member, Ref
 from .stored_weights import coded
 from .strategy import Strategy
+
+WEIGHT = "weight_"
+"""How the names of variables begin that hold weights."""
 
 
 @dataclass
@@ -96,6 +100,17 @@ class Shared:
             with self.builder.dataflow():
                 shape = self.builder.emit_output(relax.ShapeExpr(list(sizes)))
             self.builder.emit_func_output(shape)
+
+    def add_check(self) -> None:
+        """A function that raises unless it is given `layout_number` of the weights, as a shape."""
+        from tvm import relax
+
+        number = relax.ShapeExpr([layout_number(self.weights.arrays)])
+        given = relax.Var("layout", relax.ShapeType(number.values))
+        with self.builder.function(CHECK_FUNCTION, [given]):
+            with self.builder.dataflow():
+                same = self.builder.emit_output(number)
+            self.builder.emit_func_output(same)
 
     def finish(self, strategy: Strategy) -> Any:
         """The module, every function scheduled."""
@@ -284,8 +299,8 @@ class ModuleBuilder:
             )
             self._values[value, CANONICAL] = variable
             parameters.append(variable)
-        fields = [relax.TensorType(array.shape, str(array.dtype)) for array in self.weights.arrays]
-        self._tuple = relax.Var("weights", relax.TupleType(fields))
+        # Of a tuple of tensors the machine would look at every field in every run; see `Shared.add_check`.
+        self._tuple = relax.Var("weights", relax.ObjectType())
         with self._function_scope(self._entry, [*parameters, self._tuple]):
             with self._builder.dataflow():
                 for group, place in self._groups:
@@ -331,7 +346,12 @@ class ModuleBuilder:
         from tvm import relax
 
         if position not in self._weight_variables:
-            self._weight_variables[position] = self._builder.emit(relax.TupleGetItem(self._tuple, position))
+            array = self.weights.arrays[position]
+            kind = relax.TensorType(array.shape, str(array.dtype))
+            item = relax.op.call_pure_packed(
+                "vm.builtin.tuple_getitem", self._tuple, relax.prim_value(position), ty_args=[kind]
+            )
+            self._weight_variables[position] = self._builder.emit(item, f"{WEIGHT}{position}")
         return self._weight_variables[position]
 
     def _fetch(self, value: ir.Value, layout: Layout) -> Any:

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..identity import identity
 from ..manifest import ENTRY
-from ..native import CPU, CUDA, Handle, Native, Tensor, element_of, is_array
+from ..native import CPU, CUDA, Handle, Native, NativeError, Tensor, element_of, is_array
 from ..runtime_library import open_runtime, use_threads
+from ..weights import CHECK_FUNCTION, layout_number
 
 _POOLED_ALLOCATOR = 2
 _ALIGNMENT = 64
@@ -46,10 +47,22 @@ class TvmProgram:
         self._library = _open_library(self._native, Path(path))
         self._watcher: Handle | None = None
         self._machines = threading.local()
-        self._machine()
+        self._check_weights(weights)
         self.weights = tuple(self._place(weight) for weight in weights)
         self._packed = self._native.array(self.weights)
         self._taken = [_range(weight) for weight in self.weights]
+
+    def _check_weights(self, weights: Sequence[np.ndarray]) -> None:
+        """Kernels read weights without another look."""
+        machine = self._machine().handle
+        try:
+            check = self._native.method(machine, CHECK_FUNCTION)
+        except NativeError:
+            return  # built by a version whose programs looked at them in every run
+        try:
+            self._native.call(check, self._native.call("ffi.Shape", layout_number(weights)))
+        except NativeError:
+            raise NativeError("the weights are not those that the library was compiled with") from None
 
     def prepare(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         """The arrays as device tensors; arrays in place must not be changed while those are in use."""

@@ -67,6 +67,26 @@ def test_the_example_computes_what_python_does(example, cnn, tmp_path):
     np.testing.assert_allclose(float(match[1]), expected.max(), rtol=1e-4)
 
 
+def test_weights_of_another_model_are_refused(example, cnn, tmp_path):
+    from graphwright.backends.native import NativeError
+    from graphwright.backends.tvm.runtime import TvmProgram
+    from graphwright.backends.weights import read_weights, write_weights
+
+    artifact = gw.compile(cnn, "host").save(tmp_path / "out")
+    weights = [np.array(weight) for weight in read_weights(artifact / "weights.bin")]
+    wrong = [weights[:-1], [*weights, weights[0]], [weights[0][..., :-1], *weights[1:]]]
+    wrong += [[weights[0].astype(np.float64), *weights[1:]]]
+    for others in wrong:
+        write_weights(artifact / "weights.bin", others)
+        finished = run(example, artifact, "1,3,16,16")
+        assert finished.returncode == 2
+        assert "weights.bin is not the one that model.so was compiled with" in finished.stderr
+        with pytest.raises(NativeError, match="not those that the library was compiled with"):
+            TvmProgram(artifact / "model.so", others)
+    write_weights(artifact / "weights.bin", weights)
+    assert run(example, artifact, "1,3,16,16").returncode == 0
+
+
 def test_wrong_shapes_and_folders_end_in_one_line(example, cnn, tmp_path):
     gw.compile(cnn, "host").save(tmp_path / "out")
     for arguments, said in (
