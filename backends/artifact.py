@@ -7,21 +7,20 @@
     model.onnx      the optimized graph, with model.onnx.data where it is large; what ONNX Runtime runs
     report.json     how it came about, for machines
     report.md       and for people
-    manifest.json   signature, target, pipeline, versions, size and SHA-256 of every other file
+    manifest.json   signature, target, pipeline, versions; size, checksum and SHA-256 of every other file
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..ir.errors import TargetError, ToolError
+from .checksum import checksum, checksum_of, sha256_of
 from .executable import Executable, TensorSpec
 from .manifest import (
     BATCHED_VERSION,
@@ -40,8 +39,8 @@ from .target import Target
 if TYPE_CHECKING:
     from .batches import Batches
 
-_SMALL_FILE = 1 << 20
-"""Bytes that are hashed before a thread has started."""
+Verification = bool | Literal["sha256"]
+"""Whether files are compared with their checksums, or with their SHA-256, which takes ten times as long."""
 
 
 def save_artifact(
@@ -77,12 +76,14 @@ def save_artifact(
     return final
 
 
-def load_executable(directory: str | Path, *, verify: bool = True, threads: int | None = None) -> Executable:
+def load_executable(
+    directory: str | Path, *, verify: Verification = True, threads: int | None = None
+) -> Executable:
     """An executable from an artifact folder.
 
     Args:
         directory: the folder that `save_artifact` wrote.
-        verify: compare the hash of every file that is used; sizes are always compared.
+        verify: compare the checksum of every file that is used; "sha256": its SHA-256; False: only its size.
         threads: threads to run with; all usable cores if None.
 
     Raises:
@@ -101,10 +102,10 @@ def load_executable(directory: str | Path, *, verify: bool = True, threads: int 
 
 
 def _load_tvm(
-    folder: Path, manifest: dict[str, Any], target: Target, verify: bool, threads: int | None
+    folder: Path, manifest: dict[str, Any], target: Target, verify: Verification, threads: int | None
 ) -> Executable:
     from .compiled import TvmExecutable
-    from .runtime_library import open_runtime, runtime_version
+    from .runtime_library import runtime_version
     from .weights import map_file, parse_weights
 
     built, here = manifest["versions"].get("apache-tvm", "unknown"), runtime_version()
@@ -114,11 +115,9 @@ def _load_tvm(
         )
     library, packed = (_part(folder, name, manifest) for name in (LIBRARY, WEIGHTS))
     data = map_file(packed)
-    # What takes long goes on meanwhile: hashing does not hold the interpreter.
-    with _verified(folder, {LIBRARY: library, WEIGHTS: data}, manifest, verify):
-        if target.device == "cpu":
-            open_runtime(library)
-        weights = parse_weights(data, WEIGHTS)
+    _verify(LIBRARY, library, manifest, verify)
+    _verify(WEIGHTS, packed, manifest, verify, data)
+    weights = parse_weights(data, WEIGHTS)
     executable = TvmExecutable(library, weights, *_signature(manifest), target, batches=_batches(manifest))
     if threads:
         executable.set_threads(threads)
@@ -132,15 +131,15 @@ def _load_tvm(
 
 
 def _load_onnxruntime(
-    folder: Path, manifest: dict[str, Any], target: Target, verify: bool, threads: int | None
+    folder: Path, manifest: dict[str, Any], target: Target, verify: Verification, threads: int | None
 ) -> Executable:
     from ..ir.load import load
     from .host import usable_cores
     from .onnxruntime import OnnxRuntimeExecutable
 
     names = [name for name in {GRAPH: None, **manifest["files"]} if name.startswith(GRAPH)]
-    with _verified(folder, {name: _part(folder, name, manifest) for name in names}, manifest, verify):
-        pass
+    for name in names:
+        _verify(name, _part(folder, name, manifest), manifest, verify)
     executable = OnnxRuntimeExecutable(load(folder / GRAPH), threads=threads or usable_cores(), target=target)
     executable.batches = _batches(manifest)
     executable.manifest = manifest
@@ -184,37 +183,22 @@ def _part(folder: Path, name: str, manifest: dict[str, Any]) -> Path:
     return found
 
 
-@contextlib.contextmanager
-def _verified(
-    folder: Path, parts: Mapping[str, Path | mmap.mmap], manifest: dict[str, Any], verify: bool
-) -> Iterator[None]:
-    """Compare hashes while the body runs; their outcome is known when it is left."""
-    damaged: list[str] = []
-    workers = []
-    for name, part in parts.items() if verify else ():
-        recorded = manifest["files"][name]
-        worker = threading.Thread(target=_compare_hash, args=(name, part, recorded["sha256"], damaged))
-        if recorded["bytes"] < _SMALL_FILE:
-            worker.run()
-            continue
-        worker.start()
-        workers.append(worker)
-    try:
-        yield
-    finally:
-        for worker in workers:
-            worker.join()
-        if damaged:
-            raise ToolError(f"{folder / damaged[0]} is damaged: its SHA-256 is not the one in {MANIFEST}")
+def _verify(name: str, path: Path, manifest: dict[str, Any], how: Verification, data: Any = None) -> None:
+    """Compare a file with what the manifest says of it.
 
-
-def _compare_hash(name: str, part: Path | mmap.mmap, expected: str, damaged: list[str]) -> None:
-    try:
-        same = (_hash(part) if isinstance(part, Path) else _digest(part)) == expected
-    except OSError:
-        same = False
+    Raises:
+        ToolError: it is another one.
+    """
+    recorded = manifest["files"][name]
+    if not how:
+        return
+    if how != "sha256" and "checksum" in recorded:
+        same = recorded["checksum"] == (checksum_of(path) if data is None else checksum(data))
+    else:
+        same = recorded["sha256"] == sha256_of(path)
     if not same:
-        damaged.append(name)
+        kind = "SHA-256" if how == "sha256" or "checksum" not in recorded else "checksum"
+        raise ToolError(f"{path} is damaged: its {kind} is not the one in {MANIFEST}")
 
 
 def _write_parts(executable: Executable, folder: Path) -> None:
@@ -285,7 +269,11 @@ def _manifest(executable: Executable, folder: Path) -> dict[str, Any]:
         "outputs": [spec.to_json() for spec in executable.outputs],
         "target": executable.target.to_json(),
         "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)}
+            path.name: {
+                "bytes": path.stat().st_size,
+                "checksum": checksum_of(path),
+                "sha256": sha256_of(path),
+            }
             for path in sorted(folder.iterdir())
         },
     }
@@ -352,20 +340,6 @@ def _swap(partial: Path, final: Path, aside: Path) -> None:
         os.rename(aside, final)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _hash(path: Path) -> str:
-    if not path.stat().st_size:
-        return _digest(b"")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _digest(data)
-
-
-def _digest(data: bytes | mmap.mmap) -> str:
-    """SHA-256 in one call, during which the interpreter is free for others."""
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()
 
 
 def _minor(version: str) -> tuple[str, ...]:

@@ -25,12 +25,13 @@ ENTRY = "main"
 """Name of the program in a library that has one."""
 
 _MOST_BYTES = 64 << 20
+_MOST_LETTERS = 1000
 _MOST_RANK = 32
 _MOST_ELEMENTS = 1 << 48
 _TYPES = re.compile(
     r"bool|u?int(2|4|8|16|32|64)|float(16|32|64)|bfloat16|complex(64|128)|float[48]_\w{1,16}|object|<U\d*"
 )
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DIGEST, _CHECKSUM = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{32}")
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     version = manifest.get("version")
     if type(version) is not int or version not in (VERSION, BATCHED_VERSION):
         raise ToolError(
-            f"{folder} has artifact version {str(version)[:40]}, this program reads {VERSION} and "
+            f"{folder} has artifact version {repr(version)[:40]}, this program reads {VERSION} and "
             f"{BATCHED_VERSION}"
         )
     needed = {"backend", "inputs", "outputs", "target", "pipeline", "versions", "files"}
@@ -92,7 +93,8 @@ def _is_count(value: Any, most: int = _MOST_ELEMENTS) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    """One line, since it may be part of one."""
+    return isinstance(value, str) and len(value) <= _MOST_LETTERS and len(value.splitlines()) <= 1
 
 
 def _is_signature(specs: Any) -> bool:
@@ -116,7 +118,7 @@ def _is_spec(spec: Any) -> bool:
 
 
 def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(each, str | dict) for each in value.values())
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
 
 
 def _is_target(value: Any) -> bool:
@@ -168,6 +170,7 @@ def _are_files(value: Any) -> bool:
         and _is_count(each.get("bytes"), 1 << 62)
         and _is_text(each.get("sha256"))
         and bool(_DIGEST.fullmatch(each["sha256"]))
+        and bool(_CHECKSUM.fullmatch(str(each.get("checksum", 32 * "0"))))
         for name, each in value.items()
     )
 
@@ -180,7 +183,7 @@ def is_plain_name(name: str) -> bool:
 _FORM: dict[str, Callable[[Any], bool]] = {
     "backend": lambda value: value in ("tvm", "onnxruntime"),
     "name": _is_text,
-    "pipeline": _is_text,
+    "pipeline": lambda value: isinstance(value, str),
     "created": _is_text,
     "inputs": _is_signature,
     "outputs": _is_signature,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from graphwright.backends import artifact, weights
 from graphwright.backends.artifact import load_executable, save_artifact
+from graphwright.backends.checksum import checksum
 from graphwright.backends.manifest import is_artifact, read_manifest
 from graphwright.ir.errors import TargetError, ToolError
 
@@ -49,7 +50,11 @@ def test_the_folder_holds_what_the_manifest_says(compiled, saved):
     assert manifest["files"].keys() == expected - {"manifest.json"}
     for name, recorded in manifest["files"].items():
         data = (saved / name).read_bytes()
-        assert recorded == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        assert recorded == {
+            "bytes": len(data),
+            "checksum": checksum(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
     assert manifest["inputs"] == [{"name": "x", "shape": [1, 3, 8, 8], "dtype": "float32"}]
     assert [spec["name"] for spec in manifest["outputs"]] == ["y", "r"]
     assert manifest["target"] == compiled.target.to_json()
@@ -190,6 +195,20 @@ def test_damaged_files_are_refused(saved, name, change, said):
 
 
 @pytest.mark.parametrize("name", ["model.so", "weights.bin"])
+def test_what_a_checksum_cannot_see_a_sha256_does(saved, name):
+    _damage(saved, name, _flip)
+    files = read_manifest(saved)["files"]
+    del files[name]["checksum"]  # an artifact of an earlier version
+    _edit(saved, files=files)
+    with pytest.raises(ToolError, match="its SHA-256 is not"):
+        load_executable(saved)
+    files[name]["checksum"] = checksum((saved / name).read_bytes())
+    _edit(saved, files=files)
+    with pytest.raises(ToolError, match="its SHA-256 is not"):
+        load_executable(saved, verify="sha256")
+
+
+@pytest.mark.parametrize("name", ["model.so", "weights.bin"])
 def test_missing_files_are_refused(saved, name):
     (saved / name).unlink()
     with pytest.raises(ToolError, match=f"{name} is missing"):
@@ -299,7 +318,7 @@ def test_relative_and_nested_folders(compiled, tmp_path, monkeypatch):
     assert is_artifact("a/b/c")
 
 
-@pytest.mark.parametrize("where", ["write_weights", "_manifest", "_hash"])
+@pytest.mark.parametrize("where", ["write_weights", "_manifest", "sha256_of"])
 @pytest.mark.parametrize(
     ("error", "expected", "said"),
     [
