@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx_ir as ir
 
-from ..ir.errors import CompileError
+from ..ir.errors import CompileError, ShapeError
 from ..ir.shapes import require_static
+from ..ir.symbols import input_symbols
 from .batch_report import BatchReport, rows_of
 from .batches import Batches
 from .check import Check
@@ -73,7 +74,7 @@ class Maker:
 
         Raises:
             CompileError: something cannot be lowered, or computes something else.
-            ShapeError: a shape is not static.
+            ShapeError: a dimension of an input is not static.
         """
         report = replace(self.report, backend=backend, notes=list(self.report.notes))
         executable = self._onnxruntime(report) if backend == ONNXRUNTIME else self._tvm(report)
@@ -109,7 +110,7 @@ class Maker:
                 entries[size]: without_functions(model) for size, model in self.special.models.items()
             }
         for program in self._programs.values():
-            require_static(program)
+            _require_static(program)
         return self._built(report)
 
     def _built(self, report: CompileReport) -> Executable:
@@ -206,3 +207,13 @@ def _require_space(folder: str) -> None:
             f"{tempfile.gettempdir()} has {free >> 20} MB left, compiling needs about "
             f"{_WORKING_BYTES >> 20} MB; make room there or point TMPDIR elsewhere"
         )
+
+
+def _require_static(program: ir.Model) -> None:
+    """What the size of an input would settle is a ShapeError; TVM has no answer to what depends on data."""
+    try:
+        require_static(program)
+    except ShapeError as error:
+        if input_symbols(program):
+            raise
+        raise CompileError(f"{error}; TVM compiles fixed sizes only, use --backend onnxruntime") from None

@@ -9,7 +9,7 @@ from graphwright.backends.runner.build import build_runner
 from graphwright.backends.runner.run import run_artifact
 from graphwright.backends.target import resolve_target
 from graphwright.backends.timing import Timing
-from graphwright.ir.errors import CompileError, ToolError
+from graphwright.ir.errors import CompileError, ShapeError, ToolError
 
 ALL = ["tvm", "onnxruntime"]
 
@@ -110,6 +110,19 @@ def test_what_one_backend_cannot_do_the_other_does(build_model):
     executable = gw.compile(model, "x86", backend="auto")
     assert executable.backend == "onnxruntime"
     assert "TVM failed: " in str(executable.report.choice)
+
+
+def test_sizes_that_depend_on_the_data_go_to_onnx_runtime(build_model):
+    model = build_model("g (float[2,3] x) => (int64[2,n] where) { where = NonZero(x) }")
+    with pytest.raises(CompileError, match=r"only known at run time \(n\).*use --backend onnxruntime"):
+        gw.compile(model, "x86")
+    exe = gw.compile(model, "x86", backend="auto")
+    assert exe.backend == "onnxruntime" and "only known at run time" in str(exe.report.choice)
+    x = np.array([[0, 1, 0], [2, 0, 3]], np.float32)
+    np.testing.assert_array_equal(exe(x), np.nonzero(x))
+    open_batch = build_model("g (float[N,3] x) => (float[N,3] y) { y = Exp(x) }")
+    with pytest.raises(ShapeError, match="--dim N=1"):
+        gw.compile(open_batch, "x86", backend="auto")
 
 
 def test_bad_requests_fail_before_work(model):
