@@ -20,6 +20,7 @@ from .anchor_views import (
     widened,
     with_bias,
 )
+from .anchor_volumes import volume_conv, volume_conv_transpose, volume_pool
 from .anchors import transpose_window
 from .blockwise import ATTENTION, attention_kernel
 from .integer_ops import INTEGER_ANCHORS
@@ -37,6 +38,8 @@ def anchor_kernel(spec: GroupSpec) -> AnchorKernel | None:
     types = [each for each in (*op.inputs, op.outputs[0]) if each is not None]
     if any(each.dtype != "float32" for each in types) or any(prod(each.shape) == 0 for each in types):
         return None
+    if op.rank == 5 and op.type in _VOLUME_PLANS:
+        return _VOLUME_PLANS[op.type](spec)
     return _PLANS[op.type](spec)
 
 
@@ -161,4 +164,10 @@ _PLANS: dict[str, Callable[[GroupSpec], AnchorKernel | None]] = {
     "MatMul": _matmul,
     "Gemm": _matmul,
     ATTENTION: attention_kernel,
+}
+_VOLUME_PLANS: dict[str, Callable[[GroupSpec], AnchorKernel | None]] = {
+    "Conv": volume_conv,
+    "ConvTranspose": volume_conv_transpose,
+    "MaxPool": volume_pool,
+    "AveragePool": volume_pool,
 }

@@ -25,7 +25,7 @@ def data_layout(group: Group, strategy: Strategy) -> Layout | None:
     if group.anchor is None or group.opaque:
         return None
     rank = len(group.anchor.outputs[0].shape or ())
-    if group.anchor.op_type in _SPATIAL and rank in (3, 4):
+    if group.anchor.op_type in _SPATIAL and rank in (3, 4, 5):
         return strategy.convolution_layout
     return CANONICAL if group.anchor.op_type in {"MatMul", "Gemm", "Attention", "Recurrence"} else None
 
@@ -62,7 +62,7 @@ def choose_layout(
     if fixed is not None:
         return fixed
     rank = len(group.output.shape or ())
-    if group.output in outputs or rank not in (3, 4):
+    if group.output in outputs or rank not in (3, 4, 5):
         return CANONICAL
     if group.output in wanted:
         return strategy.convolution_layout

@@ -7,6 +7,10 @@ import math
 import torch
 from torch import nn
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 
 def randomize(module: nn.Module, example: tuple[torch.Tensor, ...], *, seed: int = 0) -> nn.Module:
     """Give `module` seeded random weights and batch-norm statistics, and put it into evaluation mode.
@@ -22,7 +26,7 @@ def randomize(module: nn.Module, example: tuple[torch.Tensor, ...], *, seed: int
         seed: of the generator.
     """
     generator = torch.Generator().manual_seed(seed)
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in module.modules() if isinstance(m, _BATCH_NORMS)]
     with torch.no_grad():
         for child in module.modules():
             _randomize_parameters(child, generator)
@@ -51,21 +55,21 @@ def finished(
 
 
 def _randomize_parameters(child: nn.Module, generator: torch.Generator) -> None:
-    if isinstance(child, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+    if isinstance(child, (*_CONVOLUTIONS, *_TRANSPOSED, nn.Linear)):
         fan_in = child.weight[0].numel()
-        if isinstance(child, nn.ConvTranspose2d):
+        if isinstance(child, _TRANSPOSED):
             fan_in = child.weight[:, 0].numel() // math.prod(child.stride)
         child.weight.normal_(0.0, (2.0 / fan_in) ** 0.5, generator=generator)
         if child.bias is not None:
             child.bias.normal_(0.0, 0.1, generator=generator)
-    if isinstance(child, nn.BatchNorm2d | nn.LayerNorm):
+    if isinstance(child, (*_BATCH_NORMS, nn.LayerNorm)):
         child.weight.uniform_(0.7, 1.3, generator=generator)
         child.bias.normal_(0.0, 0.2, generator=generator)
     if isinstance(child, nn.Embedding):
         child.weight.normal_(0.0, 1.0, generator=generator)
 
 
-def _perturb_statistics(norm: nn.BatchNorm2d, generator: torch.Generator) -> None:
+def _perturb_statistics(norm: nn.modules.batchnorm._BatchNorm, generator: torch.Generator) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     deviation = norm.running_var.sqrt()
     norm.running_mean += 0.2 * deviation * torch.randn(norm.num_features, generator=generator)

@@ -147,7 +147,7 @@ def winograd(spec: Conv2dSpec, epilogue: Epilogue | None, plan: Plan, target: Ta
 
     Buffers: data (N, H, W, C), packed weights, extra inputs, output (N, OH, OW, O).
     """
-    return _Winograd(spec, plan, Writer(epilogue, spec.out_shape, nhwc), target).kernel()
+    return Winograd(spec, plan, Writer(epilogue, spec.out_shape, nhwc), target).kernel()
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,9 @@ class WinogradPacking:
         return Transform(matrix, self.out_channels, self.in_channels, self.block)
 
 
-class _Winograd:
+class Winograd:
+    """The three stages of one convolution."""
+
     def __init__(self, spec: Conv2dSpec, plan: Plan, writer: Writer, target: TargetNumbers):
         self.spec, self.plan, self.filter, self.writer, self.target = spec, plan, plan.filter, writer, target
         self.tile, self.lanes = plan.tile, plan.tile.lanes
@@ -184,6 +186,7 @@ class _Winograd:
         )
 
     def kernel(self) -> Kernel:
+        """The function and the packing of its weights."""
         flat, declaration = emit.flat_view(self.weights, prod(map(int, self.weights.shape)))
         self.flat_weights = flat
         divides_chunks = self.plan.chunks >= self.target.cores
@@ -193,10 +196,18 @@ class _Winograd:
         func = emit.function(
             "conv2d_winograd",
             [self.data, self.weights, *self.writer.extras, self.writer.output],
-            [declaration, body],
+            [*self._prologue(), declaration, body],
         )
         packing = WinogradPacking(self.filter, self.spec.out_channels, self.spec.in_channels, self.tile.block)
         return Kernel(func, (packing,), self.spec.flops, f"winograd {self.plan}")
+
+    def _prologue(self) -> Statements:
+        """What is done once, before everything else."""
+        return []
+
+    def _read(self, n: Any, h: Any, w: Any, channel: Any, lanes: int) -> Any:
+        """Neighbouring channels of an input pixel."""
+        return emit.load(self.data, [n, h, w, channel], lanes)
 
     def _chunk(self, chunk: Any, is_inner_parallel: bool) -> Statements:
         """The three stages of one chunk; the last chunk is moved back to end with the tiles."""
@@ -257,7 +268,7 @@ class _Winograd:
                 h, w = top + emit.floordiv(place, size), left + emit.floormod(place, size)
                 is_read = emit.all_of(h >= 0, h < spec.height, w >= 0, w < spec.width)
                 at = [place * lanes]
-                read = emit.store(patch, emit.load(self.data, [n, h, w, first], lanes), at, lanes)
+                read = emit.store(patch, self._read(n, h, w, first, lanes), at, lanes)
                 return emit.when(is_read, read, emit.store(patch, emit.constant(0.0, lanes), at, lanes))
 
             return patch, [allocation, emit.loop("place", size * size, copy)]
@@ -267,7 +278,7 @@ class _Winograd:
 
             def value(i: int, j: int) -> Any:
                 if patch is None:
-                    return emit.load(self.data, [n, top + i, left + j, first], lanes)
+                    return self._read(n, top + i, left + j, first, lanes)
                 return emit.load(patch, [(i * size + j) * lanes], lanes)
 
             result, statements = self._transform(self.filter.data, value, size, lanes)

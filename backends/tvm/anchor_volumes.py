@@ -1,0 +1,122 @@
+"""Kernels for anchors over three spatial axes."""
+
+from __future__ import annotations
+
+from .anchor_views import AnchorKernel, as_is, external, same_index, with_bias
+from .anchors import conv_window, pool_window, transpose_window
+from .lazy import Index, floordiv, floormod
+from .spec import GroupSpec
+
+
+def volume_conv(spec: GroupSpec) -> AnchorKernel | None:
+    """A convolution."""
+    from .kernels.volume import Conv3dSpec, VolumeView, conv3d
+
+    op, operands = spec.anchor_op, _operands(spec)
+    window = conv_window(op)
+    if operands is None or any(pad < 0 for pad in window.pads):
+        return None
+    shape = Conv3dSpec.of(
+        op.input(0).shape,
+        op.outputs[0].shape,
+        window.kernel,  # type: ignore[arg-type]
+        window.strides,  # type: ignore[arg-type]
+        window.dilations,  # type: ignore[arg-type]
+        window.pads,
+        op.attr("group", 1),
+    )
+    if shape.plane.out_shape[1:3] != tuple(op.outputs[0].shape[3:]):
+        return None
+    view = VolumeView(shape)
+    return AnchorKernel(
+        lambda epilogue, target: conv3d(shape, epilogue, target),
+        operands[:1],
+        operands[1:],
+        view.shape,
+        view.logical,
+        with_bias(spec, 1),
+    )
+
+
+def volume_conv_transpose(spec: GroupSpec) -> AnchorKernel | None:
+    """A transposed convolution; None where its code would grow large."""
+    from .kernels import ConvTransposeSpec
+    from .kernels.volume import DepthWindow
+    from .kernels.volume_transpose import ConvTranspose3dSpec, conv_transpose3d, has_few_phases
+
+    op, operands = spec.anchor_op, _operands(spec)
+    if operands is None:
+        return None
+    window = transpose_window(op)
+    (batch, channels, depth, height, width), out = op.input(0).shape, op.outputs[0].shape
+    planes = DepthWindow(
+        depth, out[2], window.kernel[0], window.strides[0], window.dilations[0], window.before(0)
+    )
+    plane = ConvTransposeSpec(
+        batch * depth,
+        channels,
+        height,
+        width,
+        out[1],
+        out[3],
+        out[4],
+        window.kernel[1:],  # type: ignore[arg-type]
+        window.strides[1:],  # type: ignore[arg-type]
+        window.dilations[1:],  # type: ignore[arg-type]
+        (window.pads[1], window.pads[2], window.pads[4], window.pads[5]),
+        op.attr("group", 1),
+    )
+    shape = ConvTranspose3dSpec(planes, plane)
+    if not has_few_phases(shape):
+        return None
+    return AnchorKernel(
+        lambda epilogue, target: conv_transpose3d(shape, epilogue, target),
+        operands[:1],
+        operands[1:],
+        (batch * out[2], out[1], out[3], out[4]),
+        lambda index: plane_index(index, out[2]),
+        with_bias(spec, 1),
+    )
+
+
+def plane_index(index: Index, planes: int) -> Index:
+    """(plane of all volumes, c, h, w) -> (n, c, d, h, w)."""
+    n, c, h, w = index
+    return (floordiv(n, planes), c, floormod(n, planes), h, w)
+
+
+def volume_pool(spec: GroupSpec) -> AnchorKernel | None:
+    """Pooling of floats."""
+    from .kernels.volume_sweep import Pool3dSpec, pool3d
+
+    op, data = spec.anchor_op, external(spec, 0)
+    window = pool_window(op)
+    if data is None or not spec.layout.channels_last or op.input(0).dtype != "float32":
+        return None
+    if any(pad < 0 for pad in window.pads):
+        return None
+    shape = Pool3dSpec(
+        "max" if op.type == "MaxPool" else "average",
+        op.input(0).shape,  # type: ignore[arg-type]
+        op.outputs[0].shape[2:],  # type: ignore[arg-type]
+        window.kernel,  # type: ignore[arg-type]
+        window.strides,  # type: ignore[arg-type]
+        window.dilations,  # type: ignore[arg-type]
+        window.pads,
+        bool(op.attr("count_include_pad", 0)),
+    )
+    return AnchorKernel(
+        lambda epilogue, target: pool3d(shape, epilogue, target),
+        (data[0],),
+        (),
+        op.outputs[0].shape,
+        same_index,
+        as_is,
+    )
+
+
+def _operands(spec: GroupSpec) -> tuple[int, int] | None:
+    data, weight = external(spec, 0), external(spec, 1)
+    if data is None or weight is None or not weight[1].constant or not spec.layout.channels_last:
+        return None
+    return data[0], weight[0]
