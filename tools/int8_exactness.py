@@ -26,10 +26,9 @@ import typer
 
 from ..ir.errors import GraphwrightError, ToolError
 from .console import print_line, progress
-from .int8_bench import FLOAT, build_model, known_models, quantize
+from .int8_bench import FLOAT, MODELS, build_model, known_models, quantize
 from .steps import markdown_table
 
-MODELS = ("resnet18", "mobilenet_v2", "mobilenet_v3", "efficientnet_b0", "swin_t", "bert_base")
 MOST_STEPS, LEAST_EQUAL = 1, 0.999
 _QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
 _INTEGERS = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16}

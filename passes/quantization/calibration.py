@@ -109,7 +109,7 @@ class Calibration:
             where = f"calibration data ({self.source}), batch {count}"
             yield checked(batch, inputs, where)
         if count == 0:
-            raise PassError(f"calibration data ({self.source}) holds no batch")
+            raise PassError(f"calibration data ({self.source}) holds no batch; give at least one")
 
     @classmethod
     def from_npz(cls, path: str | Path, *, batch: int = DEFAULT_BATCH) -> Calibration:
@@ -162,7 +162,10 @@ class Calibration:
         files = sorted(p for p in folder.iterdir() if p.suffix in (".npz", ".npy")) if folder.is_dir() else []
         if not files:
             raise PassError(f"calibration folder '{path}' holds no .npz or .npy file")
+        return cls._of_files(files, batch, folder.name)
 
+    @classmethod
+    def _of_files(cls, files: Sequence[Path], batch: int, source: str) -> Calibration:
         def open_batches(model: ir.Model) -> Iterator[Feeds]:
             inputs = _inputs_of(model)
             for file in files:
@@ -175,7 +178,7 @@ class Calibration:
             seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
             return hashlib.blake2b(repr((batch, seen)).encode(), digest_size=16).hexdigest()
 
-        return cls(open_batches, source=folder.name, identity=identify)
+        return cls(open_batches, source=source, identity=identify)
 
     @classmethod
     def from_iterable(
@@ -220,9 +223,11 @@ class Calibration:
 
     @classmethod
     def load(cls, path: str | Path, *, batch: int = DEFAULT_BATCH) -> Calibration:
-        """Opens a `.npz` file or a folder; see `from_npz` and `from_folder`."""
+        """Opens a `.npz` file, a `.npy` file or a folder; see `from_npz` and `from_folder`."""
         if Path(path).is_dir():
             return cls.from_folder(path, batch=batch)
+        if Path(path).suffix == ".npy" and Path(path).is_file():
+            return cls._of_files([Path(path)], batch, Path(path).name)
         return cls.from_npz(path, batch=batch)
 
 
@@ -255,7 +260,7 @@ def _inputs_of(model: ir.Model) -> dict[str, ir.Value]:
 
 def _sample_count(arrays: Mapping[str, Array], source: str) -> int:
     if not arrays:
-        raise PassError(f"calibration data ({source}) holds no array")
+        raise PassError(f"calibration data ({source}) holds no array; save one per input of the model")
     for name, array in arrays.items():
         if array.ndim == 0:
             raise PassError(

@@ -33,7 +33,9 @@ def check_names(given: Mapping[str, Any], inputs: Mapping[str, ir.Value], where:
     """Refuses arrays that are no input, and inputs without an array."""
     for name in given:
         if name not in inputs:
-            raise PassError(f"{where} has '{name}', but the model's inputs are {_names(inputs)}")
+            raise PassError(
+                f"{where} has '{name}', but the model's inputs are {_names(inputs)}; rename or remove it"
+            )
     missing = [name for name in inputs if name not in given]
     if missing:
         raise PassError(f"{where} has no array for input '{missing[0]}'; it has {_names(given)}")
@@ -60,7 +62,7 @@ def _checked_array(name: str, data: Any, value: ir.Value, where: str) -> np.ndar
         array = _converted(name, array, value.dtype.numpy(), where)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         kind = "NaN" if np.isnan(array).any() else "infinity"
-        raise PassError(f"{where}: input '{name}' holds {kind}")
+        raise PassError(f"{where}: input '{name}' holds {kind}; leave such samples out")
     if value.shape is not None:
         check_shape(name, array.shape, value.shape, where)
     return array
@@ -85,7 +87,7 @@ def check_kind(name: str, given: np.dtype, wanted: np.dtype, where: str) -> None
     """Refuses another kind of number."""
     # Floating types of ml_dtypes have kind "V".
     if given.kind != wanted.kind and not {given.kind, wanted.kind} <= {"f", "V"}:
-        raise PassError(f"{where}: input '{name}' is {given}, but the model wants {wanted}")
+        raise PassError(f"{where}: input '{name}' is {given}, but the model wants {wanted}; convert it")
 
 
 def check_shape(name: str, given: Sequence[int], shape: ir.Shape, where: str) -> None:

@@ -162,7 +162,7 @@ def open_npz(path: Path) -> dict[str, Member]:
             # Says why, where there is no such file or it must not be read.
             with path.open("rb"):
                 pass
-            raise ValueError("it is not a .npz archive")
+            raise ValueError("it is not a .npz archive, as numpy.savez writes it")
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     members = [Member(path, name) for name in names if name.endswith(".npy")]

@@ -97,14 +97,20 @@ def test_widths_are_converted_kinds_are_not(model, samples):
 @pytest.mark.parametrize(
     ("batch", "line"),
     [
-        ({"z": 1}, r"batch 1 has 'z', but the model's inputs are 'x'$"),
+        ({"z": 1}, r"batch 1 has 'z', but the model's inputs are 'x'; rename or remove it$"),
         ({}, r"batch 1 has no array for input 'x'; it has none$"),
         ((1, 2), r"batch 1 has 2 arrays, but the model has 1 inputs$"),
         ({"x": np.zeros((2, 4), np.float32)}, r"input 'x' has shape \[2, 4\], but the model wants \[N, 3\]$"),
         ({"x": np.zeros(3, np.float32)}, r"input 'x' has shape \[3\], but the model wants \[N, 3\]$"),
-        ({"x": np.zeros((2, 3), np.uint8)}, r"input 'x' is uint8, but the model wants float32$"),
-        ({"x": np.full((2, 3), np.nan, np.float32)}, r"batch 1: input 'x' holds NaN$"),
-        ({"x": np.full((2, 3), np.inf, np.float32)}, r"batch 1: input 'x' holds infinity$"),
+        ({"x": np.zeros((2, 3), np.uint8)}, r"input 'x' is uint8, but the model wants float32; convert it$"),
+        (
+            {"x": np.full((2, 3), np.nan, np.float32)},
+            r"batch 1: input 'x' holds NaN; leave such samples out$",
+        ),
+        (
+            {"x": np.full((2, 3), np.inf, np.float32)},
+            r"batch 1: input 'x' holds infinity; leave such samples out$",
+        ),
     ],
 )
 def test_bad_batches_are_one_line(model, batch, line):
@@ -125,11 +131,10 @@ def test_bad_sources_are_one_line(tmp_path, model):
     np.savez(tmp_path / "uneven.npz", x=np.zeros((2, 3)), z=np.zeros((3, 3)))
     np.savez(tmp_path / "none.npz", x=np.zeros((0, 3)))
     np.savez(tmp_path / "scalar.npz", x=np.float32(1))
-    np.save(tmp_path / "array.npy", np.zeros((2, 3)))
     for path, line in [
         ("missing.npz", "cannot read calibration file"),
         ("broken.npz", "cannot read calibration file"),
-        ("array.npy", "cannot read calibration file"),
+        ("missing.npy", "cannot read calibration file"),
         ("empty", "holds no .npz or .npy file"),
         ("uneven.npz", "'x' has 2 samples, 'z' has 3"),
         ("none.npz", "'x' has no samples"),

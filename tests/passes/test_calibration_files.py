@@ -66,6 +66,18 @@ def test_types_of_ml_dtypes_and_samples_without_an_axis(tmp_path):
     assert first["x"].shape == (3,) and second["x"].view(ml_dtypes.bfloat16).tolist() == [3, 4, 5]
 
 
+def test_a_single_npy_file_is_data_for_a_model_with_one_input(tmp_path, model):
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.save(tmp_path / "data.npy", x)
+    (batch,) = Calibration.load(tmp_path / "data.npy").batches(model)
+    np.testing.assert_array_equal(batch["x"], x)
+    with pytest.raises(PassError, match=r"cannot read calibration file .*nothing\.npy"):
+        Calibration.load(tmp_path / "nothing.npy")
+    two = model_of("g (float[N,3] x, float[N,3] z) => (float[N,3] y) { y = Add(x, z) }")
+    with pytest.raises(PassError, match="the model has 2 inputs; use .npz"):
+        list(Calibration.load(tmp_path / "data.npy").batches(two))
+
+
 def rewritten(path, name: str, content: bytes) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(name, content)

@@ -1,28 +1,45 @@
 """Random graphs with odd weights and odd ranges through every quantizing pass: nothing breaks, all is told."""
 
+from typing import get_args, get_type_hints
+
 import numpy as np
 import onnx_ir as ir
 import pytest
+from graphwright.ir.errors import PassError
 from graphwright.ir.reference import run_reference
 from graphwright.ir.verify import verify
+from graphwright.passes.insert_qdq import InsertQdq
 from graphwright.passes.optimize import optimize
+from graphwright.passes.quantization.tables import TABLES
+from graphwright.passes.quantization.weight_forms import WEIGHT_FORMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from .quantization_models import model_of, samples_for
 
+CALIBRATORS = get_args(get_type_hints(InsertQdq)["calibration"])
+FORMS = [*WEIGHT_FORMS, "int8 symmetric=false", "int4 symmetric=false block=3", "kmeans bits=1 block=3"]
+GENERIC = "insert-qdq{target=generic"
 PIPELINES = [
-    *(f"insert-qdq{{target={table}}}" for table in ("x86", "arm", "cuda", "generic")),
-    *(f"insert-qdq{{target=generic calibration={name}}}" for name in ("entropy", "mse", "clipped", "percentile")),
-    *(f"insert-qdq{{target=generic precision={name}}}" for name in ("a16w8", "a16w16", "a8w4", "fp8-e4m3", "fp8-e5m2")),
-    "insert-qdq{target=generic symmetric_weights=false symmetric_activations=true}",
-    'insert-qdq{target=generic layers="Conv=a16w8;Gemm=a8w4;MatMul=fp8-e5m2"}',
+    *(f"insert-qdq{{target={table}}}" for table in TABLES),
+    *(f"{GENERIC} calibration={name}}}" for name in CALIBRATORS),
+    *(f"{GENERIC} precision={name} calibration={calibrator}}}"
+      for name in ("a16w8", "a16w16", "a8w4", "fp8-e4m3", "fp8-e5m2") for calibrator in ("minmax", "mse")),
+    f"{GENERIC} symmetric_weights=false symmetric_activations=true}}",
+    f'{GENERIC} layers="Conv=a16w8;Gemm=a8w4;MatMul=fp8-e5m2"}}',
+    f"{GENERIC} ends=float reduce_range=true}}",
     "quantize-dynamic{min_size=1}",
-    *(f"quantize-weights{{min_size=1 form={name}}}" for name in
-      ("int8", "int4", "int4 symmetric=false", "int2", "ternary", "binary", "kmeans", "kmeans bits=1 block=3",
-       "power-of-two", "nf4", "fp4", "fp8-e4m3", "float16")),
+    *(f"quantize-weights{{min_size=1 form={name}}}" for name in FORMS),
     "convert-float",
     "convert-float{to=bfloat16}",
+    *(f"{before},insert-qdq{{target=tvm}}" for before in
+      ("equalize", "equalize-activations", "relax-clips{share=1},equalize,absorb-biases", "smooth-quant{insert=true}")),
+    *(f"insert-qdq{{target=cuda}},{repair}" for repair in
+      ("gptq", "ada-round{iterations=5}", "bias-correction", "gptq,bias-correction")),
+    *(f"quantize-weights{{min_size=1 form={form}}},{repair}" for form in ("int4 block=3", "int2") for repair in
+      ("gptq", "ada-round{iterations=5}", "hqq", "bias-correction")),
+    "awq{form=int4},quantize-weights{min_size=1 form=int4 scale=absmax}",
+    'quantize{budget="sqnr>=20dB"}',
 ]  # fmt: skip
 # What a step does to the values, so that ranges are constant, one-sided, empty of everything or not finite.
 STEPS = {
@@ -109,18 +126,21 @@ def float_layers(model: ir.Model) -> set[str]:
 def check(pipeline: str, network: ir.Model, magnitude: float) -> None:
     """What must hold whatever the network and its data are."""
     feeds = {"x": samples_for(network, 3)["x"] * np.float32(magnitude)}
-    with np.errstate(all="ignore"):
-        result = optimize(network, pipeline, calibration=[feeds])
+    try:
+        with np.errstate(all="ignore"):
+            result = optimize(network, pipeline, calibration=[feeds])
+    except PassError as error:
+        # A budget is refused where no layer can be quantized, or none well enough.
+        assert "budget" in pipeline and ("nothing can be" in str(error) or "cannot be kept" in str(error))
+        return
     verify(result.model)
-    record = result.report.records[0]
     for value in result.model.graph.initializers.values():
         if value.name.endswith("_scale"):
             scale = value.const_value.numpy()
             assert np.isfinite(scale).all() and (scale > 0).all(), value.name
-    told = {entry.node for entry in record.left_alone}
-    assert float_layers(result.model) <= told | (
-        {"none"} if "convert" not in pipeline else float_layers(result.model)
-    )
+    told = {entry.node for record in result.report.records for entry in record.left_alone}
+    if "convert" not in pipeline:
+        assert float_layers(result.model) <= told
     expected = run_reference(network, feeds)["y"]
     found = run_reference(result.model, feeds)["y"]
     # Half precision may overflow where float32 did not, everything else keeps what is finite finite.
@@ -133,7 +153,7 @@ def check(pipeline: str, network: ir.Model, magnitude: float) -> None:
     network=networks(),
     magnitude=st.sampled_from([0.0, 1e-20, 1.0, 1e15]),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=16, deadline=None)
 def test_nothing_breaks_and_all_is_told(pipeline, network, magnitude):
     check(pipeline, network, magnitude)
 
