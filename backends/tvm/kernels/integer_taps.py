@@ -5,7 +5,8 @@ channel and a lane of `vpmaddwd` two. A column interleaved once serves every pix
 Rows outside of the image are read at the nearest one inside; their weights are masked or, where padding is
 not zero, they are replaced by it. Nothing is copied.
 
-Weights are stored [KW, C, rows of a step] for each step in turn; a step of three rows has a fourth of zeros.
+Weights are stored [KW, C, rows of a step] for each step in turn. Where a lane has room for more rows, zeros
+are put between them, once for each tile.
 Where `vpermb` interleaves, the order in which it does comes first: LLVM would make two slower instructions of
 an order that it knows.
 """
@@ -52,7 +53,6 @@ class _Step:
 
     first: int
     rows: int
-    stored: int
     weights: int
 
 
@@ -60,9 +60,8 @@ def _steps(spec: Conv2dSpec, depth: int, begin: int) -> list[_Step]:
     found = []
     for first in range(0, spec.kernel[0], depth):
         rows = min(depth, spec.kernel[0] - first)
-        stored = 1 if rows == 1 else depth
-        found.append(_Step(first, rows, stored, begin))
-        begin += spec.kernel[1] * spec.out_channels * stored
+        found.append(_Step(first, rows, begin))
+        begin += spec.kernel[1] * spec.out_channels * rows
     return found
 
 
@@ -70,9 +69,7 @@ def pack_interleaved_weights(weights: np.ndarray, depth: int, order: Sequence[in
     """(C, 1, KH, KW) -> one axis, as this module's head says."""
     parts = [np.array(order, np.int8)]
     for first in range(0, weights.shape[2], depth):
-        part = weights[:, 0, first : first + depth].transpose(2, 0, 1)
-        missing = 0 if part.shape[2] == 1 else depth - part.shape[2]
-        parts.append(np.pad(part, ((0, 0), (0, 0), (0, missing))).reshape(-1))
+        parts.append(weights[:, 0, first : first + depth].transpose(2, 0, 1).reshape(-1))
     return np.concatenate(parts)
 
 
@@ -94,7 +91,7 @@ def interleaved_depthwise(
     order = _order(tile.lanes, depth) if permutes else []
     steps = _steps(spec, depth, len(order))
     data = emit.buffer("data", spec.data_shape, types[0])
-    size = len(order) + sum(spec.kernel[1] * spec.out_channels * step.stored for step in steps)
+    size = len(order) + prod(spec.kernel) * spec.out_channels
     weights = emit.buffer("weights", (size,), types[1])
     loops = _Interleaved(spec, zero_point, tile, steps, arithmetic, data, weights, writer, permutes)
     func = emit.function("integer_depthwise", [data, weights, *writer.extras, writer.output], [loops.body()])
@@ -239,12 +236,19 @@ class _Interleaved:
         return emit.constant(lane - (1 << 32) if lane >= 1 << 31 else lane, self.tile.lanes, "int32")
 
     def _weights(self, step: _Step, kw: int, channel: Any) -> Any:
-        lanes, stored = self.tile.lanes, step.stored
-        at = step.weights + (kw * self.spec.out_channels + channel) * stored
-        loaded = emit.load(self.weights, [at], lanes * stored)
-        if stored == 1:
+        lanes, rows, depth = self.tile.lanes, step.rows, _DEPTH[self.arithmetic.name]
+        at = step.weights + (kw * self.spec.out_channels + channel) * rows
+        loaded = emit.load(self.weights, [at], lanes * rows)
+        if rows == 1:
             return self._alone(loaded)
-        return tirx.reinterpret(f"int32x{lanes}", self._widened(loaded, stored))
+        if rows < depth:
+            zero = lanes * rows
+            order = [
+                lane * rows + row if row < rows else zero for lane in range(lanes) for row in range(depth)
+            ]
+            nothing = emit.constant(0, lanes * (depth - rows), "int8")
+            loaded = tirx.Shuffle([loaded, nothing], [tirx.const(each, "int32") for each in order])
+        return tirx.reinterpret(f"int32x{lanes}", self._widened(loaded, depth))
 
     def _column(self, rows: list[Any], n: Any, column: Any, channel: Any) -> Any:
         """The bytes of some rows of a column, interleaved."""
