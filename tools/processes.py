@@ -14,6 +14,8 @@ from typing import Any, TextIO
 from ..ir.errors import ToolError
 
 _ROOM = __package__
+_GRACE = 5.0
+"""Seconds between asking a process to end and making it."""
 
 
 class StepFailed(ToolError):
@@ -81,10 +83,15 @@ def run_step(
 
 def kill_group(process: subprocess.Popen[Any]) -> None:
     """End a process that leads a session, and what it started; it may be over already."""
-    if process.poll() is None:
+    if process.poll() is not None:
+        return
+    # What holds a machine for others gives it back when it is asked to end.
+    for order, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            os.killpg(process.pid, order)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
 
 
 def last_words(errors: str, code: int) -> str:

@@ -1,7 +1,7 @@
 """Ours, ONNX Runtime, OpenVINO and torch.compile on the same models, in turns.
 
-    python -m graphwright.tools.runtimes.bench [--models A,B] [--variants as-is,pruned] [--rivals A,B]
-        [--threads 1,2] [-o FILE.md] [--report-only]
+    python -m graphwright.tools.runtimes.bench [--models A,B] [--variants as-is,pruned,tuned] [--rivals A,B]
+        [--threads 1,2] [--minutes M] [-o FILE.md] [--summary FILE.md] [--report-only]
 
 Every contender runs in a process of its own, pinned to as many cores as it may use threads; within a model
 they take turns. Each model and variant leaves a record, so that an interrupted benchmark goes on where it
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,13 +34,15 @@ from ..bench import machine
 from ..console import print_line
 from ..options import parse_threads
 from ..processes import StepFailed, run_step
-from .contenders import ORIGINAL, ORT, OURS, RIVALS
+from .contenders import ORIGINAL, ORT, OURS, RIVALS, TORCH
 from .goals import COMPILE_MODEL
-from .models import chosen_models, chosen_variants
+from .models import TUNED, chosen_models, chosen_variants, rows_of
 from .process import Runs, Server, cores_for, quiet_machine
 from .records import Record, read_records, write_record
-from .report import write_report
+from .report import table_rows, write_report
 from .startup import MODULE as STARTUP_MODULE
+from .summary import summary_table
+from .tuning import STEP, check_database, tune_and_compile
 
 _COLD_RUNS = (8, 40)
 _STARTUP_TURNS = 5
@@ -55,8 +57,14 @@ class Settings:
         commit: what the records are filed under.
         rivals: contenders beside ours.
         threads: thread counts.
+        database: tuning records of the variant "tuned".
+        cache: what torch.compile and Python compile is kept here, for the next rows and runs.
         seconds: warm runs of each contender.
         timeout: seconds that any one step may take.
+        compile_limit: seconds that torch.compile may take.
+        trials: tuning trials for each model and number of threads, those in the database included; None to
+            spend nothing, or to stop by the clock alone.
+        tune_minutes: what tuning a model may take; None for no limit.
         exclusive: command that holds the machine; see `quiet_machine`.
         keep: folder in which exported models and artifacts stay; what is there is not made again (artifacts:
             unless they are of another commit).
@@ -65,8 +73,13 @@ class Settings:
     commit: str
     rivals: tuple[str, ...]
     threads: tuple[int, ...]
+    database: Path
+    cache: Path
     seconds: float = 1.5
     timeout: float = 900.0
+    compile_limit: float = 240.0
+    trials: int | None = None
+    tune_minutes: float | None = None
     exclusive: str | None = None
     keep: Path | None = None
 
@@ -100,7 +113,7 @@ def _prepare(record: Record, folder: Path, settings: Settings) -> None:
         judged = name == "compile" and record.model == COMPILE_MODEL
         try:
             found = run_step(
-                "runtimes.prepare",
+                STEP,
                 [name, *arguments],
                 timeout=settings.timeout,
                 threads=threads,
@@ -113,7 +126,17 @@ def _prepare(record: Record, folder: Path, settings: Settings) -> None:
         return found
 
     record.facts = step("export", record.model, record.variant, str(folder))
-    record.compiled = step("compile", str(folder))
+    if record.variant == TUNED:
+        record.compiled = tune_and_compile(
+            folder,
+            settings.database,
+            settings.threads,
+            trials=settings.trials,
+            minutes=settings.tune_minutes,
+            timeout=settings.timeout,
+        )
+    else:
+        record.compiled = step("compile", str(folder))
 
 
 def _time(record: Record, folder: Path, settings: Settings, started: Mapping[str, Any]) -> None:
@@ -128,7 +151,7 @@ def _time(record: Record, folder: Path, settings: Settings, started: Mapping[str
             for name, server in each.items():
                 record.add_contender(name, threads, server.ready, server.failure)
         wanted = [threads for threads in settings.threads if str(threads) not in started]
-        start = _start_command(record, folder, wanted) if wanted else []
+        start = _start_command(record, folder, wanted, settings.cache) if wanted else []
         limit = min(settings.timeout, _HOLD_SECONDS)
         with quiet_machine(settings.exclusive, limit, start, timeout=settings.timeout) as lines:
             for threads, each in servers.items():
@@ -148,10 +171,13 @@ def _load(
 ) -> None:
     """One contender for all numbers of threads; several at once would only take turns on the same cores."""
     for threads, each in servers.items():
-        cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / f"inductor{threads}")}
+        cache = {"TORCHINDUCTOR_CACHE_DIR": str((settings.cache / "inductor").resolve())}
         each[name] = Server([name, str(folder), record.model, record.variant], threads, cache)
     for each in servers.values():
-        each[name].wait_until_ready(settings.timeout)
+        each[name].wait_until_ready(settings.compile_limit if name == TORCH else settings.timeout)
+        if each[name].failure:
+            # It may be at it still, on cores that others are to be timed on.
+            each[name].close()
 
 
 def _clock(record: Record, servers: dict[str, Server], threads: int, settings: Settings) -> None:
@@ -178,10 +204,11 @@ def _turns(
     return measure_interleaved(runs, {}, threads=threads, repeats=repeats, seconds=settings.seconds)
 
 
-def _start_command(record: Record, folder: Path, threads: Sequence[int]) -> list[str]:
+def _start_command(record: Record, folder: Path, threads: Sequence[int], cache: Path) -> list[str]:
     """Measures start-up and memory; ONNX Runtime loads the file that it was fastest with."""
+    bytecode = f"PYTHONPYCACHEPREFIX={(cache / 'bytecode').resolve()}"
     files = [f"{count}:{record.choice(ORT, count) or ORIGINAL}" for count in threads]
-    return [sys.executable, "-m", STARTUP_MODULE, str(folder), str(_STARTUP_TURNS), *files]
+    return ["env", bytecode, sys.executable, "-m", STARTUP_MODULE, str(folder), str(_STARTUP_TURNS), *files]
 
 
 def _note_start(record: Record, lines: Sequence[str]) -> None:
@@ -230,40 +257,81 @@ def current_commit() -> str:
 
 
 def run(
-    names: Sequence[str], variants: Sequence[str], settings: Settings, records: Path, *, output: Path | None
+    rows: Sequence[tuple[str, str]],
+    settings: Settings,
+    records: Path,
+    *,
+    minutes: float | None = None,
+    again: bool = False,
+    report: Callable[[], None] = lambda: None,
 ) -> None:
-    """Measure what has no record yet, and write the report after every model.
+    """Measure what has no record yet.
+
+    Args:
+        rows: models and variants.
+        settings: how.
+        records: folder of records.
+        minutes: begin no row later than that.
+        again: measure rivals, and rows, that failed.
+        report: called after every row.
 
     Raises:
         ToolError: a record cannot be read or written.
     """
-    for name in names:
-        for variant in variants:
-            kept = read_records(records, settings.commit)
-            known = next((record for record in kept if record.key == (name, variant)), None)
-            missing = settings.rivals if known is None else known.missing(settings.threads, settings.rivals)
-            if missing is None:
-                continue
-            print_line(f"{time.strftime('%H:%M:%S')} {name}, {variant}")
-            record = measure_model(name, variant, replace(settings, rivals=tuple(missing)), known)
-            if known is not None and not record.failure:
-                known.merge(record)
-                record = known
-            print_line(f"{time.strftime('%H:%M:%S')} {record.line()}")
-            write_record(records, record)
-            if output is not None:
-                write_report(read_records(records), settings.commit, output)
+    start = time.monotonic()
+    for name, variant in rows:
+        kept = read_records(records, settings.commit)
+        known = next((record for record in kept if record.key == (name, variant)), None)
+        if known is not None and known.failure and again:
+            known = None
+        missing = (
+            settings.rivals
+            if known is None
+            else known.missing(settings.threads, settings.rivals, failures=again)
+        )
+        if missing is None:
+            continue
+        if minutes is not None and time.monotonic() - start > minutes * 60:
+            print_line(f"{minutes:g} minutes are over; the same command goes on with {name}, {variant}")
+            return
+        print_line(f"{time.strftime('%H:%M:%S')} {name}, {variant}")
+        record = measure_model(name, variant, replace(settings, rivals=tuple(missing)), known)
+        if known is not None and not record.failure:
+            known.merge(record)
+            record = known
+        print_line(f"{time.strftime('%H:%M:%S')} {record.line()}")
+        write_record(records, record)
+        report()
 
 
 def main(
     models: Annotated[str | None, typer.Option(help="Names, separated by commas; all if left out.")] = None,
-    variants: Annotated[str | None, typer.Option(help="as-is, pruned; both if left out.")] = None,
+    variants: Annotated[
+        str | None, typer.Option(help="as-is, pruned, tuned; the first two if left out.")
+    ] = None,
     rivals: Annotated[
         str | None, typer.Option(help=f"{', '.join(RIVALS)}; all if left out, '' for none.")
     ] = None,
     threads: Annotated[str, typer.Option(help="Thread counts, separated by commas.")] = "1,2",
-    seconds: Annotated[float, typer.Option(min=0.05, help="Warm runs of each contender.")] = 1.5,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Warm runs of each contender.")] = 0.6,
+    minutes: Annotated[float | None, typer.Option(help="Begin no further row after so many.")] = None,
     timeout: Annotated[float, typer.Option(min=10, help="Seconds that any one step may take.")] = 900.0,
+    compile_limit: Annotated[
+        float, typer.Option(min=1, help="Seconds that torch.compile may take for a row.")
+    ] = 240.0,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="The variant tuned as well, after the rest.")
+    ] = False,
+    database: Annotated[
+        Path | None, typer.Option(help="Tuning records; runtimes-tuning.jsonl beside the folder of records.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Tuning trials first, for each model and number of threads.")
+    ] = None,
+    tune_minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Tune each model first, for so long at most.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Measure what failed once more.")] = False,
     records: Annotated[Path, typer.Option(help="Folder of records.")] = Path("demo-out/runtimes"),
     commit: Annotated[str | None, typer.Option(help="File records under this instead of git's.")] = None,
     exclusive: Annotated[
@@ -276,26 +344,48 @@ def main(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Markdown to write; JSON goes beside it.")
     ] = None,
+    summary: Annotated[
+        Path | None, typer.Option(help="Also write all ratios as one table, for the README.")
+    ] = None,
 ) -> None:
     """Compare runtimes on full-size models."""
-    try:
-        chosen = commit or current_commit()
-        if not report_only:
-            settings = Settings(
-                chosen,
-                installed_rivals(rivals),
-                tuple(parse_threads(threads)),
-                seconds,
-                timeout,
-                exclusive,
-                keep,
-            )
-            run(chosen_models(models), chosen_variants(variants), settings, records, output=output)
+
+    def report() -> None:
         found = read_records(records)
         if not found:
             raise ToolError(f"there are no records in {records}")
         if output is not None:
             write_report(found, chosen, output)
+        if summary is not None:
+            summary.parent.mkdir(parents=True, exist_ok=True)
+            summary.write_text(summary_table(table_rows(found, chosen), chosen), encoding="utf-8")
+
+    try:
+        chosen = commit or current_commit()
+        if not report_only:
+            wanted = chosen_variants(variants)
+            rows = rows_of(
+                chosen_models(models), [*wanted, TUNED] if tuned and TUNED not in wanted else wanted
+            )
+            beside = records.absolute().parent
+            settings = Settings(
+                chosen,
+                installed_rivals(rivals),
+                tuple(parse_threads(threads)),
+                database or beside / "runtimes-tuning.jsonl",
+                beside / "runtimes-cache",
+                seconds,
+                timeout,
+                compile_limit,
+                trials,
+                tune_minutes,
+                exclusive,
+                keep,
+            )
+            if any(variant == TUNED for _, variant in rows):
+                check_database(settings.database, trials, tune_minutes)
+            run(rows, settings, records, minutes=minutes, again=again, report=report)
+        report()
     except (GraphwrightError, OSError) as error:
         print(f"runtime-bench: error: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

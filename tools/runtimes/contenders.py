@@ -36,6 +36,12 @@ _TRIAL_RUNS = (3, 30)
 """How long, and how often at least and at most, each file is tried."""
 
 
+def artifact_of(folder: Path, threads: int) -> Path:
+    """Our library in a prepared folder; tuning may have made one for each number of threads."""
+    own = folder / f"{ARTIFACT}-{threads}"
+    return own if own.exists() else folder / ARTIFACT
+
+
 class Contender(abc.ABC):
     """A loaded model.
 
@@ -88,7 +94,7 @@ class Ours(_Library):
     def __init__(self, folder: Path, feeds: Mapping[str, np.ndarray], threads: int):
         from ...backends.artifact import load_executable
 
-        super().__init__(load_executable(folder / ARTIFACT, threads=threads), feeds)
+        super().__init__(load_executable(artifact_of(folder, threads), threads=threads), feeds)
 
 
 class OpenVino(Contender):

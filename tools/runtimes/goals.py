@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .contenders import ORT, OURS
+from .contenders import OPENVINO, ORT, OURS, TITLES
+from .models import TUNED_MODELS
 from .records import Record
 
 MEAN, LEAST, FAST = 1.15, 0.9, 1.5
@@ -14,6 +15,8 @@ MEAN, LEAST, FAST = 1.15, 0.9, 1.5
 FAST_MODELS = ("resnet18", "vgg16")
 COMPILE_MODEL, COMPILE_SECONDS = "resnet50", 30.0
 ERROR = 1e-3
+TUNED_MEAN, TUNED_LEAST, TUNING_MINUTES = 1.5, {"resnet18": 2.0, "resnet50": 1.4}, 60.0
+"""Of the tuned models."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,48 @@ def goals(rows: Sequence[Record], threads: Sequence[int]) -> list[Goal]:
     return found
 
 
+def tuned_goals(rows: Sequence[Record], threads: Sequence[int]) -> list[Goal]:
+    """Goals of the tuned models; latencies with warm caches."""
+    found = []
+    for count in threads:
+        where = _where(count)
+        for rival in (ORT, OPENVINO):
+            ratios = {row.model: ratio for row in rows if (ratio := row.ratio(rival, count, "warm"))}
+            what = f"times {TITLES[rival]}'s speed, {where}"
+            if not ratios:
+                found.append(Goal(what, "-", None))
+                continue
+            mean, slow = (
+                geometric_mean(list(ratios.values())),
+                [ratio for ratio in ratios.values() if ratio < 1],
+            )
+            text = f"{mean:.2f} of {len(ratios)} models"
+            met = mean >= TUNED_MEAN if len(ratios) == len(TUNED_MODELS) or mean < TUNED_MEAN else None
+            found.append(Goal(f"geometric mean at least {TUNED_MEAN} {what}", text, met))
+            found.append(
+                Goal(f"no model slower than {TITLES[rival]}, {where}", f"{len(slow)} slower", not slow)
+            )
+        for model, least in TUNED_LEAST.items():
+            row = next((row for row in rows if row.model == model), None)
+            ratio = row.ratio(ORT, count, "warm") if row is not None else None
+            text, met = ("-", None) if ratio is None else (f"{ratio:.2f}", ratio >= least)
+            found.append(Goal(f"{model} at least {least} times {TITLES[ORT]}'s speed, {where}", text, met))
+    return [*found, _tuning_goal(rows)]
+
+
+def _tuning_goal(rows: Sequence[Record]) -> Goal:
+    what = f"{COMPILE_MODEL} tuned within {TUNING_MINUTES:.0f} minutes"
+    spent = [row.compiled.get("tuning", {}) for row in rows if row.model == COMPILE_MODEL]
+    if not spent or not spent[0]:
+        return Goal(what, "-", None)
+    taken = max(each["seconds"] for each in spent[0].values()) / 60
+    return Goal(what, f"{taken:.0f} minutes for a number of threads", taken <= TUNING_MINUTES)
+
+
+def _where(threads: int) -> str:
+    return "one thread" if threads == 1 else f"{threads} threads"
+
+
 def geometric_mean(values: Sequence[float]) -> float:
     """The mean of ratios; not a number where there are none."""
     return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
@@ -56,7 +101,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 def _latency_goals(rows: Sequence[Record], threads: int) -> list[Goal]:
     ratios = {row.key: ratio for row in rows if (ratio := row.ratio(ORT, threads, "warm")) is not None}
-    where = "one thread" if threads == 1 else f"{threads} threads"
+    where = _where(threads)
     if not ratios:
         return [Goal(f"times ONNX Runtime's speed, {where}", "-", None)]
     mean, slow = geometric_mean(list(ratios.values())), sum(ratio < LEAST for ratio in ratios.values())
@@ -100,7 +145,7 @@ def _at_most_theirs(rows: Sequence[Record], threads: int, figure: str, what: str
         for row in rows
         if {OURS, ORT} <= (start := row.startup.get(str(threads), {})).keys()
     ]
-    where = "one thread" if threads == 1 else f"{threads} threads"
+    where = _where(threads)
     if not pairs:
         return Goal(f"{what}, {where}", "-", None)
     kept = sum(ours <= theirs for ours, theirs in pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
     TorchModel = tuple[torch.nn.Module, tuple[torch.Tensor, ...]]
 
-AS_IS, PRUNED = "as-is", "pruned"
+AS_IS, PRUNED, TUNED = "as-is", "pruned", "tuned"
 VARIANTS = (AS_IS, PRUNED)
+"""What is measured of every model with zero tuning trials."""
+TUNED_MODELS = ("resnet18", "resnet50", "mobilenet_v2", "vit_s16", "bert_base")
+"""What is measured tuned as well, if that is asked for."""
 PRUNING = "simplify,fold-batch-norm,prune-channels{ratio=0.5}"
 """What makes the pruned variant; proven, as is the pass's default."""
 
@@ -94,12 +97,24 @@ def chosen_models(text: str | None) -> list[str]:
 
 
 def chosen_variants(text: str | None) -> list[str]:
-    """Variants out of a comma-separated list; both where None.
+    """Variants out of a comma-separated list; those of zero trials where None.
 
     Raises:
         ToolError: there is no such variant.
     """
-    return _chosen(text, VARIANTS, "variant")
+    return list(VARIANTS) if text is None else _chosen(text, (*VARIANTS, TUNED), "variant")
+
+
+def rows_of(models: Sequence[str], variants: Sequence[str]) -> list[tuple[str, str]]:
+    """What there is to measure, variant by variant, so that an early end leaves whole tables.
+
+    Raises:
+        ToolError: nothing; as where none of the models is among those that are tuned.
+    """
+    found = [(name, each) for each in variants for name in models if each != TUNED or name in TUNED_MODELS]
+    if not found:
+        raise ToolError(f"none of these models is measured tuned; those that are: {', '.join(TUNED_MODELS)}")
+    return found
 
 
 def _chosen(text: str | None, known: tuple[str, ...], kind: str) -> list[str]:

@@ -1,15 +1,21 @@
 """Writes what contenders load: the graph, its inputs and the reference's outputs, and our compiled library.
 
-Both steps run in processes of their own: `python -m graphwright.tools.runtimes.prepare export MODEL VARIANT
-FOLDER` and `... compile FOLDER` each print a line of JSON.
+Every step runs in a process of its own and prints a line of JSON:
+
+    python -m graphwright.tools.runtimes.prepare export MODEL VARIANT FOLDER
+    python -m graphwright.tools.runtimes.prepare compile FOLDER
+    python -m graphwright.tools.runtimes.prepare tune FOLDER DATABASE THREADS TRIALS
+    python -m graphwright.tools.runtimes.prepare compile-tuned FOLDER DATABASE THREADS...
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +62,47 @@ def export(name: str, variant: str, folder: Path) -> dict[str, Any]:
     return facts
 
 
-def compile_ours(folder: Path) -> dict[str, Any]:
-    """Compile the exported file for this machine with zero trials and write the artifact.
+def compile_ours(
+    folder: Path, database: Path | None = None, threads: int = 1, artifact: str = ARTIFACT
+) -> dict[str, Any]:
+    """Compile the exported file for this machine and write the artifact.
+
+    Args:
+        folder: prepared by `export`.
+        database: tuning records; None for zero trials, where only those of the package count.
+        threads: what the records are for.
+        artifact: folder in it to write.
 
     Returns:
-        Seconds by the clock and of the processors (compilers started by us included), and sizes.
+        Seconds by the clock and of the processors (compilers started by us included), and sizes; of a tuned
+        one how many kernels the records built, and "times_untuned", the speed of the untuned one that it was
+        compared with and that it gives way to where that is faster.
     """
     from ...backends.compile import compile as compile_model
 
+    def build(records: Path | None) -> Any:
+        return compile_model(folder / ORIGINAL, "x86", check_feeds=feeds, database=records, threads=threads)
+
     start = time.perf_counter()
     feeds = read_arrays(folder / "feeds.npz")
-    executable = compile_model(folder / ORIGINAL, "x86", check_feeds=feeds)
+    executable = build(database)
     report = executable.report
-    assert report is not None
     taken = time.perf_counter() - start
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    executable.save(folder / ARTIFACT)
+    more: dict[str, Any] = {}
+    if database is not None:
+        from ...backends.tuning.step import in_turns
+
+        untuned = build(None)
+        _, ratio = in_turns(untuned, executable, feeds, threads)
+        more = {
+            "tuned_kernels": sum(bool(kernel["tuned"]) for kernel in report.kernels),
+            "times_untuned": 1 / ratio,
+            "is_tuned": ratio <= 1,
+        }
+        executable = executable if ratio <= 1 else untuned
+    shutil.rmtree(folder / artifact, ignore_errors=True)
+    executable.save(folder / artifact)
     return {
         "seconds": taken,
         "cpu_seconds": sum(each.ru_utime + each.ru_stime for each in used),
@@ -80,7 +111,30 @@ def compile_ours(folder: Path) -> dict[str, Any]:
         "library_bytes": report.library_bytes,
         "weight_bytes": report.weight_bytes,
         "check": report.check.to_json(),
+        **more,
     }
+
+
+def tune_ours(folder: Path, database: Path, threads: int, trials: int) -> dict[str, Any]:
+    """Spend trials on the exported file; a kill loses only the one in flight.
+
+    Returns:
+        Trials that the database holds for the model, those made now, and the seconds.
+    """
+    from ...backends.tuning.api import tune
+
+    start = time.perf_counter()
+    found = tune(folder / ORIGINAL, "x86", trials=trials, database=database, threads=threads).report
+    return {"trials": found.trials, "spent": found.spent, "seconds": time.perf_counter() - start}
+
+
+def compile_tuned(folder: Path, database: Path, threads: Sequence[int]) -> dict[str, Any]:
+    """One artifact for each number of threads; of all by number what `compile_ours` says."""
+    found = {}
+    for count in threads:
+        artifact = ARTIFACT if count == threads[0] else f"{ARTIFACT}-{count}"
+        found[str(count)] = compile_ours(folder, database, count, artifact)
+    return {**found[str(threads[0])], "by_threads": found}
 
 
 def main(step: str, *arguments: str) -> dict[str, Any]:
@@ -88,7 +142,12 @@ def main(step: str, *arguments: str) -> dict[str, Any]:
     if step == "export":
         name, variant, folder = arguments
         return export(name, variant, Path(folder))
-    return compile_ours(Path(arguments[0]))
+    place, *rest = arguments
+    if step == "compile":
+        return compile_ours(Path(place))
+    if step == "tune":
+        return tune_ours(Path(place), Path(rest[0]), int(rest[1]), int(rest[2]))
+    return compile_tuned(Path(place), Path(rest[0]), [int(each) for each in rest[1:]])
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...backends.timing import Timing
 from ...ir.errors import ToolError
-from ..processes import environment, kill_group, last_words
+from ..processes import StepTimedOut, environment, kill_group, last_words
 
 
 def cores_for(threads: int) -> list[int]:
@@ -56,11 +56,15 @@ class Server:
             start_new_session=True,
         )
         self._read = bytearray()
+        self._start = time.monotonic()
 
-    def wait_until_ready(self, timeout: float) -> None:
-        """Wait for it to load; sets `ready` or `failure`."""
+    def wait_until_ready(self, limit: float) -> None:
+        """Wait until `limit` seconds after its start for it to load; sets `ready` or `failure`."""
         try:
-            answer = self._answer(timeout)
+            answer = self._answer(max(0.0, self._start + limit - time.monotonic()))
+        except StepTimedOut:
+            self.failure = f"not ready after {limit:.0f} s"
+            return
         except ToolError as error:
             self.failure = str(error)
             return
@@ -111,7 +115,7 @@ class Server:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while b"\n" not in self._read:
                 if not selector.select(max(0.0, end - time.monotonic())):
-                    raise ToolError(f"no answer after {timeout:.0f} s")
+                    raise StepTimedOut(f"no answer after {timeout:.0f} s")
                 piece = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not piece:
                     raise ToolError(f"died: {self._last_words()}")

@@ -99,14 +99,25 @@ class Record:
         timings = {name: self.timing(name, threads, state) for name in self.contenders}
         return [name for name, each in timings.items() if each and each["p90_ms"] > UNSTEADY * each["p10_ms"]]
 
-    def missing(self, threads: Sequence[int], rivals: Sequence[str]) -> list[str] | None:
-        """The rivals that are still to be measured; None where nothing is. A failure counts as an answer."""
+    def missing(
+        self, threads: Sequence[int], rivals: Sequence[str], *, failures: bool = False
+    ) -> list[str] | None:
+        """The rivals that are still to be measured; None where nothing is.
+
+        A failure counts as an answer, unless those are to be tried again.
+        """
         if self.failure:
             return None
         wanted = {str(count) for count in threads}
-        if not wanted <= self.contenders.get(OURS, {}).keys():
+
+        def is_answered(name: str) -> bool:
+            known = self.contenders.get(name, {})
+            failed = failures and any(each["failure"] for each in known.values())
+            return wanted <= known.keys() and not failed
+
+        if not is_answered(OURS):
             return list(rivals)
-        return [name for name in rivals if not wanted <= self.contenders.get(name, {}).keys()] or None
+        return [name for name in rivals if not is_answered(name)] or None
 
     def merge(self, later: Record) -> None:
         """Add what a later run measured; of what both did, rivals are taken from it and the rest is kept."""

@@ -10,14 +10,13 @@ from typing import Any
 from ..console import human_bytes
 from ..readme import splice
 from ..steps import markdown_table
+from .cells import SLOW, mean_text, plural, ratio_text, row_name, thread_counts, timing_cell
 from .contenders import ORT, OURS, RIVALS, TITLES
-from .goals import geometric_mean, goals
-from .models import MODELS, VARIANTS
+from .goals import goals, tuned_goals
+from .models import MODELS, TUNED, VARIANTS
 from .records import STATES, UNSTEADY, Record, latest
 
 MARKER = "runtimes"
-SLOW = 0.9
-"""Rows below this share of a rival's speed are marked."""
 _WORST = 10
 _SHARE_OF_MODEL = 0.02
 """Part of its model's time from which on a kernel call counts among the worst."""
@@ -26,8 +25,7 @@ _TEXTS = {"warm": "warm caches", "cold": "cold caches"}
 
 def write_report(records: Sequence[Record], commit: str, output: Path) -> None:
     """Write the page, between its markers where the file has them, and the records as JSON beside it."""
-    chosen = latest(records, commit)
-    rows = [chosen[name, variant] for name in MODELS for variant in VARIANTS if (name, variant) in chosen]
+    rows = table_rows(records, commit)
     text = page(rows, commit)
     if output.exists() and f"<!-- {MARKER} -->" in output.read_text(encoding="utf-8"):
         text = splice(output.read_text(encoding="utf-8"), MARKER, text)
@@ -36,6 +34,13 @@ def write_report(records: Sequence[Record], commit: str, output: Path) -> None:
     data = [_shortened(record.to_json()) for record in rows]
     lines = ",\n".join(json.dumps(each) for each in data)
     output.with_suffix(".json").write_text(f"[{lines}]\n", encoding="utf-8")
+
+
+def table_rows(records: Sequence[Record], commit: str) -> list[Record]:
+    """The records that count, in the order of the tables; see `latest`."""
+    chosen = latest(records, commit)
+    variants = (*VARIANTS, TUNED)
+    return [chosen[name, variant] for name in MODELS for variant in variants if (name, variant) in chosen]
 
 
 def _shortened(data: dict[str, Any]) -> dict[str, Any]:
@@ -47,27 +52,26 @@ def _shortened(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "profiles": profiles}
 
 
-def page(rows: Sequence[Record], commit: str) -> str:
+def page(found: Sequence[Record], commit: str) -> str:
     """The whole as Markdown."""
+    rows = [row for row in found if row.variant != TUNED]
+    tuned = [row for row in found if row.variant == TUNED]
     parts = [_machines(rows, commit)]
     if rows:
-        wanted = [goal.cells() for goal in goals(rows, _thread_counts(rows))]
+        wanted = [goal.cells() for goal in goals(rows, thread_counts(rows))]
         parts += ["## Goals", markdown_table(["zero trials, warm caches", "measured", "met"], wanted)]
+    if tuned:
+        wanted = [goal.cells() for goal in tuned_goals(tuned, thread_counts(tuned))]
+        parts += [markdown_table(["tuned, warm caches", "measured", "met"], wanted)]
+        parts += ["## Tuned", *_tuned(tuned, commit)]
     parts += ["## Geometric means", means(rows), *_marked(rows)]
-    for threads in _thread_counts(rows):
+    for threads in thread_counts(rows):
         for state in STATES:
-            parts += [f"## {_plural(threads)}, {_TEXTS[state]}", latencies(rows, threads, state)]
+            parts += [f"## {plural(threads)}, {_TEXTS[state]}", latencies(rows, threads, state)]
     parts += ["## Compiling, starting, memory, error", costs(rows)]
     parts += _kernels(rows)
-    parts += _troubles(rows)
+    parts += _troubles(found)
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def ratio_text(ratio: float | None) -> str:
-    """How many times faster we are than a rival; slower is said in words below `SLOW`."""
-    if ratio is None:
-        return "-"
-    return f"**{ratio:.2f} SLOWER**" if ratio < SLOW else f"{ratio:.2f}"
 
 
 def means(rows: Sequence[Record]) -> str:
@@ -76,7 +80,7 @@ def means(rows: Sequence[Record]) -> str:
     columns += ["faster", "slower", f"below {SLOW}", "least"]
     cells = []
     for rival in RIVALS:
-        for threads in _thread_counts(rows):
+        for threads in thread_counts(rows):
             for state in STATES:
                 found = {row.key: row.ratio(rival, threads, state) for row in rows}
                 ratios = {key: ratio for key, ratio in found.items() if ratio is not None}
@@ -92,12 +96,12 @@ def means(rows: Sequence[Record]) -> str:
                         TITLES[rival],
                         str(threads),
                         state,
-                        *(_mean(values) for values in (*by_variant, list(ratios.values()))),
-                        _mean([ratio for ratio in quiet if ratio is not None]),
+                        *(mean_text(values) for values in (*by_variant, list(ratios.values()))),
+                        mean_text([ratio for ratio in quiet if ratio is not None]),
                         str(sum(ratio >= 1 for ratio in ratios.values())),
                         str(sum(ratio < 1 for ratio in ratios.values())),
                         str(sum(ratio < SLOW for ratio in ratios.values())),
-                        f"{ratios[least]:.2f} ({_name(*least)})",
+                        f"{ratios[least]:.2f} ({row_name(*least)})",
                     ]
                 )
     return markdown_table(columns, cells)
@@ -110,9 +114,9 @@ def latencies(rows: Sequence[Record], threads: int, state: str) -> str:
         columns += [f"{TITLES[rival]} ms", "/ ours"]
     cells = []
     for row in rows:
-        line = [_name(*row.key), _timing(row, OURS, threads, state)]
+        line = [row_name(*row.key), timing_cell(row, OURS, threads, state)]
         for rival in RIVALS:
-            line += [_timing(row, rival, threads, state), ratio_text(row.ratio(rival, threads, state))]
+            line += [timing_cell(row, rival, threads, state), ratio_text(row.ratio(rival, threads, state))]
         cells.append(line)
     return markdown_table(columns, cells)
 
@@ -124,6 +128,38 @@ def costs(rows: Sequence[Record]) -> str:
     return markdown_table(columns, [_cost_cells(row) for row in rows])
 
 
+def _tuned(rows: Sequence[Record], commit: str) -> Iterator[str]:
+    """Latencies of tuned models, and what tuning took and gave."""
+    for threads in thread_counts(rows):
+        for state in STATES:
+            yield f"{plural(threads).capitalize()}, {_TEXTS[state]}:"
+            yield latencies(rows, threads, state)
+    cells = []
+    for row in rows:
+        for count, found in row.compiled.get("by_threads", {}).items():
+            tuning = row.compiled.get("tuning", {}).get(count)
+            cells.append(
+                [
+                    row_name(*row.key),
+                    count,
+                    f"{tuning['seconds'] / 60:.1f}, ended {tuning['ended']}" if tuning else "before",
+                    str(tuning.get("trials", "-")) if tuning else "-",
+                    f"{found['tuned_kernels']} of {found['kernels']}",
+                    f"{found['times_untuned']:.2f}" + ("" if found["is_tuned"] else " (the untuned one ran)"),
+                    row.commit if row.commit != commit else "",
+                ]
+            )
+    columns = [
+        "model",
+        "threads",
+        "tuned for minutes",
+        "trials",
+        "kernels by records",
+        "times the untuned speed",
+    ]
+    yield markdown_table([*columns, "older commit"], cells)
+
+
 def _cost_cells(row: Record) -> list[str]:
     threads = min(map(int, row.contenders.get(OURS, {"1": {}})))
     kept = row.facts.get("parameters_kept")
@@ -133,7 +169,7 @@ def _cost_cells(row: Record) -> list[str]:
     profile = row.profiles.get(str(threads), {})
     errors = [_error(row, rival, threads) for rival in RIVALS]
     return [
-        _name(*row.key),
+        row_name(*row.key),
         "-" if parameters is None else f"{parameters / 1e6:.1f} M" + (f" ({kept:.0%})" if kept else ""),
         f"{compiled['seconds']:.1f} ({compiled['cpu_seconds']:.1f})" if compiled else "-",
         str(compiled.get("kernels", "-")),
@@ -188,11 +224,11 @@ def costliest_kernels(rows: Sequence[Record], threads: int) -> list[tuple[Record
 
 
 def _kernels(rows: Sequence[Record]) -> Iterator[str]:
-    counts = _thread_counts(rows)
+    counts = thread_counts(rows)
     if not counts:
         return
     threads = counts[0]
-    yield f"## The {_WORST} worst kernels, {_plural(threads)}"
+    yield f"## The {_WORST} worst kernels, {plural(threads)}"
     yield (
         f"The smallest share of the machine's measured peak (arithmetic or bandwidth, whichever binds) among "
         f"kernels that take at least {_SHARE_OF_MODEL:.0%} of their model's time:"
@@ -206,7 +242,7 @@ def _kernel_table(found: Sequence[tuple[Record, dict[str, Any]]]) -> str:
     columns = ["model", "kernel", "shapes", "calls", "ms", "of the model", "GFLOP/s", "bound", "of peak"]
     cells = [
         [
-            _name(*row.key),
+            row_name(*row.key),
             call["note"] or call["kind"],
             _shapes(call["shapes"]),
             str(call["times"]),
@@ -240,10 +276,10 @@ def _machines(rows: Sequence[Record], commit: str) -> str:
         f"trials. {' '.join(described)}"
     ]
     if other:
-        older = [f"{_name(*row.key)} ({row.commit})" for row in rows if row.commit != commit]
+        older = [f"{row_name(*row.key)} ({row.commit})" for row in rows if row.commit != commit]
         lines.append(f"Measured at other commits: {', '.join(older)}.")
     missing = [
-        _name(name, variant)
+        row_name(name, variant)
         for name in MODELS
         for variant in VARIANTS
         if (name, variant) not in {row.key for row in rows}
@@ -265,21 +301,21 @@ def _marked(rows: Sequence[Record]) -> Iterator[str]:
     """Rows below `SLOW` in words, where they do not have to be looked for."""
     lines = []
     for rival in RIVALS:
-        for threads in _thread_counts(rows):
+        for threads in thread_counts(rows):
             for state in STATES:
                 ratios = [(row, row.ratio(rival, threads, state)) for row in rows]
-                slow = sorted((ratio, _name(*row.key)) for row, ratio in ratios if ratio and ratio < SLOW)
+                slow = sorted((ratio, row_name(*row.key)) for row, ratio in ratios if ratio and ratio < SLOW)
                 if slow:
                     named = ", ".join(f"{name} {ratio:.2f}" for ratio, name in slow)
-                    lines.append(f"- {TITLES[rival]}, {_plural(threads)}, {state}: {named}")
+                    lines.append(f"- {TITLES[rival]}, {plural(threads)}, {state}: {named}")
     if lines:
         yield f"Rows in which we are slower than {SLOW} of a rival's speed:"
         yield "\n".join(lines)
     elif rows:
         yield f"No row is below {SLOW} of any rival's speed."
     shaky = [
-        f"- {_plural(threads)}, {state}, {_name(*row.key)}: {', '.join(TITLES[name] for name in names)}"
-        for threads in _thread_counts(rows)
+        f"- {plural(threads)}, {state}, {row_name(*row.key)}: {', '.join(TITLES[name] for name in names)}"
+        for threads in thread_counts(rows)
         for state in STATES
         for row in rows
         if (names := row.unsteady(threads, state))
@@ -290,45 +326,17 @@ def _marked(rows: Sequence[Record]) -> Iterator[str]:
 
 
 def _troubles(rows: Sequence[Record]) -> Iterator[str]:
-    lines = [f"- {_name(*row.key)}: {row.failure}" for row in rows if row.failure]
+    lines = [f"- {row_name(*row.key)}: {row.failure}" for row in rows if row.failure]
     for row in rows:
-        lines += [f"- {_name(*row.key)}: {note}" for note in row.notes]
+        lines += [f"- {row_name(*row.key)}: {note}" for note in row.notes]
         for name in (OURS, *RIVALS):
-            reasons = {row.trouble(name, threads) for threads in _thread_counts([row])} - {""}
-            lines += [f"- {_name(*row.key)}, {TITLES[name]}: {reason}" for reason in sorted(reasons)]
+            reasons = {row.trouble(name, threads) for threads in thread_counts([row])} - {""}
+            lines += [f"- {row_name(*row.key)}, {TITLES[name]}: {reason}" for reason in sorted(reasons)]
     if lines:
         yield "## What could not be measured"
         yield "\n".join(lines)
 
 
-def _thread_counts(rows: Sequence[Record]) -> list[int]:
-    return sorted({int(count) for row in rows for count in row.contenders.get(OURS, {})})
-
-
-def _timing(row: Record, name: str, threads: int, state: str) -> str:
-    found = row.timing(name, threads, state)
-    if found is None:
-        return "-"
-    return f"{_ms(found['median_ms'])} ({_ms(found['p10_ms'])}-{_ms(found['p90_ms'])})"
-
-
 def _error(row: Record, name: str, threads: int) -> str:
     value = row.contenders.get(name, {}).get(str(threads), {}).get("max_relative_error")
     return "-" if value is None else f"{value:.0e}"
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{geometric_mean(values):.2f}" if values else "-"
-
-
-def _name(model: str, variant: str) -> str:
-    title = MODELS[model].title
-    return title if variant == VARIANTS[0] else f"{title}, {variant}"
-
-
-def _ms(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
-
-
-def _plural(threads: int) -> str:
-    return "one thread" if threads == 1 else f"{threads} threads"

@@ -6,12 +6,24 @@ import time
 
 import numpy as np
 import pytest
+from graphwright.backends.artifact import MANIFEST
 from graphwright.backends.timing import Timing
 from graphwright.ir.errors import ToolError
+from graphwright.tools.processes import run_step
+from graphwright.tools.runtimes import bench
 from graphwright.tools.runtimes.bench import Settings, installed_rivals, run
-from graphwright.tools.runtimes.contenders import ORT, OURS
-from graphwright.tools.runtimes.goals import geometric_mean, goals
-from graphwright.tools.runtimes.models import AS_IS, MODELS, PRUNED, chosen_models, chosen_variants
+from graphwright.tools.runtimes.cells import ratio_text
+from graphwright.tools.runtimes.contenders import ORT, OURS, artifact_of
+from graphwright.tools.runtimes.goals import geometric_mean, goals, tuned_goals
+from graphwright.tools.runtimes.models import (
+    AS_IS,
+    MODELS,
+    PRUNED,
+    TUNED,
+    chosen_models,
+    chosen_variants,
+    rows_of,
+)
 from graphwright.tools.runtimes.process import Server, cores_for, quiet_machine
 from graphwright.tools.runtimes.records import Record, latest, read_records, write_record
 from graphwright.tools.runtimes.report import (
@@ -19,10 +31,11 @@ from graphwright.tools.runtimes.report import (
     costliest_kernels,
     means,
     page,
-    ratio_text,
     worst_kernels,
     write_report,
 )
+from graphwright.tools.runtimes.summary import summary_table
+from graphwright.tools.runtimes.tuning import check_database, tune_and_compile
 
 MACHINE = {"cpu": "A CPU", "cores": 2, "apache-tvm": "0.27", "onnxruntime": "1.31"}
 
@@ -196,11 +209,116 @@ def test_the_machine_is_held_while_the_clock_runs_and_given_back(tmp_path):
     assert lines == []
 
 
+def tuned(model, ours=10.0, theirs=16.0, **more):
+    by_threads = {"1": {"tuned_kernels": 5, "kernels": 9, "times_untuned": 1.25, "is_tuned": True}}
+    tuning = {"1": {"seconds": 600.0, "trials": 64, "ended": "by itself"}}
+    compiled = {"seconds": 3.0, "cpu_seconds": 3.0, "by_threads": by_threads, "tuning": tuning}
+    return record(model, TUNED, ours, theirs, compiled=compiled, **more)
+
+
+def test_tuned_rows_have_goals_of_their_own_and_stay_out_of_the_others():
+    rows = [
+        record(),
+        tuned("resnet18", theirs=19.0),
+        tuned("resnet50", theirs=14.0),
+        tuned("bert_base", theirs=9.0),
+    ]
+    found = {goal.what: goal for goal in tuned_goals(rows[1:], [1])}
+    mean = found["geometric mean at least 1.5 times ONNX Runtime's speed, one thread"]
+    # Cube root of 1.9 * 1.4 * 0.9; below the goal whatever the other two models do is not known.
+    assert mean.found == "1.34 of 3 models" and mean.met is False
+    assert found["no model slower than ONNX Runtime, one thread"].cells()[1:] == ["1 slower", "**NO**"]
+    assert found["resnet18 at least 2.0 times ONNX Runtime's speed, one thread"].met is False
+    assert found["resnet50 at least 1.4 times ONNX Runtime's speed, one thread"].met is True
+    assert found["times OpenVINO's speed, one thread"].met is None
+    assert found["resnet50 tuned within 60 minutes"].met is True
+    fast = {goal.what: goal.met for goal in tuned_goals([tuned("resnet18", theirs=40.0)], [1])}
+    assert fast["geometric mean at least 1.5 times ONNX Runtime's speed, one thread"] is None, (
+        "four are missing"
+    )
+    text = page(rows, "abc")
+    assert "| ResNet-18, tuned | 1 | 10.0, ended by itself | 64 | 5 of 9 | 1.25 |" in text
+    assert "1 of 36 rows" in text and "| no row below 0.9 of it, one thread | 0 of 1 rows | yes |" in text
+    assert rows_of(["gru", "resnet18"], [AS_IS, TUNED]) == [
+        ("gru", AS_IS),
+        ("resnet18", AS_IS),
+        ("resnet18", TUNED),
+    ]
+    with pytest.raises(ToolError, match="none of these models is measured tuned"):
+        rows_of(["gru"], [TUNED])
+
+
+def test_the_summary_shows_every_model_in_a_line_losses_in_bold():
+    rows = [
+        record(theirs=20.0),
+        record(variant=PRUNED, theirs=8.0),
+        record("gru", commit="old"),
+        tuned("resnet18"),
+    ]
+    lines = summary_table(rows, "abc").splitlines()
+    assert lines[2].startswith("| model | ours ms, 1 / 2 threads | ONNX Runtime / ours, as-is |")
+    assert "| ResNet-18 | 10.00 / 5.00 | 2.00 / 2.00 | **0.80** / **0.80** |" in lines
+    # The root of 2.0 * 1.2.
+    assert "| **geometric mean** |  | 1.55 / 1.55 | 0.80 / 0.80 |" in lines
+    assert "ONNX Runtime is ahead in 2 of 6; least 0.80 (ResNet-18, pruned, 1 thread)" in "\n".join(lines)
+    assert "| ResNet-18 | 10.00 / 5.00 | 10.00 / 5.00 | 1.60 / 1.60 |" in lines
+    assert any("Not measured: ResNet-50, " in line for line in lines)
+    assert "older commits: GRU, 2x512, 100 steps" in "\n".join(lines)
+    assert summary_table([], "abc") == "Nothing is measured yet.\n"
+
+
+def test_what_failed_says_why_in_its_cell_and_can_be_tried_again():
+    row = record()
+    for threads in (1, 2):
+        row.add_contender("torch", threads, {}, "not ready | after 240 s")
+    assert "| failed: not ready / after 240 s | - |" in page([row], "abc")
+    assert row.missing([1, 2], [ORT, "torch"]) is None
+    assert row.missing([1, 2], [ORT, "torch"], failures=True) == ["torch"]
+    assert "failed" not in summary_table([row], "abc"), "a rival without any time has no column"
+
+
+def test_a_library_for_a_number_of_threads_goes_before_the_one_for_all(tmp_path):
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact-2").mkdir()
+    assert [artifact_of(tmp_path, threads).name for threads in (1, 2)] == ["artifact", "artifact-2"]
+
+
+def test_nothing_is_called_tuned_without_records(tmp_path):
+    with pytest.raises(ToolError, match="--tune-minutes M makes one"):
+        check_database(tmp_path / "none.jsonl", None, None)
+    check_database(tmp_path / "none.jsonl", 8, None)
+    check_database(tmp_path, None, None)
+
+
+def test_no_row_begins_when_the_minutes_are_over(tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(
+        bench, "measure_model", lambda name, variant, *_: made.append(name) or record(name, variant)
+    )
+    given = settings(tmp_path, (1, 2))
+    rows = [("resnet18", AS_IS), ("gru", AS_IS)]
+    run(rows, given, tmp_path / "records", minutes=0.0)
+    assert made == [] and "goes on with resnet18, as-is" in capsys.readouterr().out
+    written = []
+    run(rows, given, tmp_path / "records", minutes=5.0, report=lambda: written.append(1))
+    run(rows, given, tmp_path / "records", minutes=5.0)
+    assert made == ["resnet18", "gru"] and len(written) == 2
+    write_record(tmp_path / "records", record("gru", failure="broken"))
+    run(rows, given, tmp_path / "records")
+    assert len(made) == 2, "a failure counts as an answer"
+    run(rows, given, tmp_path / "records", again=True)
+    assert made[2:] == ["gru"] and not read_records(tmp_path / "records", "abc")[-1].failure
+
+
+def settings(folder, threads, **more):
+    return Settings("abc", (ORT,), threads, folder / "tuning.jsonl", folder / "cache", **more)
+
+
 @pytest.mark.slow
 def test_the_whole_on_a_small_model(tmp_path):
-    settings = Settings("abc", (ORT,), (1,), seconds=0.1, timeout=500, keep=tmp_path / "kept")
-    output = tmp_path / "page.md"
-    run(["gru"], [AS_IS, PRUNED], settings, tmp_path / "records", output=output)
+    given = settings(tmp_path, (1,), seconds=0.1, timeout=500, keep=tmp_path / "kept")
+    rows = [("gru", AS_IS), ("gru", PRUNED)]
+    run(rows, given, tmp_path / "records")
     plain, pruned = read_records(tmp_path / "records")
     assert not plain.failure and not pruned.failure
     assert pruned.facts["parameters"] < 0.7 * plain.facts["parameters"]
@@ -209,7 +327,20 @@ def test_the_whole_on_a_small_model(tmp_path):
         assert each.ratio(ORT, 1, "warm") and each.ratio(ORT, 1, "cold")
         assert each.startup["1"][OURS]["seconds"] > 0 and each.startup["1"][ORT]["peak_bytes"] > 2**20
         assert each.profiles["1"]["longest"] and each.compiled["seconds"] > 0
-    assert "GRU" in output.read_text()
+    assert "GRU" in page([plain, pruned], "abc")
     start = time.perf_counter()
-    run(["gru"], [AS_IS, PRUNED], settings, tmp_path / "records", output=output)
+    run(rows, given, tmp_path / "records")
     assert time.perf_counter() - start < 30, "what has a record is not measured again"
+
+
+@pytest.mark.slow
+def test_a_tuned_library_for_each_number_of_threads(tmp_path):
+    run_step("runtimes.prepare", ["export", "gru", AS_IS, str(tmp_path)], timeout=300)
+    database = tmp_path / "tuning.jsonl"
+    found = tune_and_compile(tmp_path, database, (1, 2), trials=2, minutes=None, timeout=500)
+    assert found["tuning"]["1"]["trials"] >= 2 and found["tuning"]["2"]["ended"] == "by itself"
+    assert database.exists() and set(found["by_threads"]) == {"1", "2"}
+    assert all((tmp_path / name / MANIFEST).exists() for name in ("artifact", "artifact-2"))
+    # What the clock ends is no failure, and what was measured before counts.
+    short = tune_and_compile(tmp_path, database, (1,), trials=None, minutes=0.02, timeout=500)
+    assert short["tuning"]["1"]["ended"] == "by the clock" and short["kernels"] == found["kernels"]
