@@ -85,6 +85,16 @@ def test_chunks_cover_the_rows_and_feed_all_cores():
                 assert chunks.count * 3 >= target.cores
 
 
+def test_constant_weights_are_read_once_where_rows_fit_the_cache():
+    target = resolve_target("x86-64-v3")
+    half = target.l2_bytes // 2
+    for weight_bytes in (half // 4, 4 * half):
+        assert choose_chunks(28, 1 << 12, weight_bytes, 1, 8, target, swept_bytes=half).count == 1
+    spilling = choose_chunks(28, 1 << 12, half // 4, 1, 8, target, swept_bytes=half + 1)
+    assert spilling.count > 1
+    assert spilling == choose_chunks(28, 1 << 12, half // 4, 1, 8, target)
+
+
 def test_long_reductions_of_large_products_are_sliced():
     target = resolve_target("x86-64-v3")
     tile = choose_tile(128, 768, 3072, target)
@@ -95,8 +105,10 @@ def test_long_reductions_of_large_products_are_sliced():
     assert choose_slices(128, 64, 4 * 64 * 768, tile, target) is None
 
 
-def test_weights_beyond_the_cache_are_prefetched():
+def test_weights_are_prefetched_but_for_few():
     target = resolve_target("x86-64-v3")
+    middle = conv2d(Conv2dSpec(1, 160, 7, 7, 960, (1, 1)), None, target)
+    assert "prefetch" in middle.func.script()
     deep = conv2d(Conv2dSpec(1, 512, 7, 7, 512, (3, 3), pads=(1, 1, 1, 1)), None, target)
     small = conv2d(Conv2dSpec(1, 16, 7, 7, 16, (3, 3), pads=(1, 1, 1, 1)), None, target)
     assert "prefetch" in deep.func.script()

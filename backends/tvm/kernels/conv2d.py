@@ -66,7 +66,7 @@ def _direct_cycles(spec: Conv2dSpec, target: TargetNumbers) -> float:
     steps = depth * prod(spec.kernel)
     rows = spec.batch * spec.out_height
     stream = 4 * steps * spec.out_channels / MEMORY_BYTES_PER_CYCLE
-    return rows * spec.groups * tile_cycles(spec.out_width, per_group, steps, target, rows) + stream
+    return max(rows * spec.groups * tile_cycles(spec.out_width, per_group, steps, target, rows), stream)
 
 
 def is_pointwise(spec: Conv2dSpec) -> bool:

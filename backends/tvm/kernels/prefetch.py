@@ -19,8 +19,10 @@ from .tile import TargetNumbers, Tile, blocks
 
 _LINE_FLOATS = 16
 _STEPS_PER_REQUEST = 8
-_MOST_LINES = 4
+_MOST_LINES = 12
 """Lines per request; where more were needed, too few tiles use a panel for prefetching to keep up."""
+_LEAST_BYTES = 1 << 16
+"""Fewer weights than this are not waited for long."""
 
 _STREAM_AHEAD = 1024
 """Weights between use and request: a page, enough for the latency of memory at its full rate."""
@@ -57,7 +59,8 @@ class PanelPrefetch:
         lines = blocks(_STEPS_PER_REQUEST * tile.block, _LINE_FLOATS * max(sweeps, 1))
         if steps % _STEPS_PER_REQUEST or sweeps < 2 or lines > _MOST_LINES:
             return None
-        pays = 4 * stride * panels > target.l2_bytes // 2
+        # In a network other layers have driven the weights out of the cache, however few they are.
+        pays = 4 * stride * panels > _LEAST_BYTES
         return cls(steps, stride, lines, arithmetic.depth) if choose_flag("prefetch", pays) else None
 
     def requests(self, weights: Any, panel: Any, sweep: Any, step: Any) -> Statements:

@@ -73,7 +73,8 @@ class Product:
             return self._sliced(writer, slices, target)
         tiles = blocks(self.m, self.tile.pixels)
         row_bytes = 4 * self.k * self.tile.pixels
-        chunks = choose_chunks(tiles, row_bytes, weight_bytes, prod(self.batch), self.blocks, target)
+        swept = 4 * self.m * max(self.k, self.n) if self.weights is not None else None
+        chunks = choose_chunks(tiles, row_bytes, weight_bytes, prod(self.batch), self.blocks, target, swept)
 
         prefetch = stream = None
         if self.weights is not None:

@@ -86,6 +86,7 @@ class SpatialConvolution:
             spec.batch,
             block_count,
             target,
+            4 * spec.batch * max(prod(spec.data_shape[1:]), prod(spec.out_shape[1:])),
         )
 
         steps = prod(spec.kernel) * self.depth

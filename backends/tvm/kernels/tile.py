@@ -189,14 +189,17 @@ def _ranked(
         panel = depth * vectors * lanes * 4
         for pixels in range(1, min(width, budget // vectors) + 1):
             row_tiles = blocks(width, pixels)
-            bandwidth = _bandwidth(panel, row_tiles * sweeps > 1, l1, l2)
-            loads = pixels + vectors
-            step = max(pixels * vectors, loads, _FMA_CHAINS) / 2 + loads * _LOAD_CYCLES
-            stream = vectors * lanes * 4 / bandwidth
-            cycles = depth * max(step, stream) + pixels * vectors + _TILE_OVERHEAD_CYCLES
-            cost = row_tiles * blocks(needed, vectors) * cycles
-            found.append((Tile(pixels, vectors, lanes), cost))
+            tile = Tile(pixels, vectors, lanes)
+            cycles = _cycles(tile, depth, _bandwidth(panel, row_tiles * sweeps > 1, l1, l2))
+            found.append((tile, row_tiles * blocks(needed, vectors) * cycles))
     return found
+
+
+def _cycles(tile: Tile, depth: int, bandwidth: float) -> float:
+    """Estimated cycles of one tile whose weights arrive at so many bytes per cycle."""
+    loads = tile.pixels + tile.vectors
+    step = max(tile.pixels * tile.vectors, loads, _FMA_CHAINS) / 2 + loads * _LOAD_CYCLES
+    return depth * max(step, 4 * tile.block / bandwidth) + tile.pixels * tile.vectors + _TILE_OVERHEAD_CYCLES
 
 
 def _bandwidth(panel: int, is_read_again: bool, l1: int, l2: int) -> float:
@@ -217,15 +220,26 @@ class Chunks:
 
 
 def choose_chunks(
-    rows: int, row_bytes: int, weight_bytes: int, outer: int, column_blocks: int, target: TargetNumbers
+    rows: int,
+    row_bytes: int,
+    weight_bytes: int,
+    outer: int,
+    column_blocks: int,
+    target: TargetNumbers,
+    swept_bytes: int | None = None,
 ) -> Chunks:
     """Rows per chunk, so that what is read again stays in the second-level cache and all cores have work.
 
     Within a chunk every block of output channels sweeps all rows: the weights are read once per chunk and the
-    rows once per block. `outer` counts independent repetitions (the batch).
+    rows once per block. `outer` counts independent repetitions (the batch). `swept_bytes` is the larger of
+    input and output where the weights are constants: those come from beyond the second-level cache, where
+    other layers have driven them; if input and output fit it, all rows are swept at once while the next block
+    of weights is on its way.
     """
     half = max(target.l2_bytes // 2, 1)
-    if weight_bytes <= half:
+    if swept_bytes is not None and swept_bytes <= half:
+        size = rows
+    elif weight_bytes <= half:
         size = max(1, min(rows, (target.l1_bytes // 2) // max(row_bytes, 1)))
     else:
         size = max(1, min(rows, half // max(row_bytes, 1)))

@@ -122,8 +122,9 @@ def _divided(
     half = target.l2_bytes // 2
     weight_bytes = 4 * used.products * channels * outputs
     tile_bytes = 4 * used.products * (channels + outputs)
-    # Other layers have driven the weights out of the caches since the last run.
-    stream = weight_bytes / MEMORY_BYTES_PER_CYCLE
+    # Other layers have driven the weights out of the caches since the last run; they come while products are
+    # formed.
+    stream = max(weight_bytes / MEMORY_BYTES_PER_CYCLE - products, 0.0)
     if weight_bytes > half:
         stream += weight_bytes * (chunks - 1) / L3_BYTES_PER_CYCLE
     if tiles * tile_bytes > half:
