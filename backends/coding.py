@@ -25,22 +25,22 @@ Of pieces, `levels` is their number, and each follows as uint64 bytes and its ow
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+import math
 import struct
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from ..passes.quantization.weight_forms import codes_per_byte, pack
+from ..passes.quantization.weight_forms import codes_per_byte
 
 CODES, FLOAT16, BFLOAT16, PIECES = 0, 1, 2, 3
 _CHUNK = 1 << 20
-# Finding the order takes some ten times the memory of the weights.
-_MOST = 1 << 27
+_MOST_NUMBERS, _FARTHEST = 1 << 40, 1 << 31
+_MOST_LANES, _MOST_PRODUCTS_PER_TAP = 256, 16
+"""Of transforms, by which restored weights are larger than their codes."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Transform:
     outputs: int
     inputs: int
     lanes: int
+
+    @property
+    def size(self) -> int:
+        """Numbers of what `apply` makes."""
+        return len(self.matrix) * -(-self.outputs // self.lanes) * self.lanes * self.inputs
 
     def apply(self, weights: np.ndarray) -> np.ndarray:
         """The transformed weights, float32."""
@@ -98,8 +103,18 @@ class Coding:
     starts: tuple[int, int] = (0, 0)
     transform: Transform | None = None
 
+    @property
+    def size(self) -> int:
+        """Numbers of what `restore` makes."""
+        made = self.transform
+        return math.prod(self.shape) if made is None else made.size
+
     def restore(self) -> np.ndarray:
-        """The float32 array."""
+        """The float32 array.
+
+        Raises:
+            ValueError: a number has no scale.
+        """
         numbers = self._numbers() if self.kind == CODES else self._halves()
         return numbers if self.transform is None else self.transform.apply(numbers)
 
@@ -125,7 +140,10 @@ class Coding:
 
     def _places(self, start: int, stop: int) -> np.ndarray:
         """Which scale belongs to each number of a range."""
-        return _places(self, np.unravel_index(np.arange(start, stop), self.shape))
+        places = places_of(self, np.unravel_index(np.arange(start, stop), self.shape))
+        if places.min() < 0 or places.max() >= len(self.scales):
+            raise ValueError("a coded tensor reads beyond its scales")
+        return places
 
     def to_bytes(self) -> bytes:
         """The payload, see above."""
@@ -157,10 +175,11 @@ class Coding:
         shape, f_strides, g_strides = (reader.integers("q", rank) for _ in range(3))
         block, step, scales, has_zeros, *starts = reader.integers("q", 6)
         products, taps, outputs, inputs, lanes = reader.integers("q", 5)
+        _check_numbers(shape, (f_strides, g_strides), starts, block, step)
         matrix = reader.array("<f8", products * taps).reshape(products, taps)
         table, factors = reader.array("<f4", levels), reader.array("<f4", scales)
         zeros = reader.array("<f4", scales if has_zeros else 0)
-        count = int(np.prod(shape))
+        count = math.prod(shape)
         if kind == CODES:
             if levels < 1 or scales < 1 or block < 1 or per_byte != codes_per_byte(levels):
                 raise ValueError("a coded tensor has no levels or no scales")
@@ -168,6 +187,8 @@ class Coding:
         else:
             codes = reader.array("<u2", count)
         transform = Transform(matrix, outputs, inputs, lanes) if products else None
+        if transform is not None:
+            _check_transform(transform, count)
         start_f, start_g = starts
         return cls(
             kind,
@@ -191,6 +212,11 @@ class Pieces:
 
     parts: tuple[Coding, ...]
 
+    @property
+    def size(self) -> int:
+        """Numbers of what `restore` makes."""
+        return sum(part.size for part in self.parts)
+
     def restore(self) -> np.ndarray:
         """The float32 array, on one axis."""
         return np.concatenate([part.restore().reshape(-1) for part in self.parts])
@@ -202,13 +228,27 @@ class Pieces:
         return head + b"".join(struct.pack("<Q", len(each)) + each for each in payloads)
 
 
-def read_coding(data: Any) -> Coding | Pieces:
+def read_coding(data: Any, size: int) -> Coding | Pieces:
     """What `to_bytes` wrote.
 
+    Nothing larger than the payload is taken for it here; restoring takes `size` numbers, some thousands of
+    times the payload at most.
+
+    Args:
+        data: the payload.
+        size: numbers that it must stand for.
+
     Raises:
-        ValueError: the payload contradicts itself.
+        ValueError: the payload contradicts itself or `size`.
         struct.error: it is truncated.
     """
+    found = _read_parts(data)
+    if found.size != size:
+        raise ValueError("a coded tensor contradicts its own size")
+    return found
+
+
+def _read_parts(data: Any) -> Coding | Pieces:
     kind, _, count, _ = struct.unpack_from("<4I", data, 0)
     if kind != PIECES:
         return Coding.from_bytes(data)
@@ -222,6 +262,34 @@ def read_coding(data: Any) -> Coding | Pieces:
     if not parts:
         raise ValueError("a coded tensor has no pieces")
     return Pieces(tuple(parts))
+
+
+def _check_numbers(
+    shape: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    block: int,
+    step: int,
+) -> None:
+    """Raises ValueError unless finding scales stays within 64 bits."""
+    if min(shape, default=1) < 0 or math.prod(shape) > _MOST_NUMBERS:
+        raise ValueError("a coded tensor contradicts its own size")
+    reaches = [
+        abs(start) + sum(abs(each) * max(size - 1, 0) for each, size in zip(steps, shape, strict=True))
+        for steps, start in zip(strides, starts, strict=True)
+    ]
+    if max(*reaches, abs(step)) > _FARTHEST or block < 1:
+        raise ValueError("a coded tensor has strides that no weights have")
+
+
+def _check_transform(transform: Transform, count: int) -> None:
+    """Raises ValueError for a transform that does not belong to `count` numbers, or no kernel reads."""
+    products, taps = transform.matrix.shape
+    sizes = transform.outputs, transform.inputs, transform.lanes, taps
+    if min(sizes) < 1 or count != transform.outputs * transform.inputs * taps:
+        raise ValueError("a coded tensor contradicts its own size")
+    if transform.lanes > _MOST_LANES or products > _MOST_PRODUCTS_PER_TAP * taps:
+        raise ValueError("a coded tensor has a transform that no kernel reads")
 
 
 class CodedArray(np.ndarray):
@@ -242,155 +310,8 @@ def coding_of(array: np.ndarray) -> Coding | Pieces | None:
     return getattr(array, "coding", None)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Weights as a model stores them, in their own order.
-
-    Attributes:
-        shape: of the weights.
-        view: the shape with the same elements in which scales broadcast.
-        numbers: what the codes stand for before scaling, float32, in the shape `view`.
-        scales, zeros: float32 of the rank of `view`, each axis as long or 1, or along `axis` one per block;
-            `zeros` may be None.
-        axis, block: where numbers share a scale in runs; `block` 0 if nowhere.
-    """
-
-    shape: tuple[int, ...]
-    view: tuple[int, ...]
-    numbers: np.ndarray
-    scales: np.ndarray
-    zeros: np.ndarray | None = None
-    axis: int = 0
-    block: int = 0
-
-
-def encode_packed(
-    packed: np.ndarray, source: Source, packing: Callable[[np.ndarray], np.ndarray]
-) -> Coding | None:
-    """The coding of packed weights, proven to restore them; None where there is none.
-
-    Args:
-        packed: float32, what the kernel reads.
-        source: the weights it was made from.
-        packing: brings an array of the weights' shape into the kernel's order.
-    """
-    if packed.size > _MOST:
-        return None
-    levels, codes = np.unique(source.numbers, return_inverse=True)
-    if len(levels) > 256 or packed.dtype != np.float32:
-        return None
-    order = _order(source, packing, codes.reshape(source.shape))
-    if order is None:
-        return None
-    found, f, g, starts = order
-    if found.size != packed.size:
-        return None
-    zero = int(np.searchsorted(levels, 0.0))
-    filling = zero if zero < len(levels) and levels[zero] == 0.0 else 0
-    scales = source.scales.reshape(-1)
-    zeros = np.zeros(0, np.float32) if source.zeros is None else source.zeros.reshape(-1)
-    draft = Coding(
-        CODES,
-        tuple(found.shape),
-        pack(np.where(found < 0, filling, found), len(levels)),
-        levels.astype(np.float32),
-        scales.astype(np.float32),
-        zeros.astype(np.float32),
-        f,
-        g,
-        source.block or 1 << 40,
-        _strides(source.scales.shape)[source.axis] if source.block else 0,
-        starts,
-    )
-    # Filling reaches beyond the last scale: there it is zero.
-    corners = np.array(list(itertools.product(*[{0, size - 1} for size in found.shape]))).T
-    reached = _places(draft, tuple(corners))
-    most = int(reached.max())
-    if reached.min() < 0 or most > 4 * len(scales) + 4096:
-        return None
-    missing = max(most + 1 - len(scales), 0)
-    whole = dataclasses.replace(
-        draft,
-        scales=np.pad(draft.scales, (0, missing)),
-        zeros=np.pad(draft.zeros, (0, missing)) if draft.zeros.size else draft.zeros,
-    )
-    if len(whole.to_bytes()) >= packed.nbytes:
-        return None
-    return whole if np.array_equal(whole.restore(), packed.reshape(found.shape)) else None
-
-
-def encode_halves(array: np.ndarray) -> Coding | None:
-    """The coding of float32 numbers that all have a half-precision form; None where they have not."""
-    if array.dtype != np.float32:
-        return None
-    nothing = np.zeros(0, np.float32)
-    rank = array.ndim
-    for kind, dtype in ((FLOAT16, np.float16), (BFLOAT16, ml_dtypes.bfloat16)):
-        with np.errstate(over="ignore"):
-            halves = np.ascontiguousarray(array).astype(dtype)
-        if np.array_equal(halves.astype(np.float32), array):
-            codes = halves.reshape(-1).view(np.uint16)
-            return Coding(kind, array.shape, codes, nothing, nothing, nothing, (0,) * rank, (0,) * rank, 1, 0)
-    return None
-
-
-def transformed(plain: Coding, transform: Transform, packed: np.ndarray) -> Coding | None:
-    """The coding of transformed weights from that of the weights; None where it does not restore them."""
-    made = dataclasses.replace(plain, transform=transform)
-    largest = float(np.abs(packed).max(initial=0.0))
-    return made if np.allclose(made.restore(), packed, rtol=1e-6, atol=1e-7 * largest) else None
-
-
-def _order(
-    source: Source, packing: Callable[[np.ndarray], np.ndarray], codes: np.ndarray
-) -> tuple[np.ndarray, tuple[int, ...], tuple[int, ...], tuple[int, int]] | None:
-    """Codes as packed, -1 where it fills up, strides and starts of f and g; None where they have none."""
-    strides = _strides(source.scales.shape)
-    f, g = np.zeros(source.view, np.int32), np.zeros(source.view, np.int32)
-    for axis, size in enumerate(source.view):
-        along = np.arange(size, dtype=np.int32).reshape(
-            [-1 if k == axis else 1 for k in range(len(source.view))]
-        )
-        if source.block and axis == source.axis:
-            f = f + along
-        elif source.scales.shape[axis] > 1:
-            g = g + along * strides[axis]
-    found = []
-    for array in (codes, f, g):
-        moved = packing(np.ascontiguousarray(array.reshape(source.shape).astype(np.int32) + 1))
-        if moved.dtype != np.int32:
-            return None
-        found.append(moved - 1)
-    real = found[0] >= 0
-    if not real.size or not real.reshape(-1)[0]:
-        return None
-    strides_of = []
-    for array in found[1:]:
-        steps = _affine(array)
-        index = np.full(array.shape, array.reshape(-1)[0], np.int32)
-        for axis, step in enumerate(steps):
-            shape = [-1 if k == axis else 1 for k in range(array.ndim)]
-            along = (step * np.arange(array.shape[axis])).astype(np.int32)
-            index = index + along.reshape(shape)
-        if not np.array_equal(index[real], array[real]):
-            return None
-        strides_of.append(steps)
-    starts = (int(found[1].reshape(-1)[0]), int(found[2].reshape(-1)[0]))
-    return found[0], strides_of[0], strides_of[1], starts
-
-
-def _affine(array: np.ndarray) -> tuple[int, ...]:
-    """Per axis how much one step changes; 0 along axes of one, and into filling."""
-    first = array[(0,) * array.ndim]
-    steps = []
-    for axis, size in enumerate(array.shape):
-        at = [0] * array.ndim
-        at[axis] = 1
-        steps.append(int(array[tuple(at)] - first) if size > 1 and array[tuple(at)] >= 0 else 0)
-    return tuple(steps)
-
-
-def _places(coding: Coding, index: Any) -> np.ndarray:
+def places_of(coding: Coding, index: Any) -> np.ndarray:
+    """Which scale belongs to each number, whose indices are given per axis."""
     zero = np.zeros_like(index[0]) if len(index) else np.zeros(1, np.int64)
     f = sum(
         (i * step for i, step in zip(index, coding.f_strides, strict=True)), start=zero + coding.starts[0]
@@ -399,13 +320,6 @@ def _places(coding: Coding, index: Any) -> np.ndarray:
         (i * step for i, step in zip(index, coding.g_strides, strict=True)), start=zero + coding.starts[1]
     )
     return f // coding.block * coding.step + g
-
-
-def _strides(shape: tuple[int, ...]) -> list[int]:
-    strides = [1] * len(shape)
-    for axis in range(len(shape) - 2, -1, -1):
-        strides[axis] = strides[axis + 1] * shape[axis + 1]
-    return strides
 
 
 def _digits(levels: int, per_byte: int) -> np.ndarray:

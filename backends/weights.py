@@ -178,11 +178,10 @@ def _payload(tensor: np.ndarray) -> memoryview | bytes:
 def _restored(index: int, payload: bytes, shape: tuple[int, ...]) -> np.ndarray:
     from .coding import CodedArray, read_coding
 
-    coding = read_coding(payload)
-    array = coding.restore()
-    if array.size != math.prod(shape):
+    if min(shape, default=0) < 0:
         raise ValueError(f"tensor {index} contradicts its own size")
-    return CodedArray.of(_aligned_copy(array).reshape(shape), coding)
+    coding = read_coding(payload, math.prod(shape))
+    return CodedArray.of(_aligned_copy(coding.restore()).reshape(shape), coding)
 
 
 def _aligned_copy(array: np.ndarray) -> np.ndarray:

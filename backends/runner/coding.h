@@ -1,6 +1,7 @@
 // Restoring float32 weights from codes; backends/coding.py documents the layout and has the same arithmetic.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -85,6 +86,7 @@ struct Coding {
     made.inputs = rest[9];
     made.lanes = rest[10];
     if (made.products > 4096 || made.taps > 4096) throw std::runtime_error("a coded tensor contradicts itself");
+    made.CheckNumbers();
     made.matrix = payload.take<double>(made.products * made.taps);
     made.levels = payload.take<float>(head[2]);
     made.scales = payload.take<float>(static_cast<uint64_t>(rest[2]));
@@ -94,9 +96,7 @@ struct Coding {
       made.halves = payload.take<uint16_t>(count);
       return made;
     }
-    uint64_t values = 1;
-    for (uint32_t i = 0; i < made.per_byte; ++i) values *= head[2];
-    if (made.per_byte < 1 || made.per_byte > 8 || values < 1 || values > 256 || made.block < 1) {
+    if (head[2] < 1 || made.scales.empty() || made.per_byte != PerByte(head[2])) {
       throw std::runtime_error("a coded tensor has no levels or no scales");
     }
     made.codes = payload.take<uint8_t>((count + made.per_byte - 1) / made.per_byte);
@@ -117,8 +117,15 @@ struct Coding {
   // Numbers of what Restore writes.
   uint64_t restored() const {
     if (!products) return size();
-    if (lanes < 1 || outputs < 1 || inputs < 1 || size() != static_cast<uint64_t>(outputs * inputs) * taps) {
+    const uint64_t count = size();
+    auto fits = [count](int64_t part) { return part >= 1 && static_cast<uint64_t>(part) <= count; };
+    // Both are parts of what was counted, so that their product stays in 64 bits.
+    if (!fits(outputs) || !fits(inputs) || taps < 1 || count % taps || count / taps % static_cast<uint64_t>(outputs) ||
+        count / taps / static_cast<uint64_t>(outputs) != static_cast<uint64_t>(inputs)) {
       throw std::runtime_error("a coded tensor contradicts its own size");
+    }
+    if (lanes < 1 || lanes > 256 || products > 16 * taps) {
+      throw std::runtime_error("a coded tensor has a transform that no kernel reads");
     }
     return products * static_cast<uint64_t>((outputs + lanes - 1) / lanes * lanes * inputs);
   }
@@ -143,6 +150,31 @@ struct Coding {
   }
 
  private:
+  // How many codes of so many levels go into a byte.
+  static uint32_t PerByte(uint64_t levels) {
+    if (levels < 2) levels = 2;
+    uint32_t count = 1;
+    for (uint64_t values = levels * levels; values <= 256; values *= levels) ++count;
+    return count;
+  }
+
+  // Finding scales must stay within 64 bits.
+  void CheckNumbers() const {
+    size();
+    double reach[2] = {std::abs(static_cast<double>(f_start)), std::abs(static_cast<double>(g_start))};
+    for (size_t axis = 0; axis < shape.size(); ++axis) {
+      const double steps = shape[axis] > 0 ? static_cast<double>(shape[axis] - 1) : 0;
+      reach[0] += std::abs(static_cast<double>(f_strides[axis])) * steps;
+      reach[1] += std::abs(static_cast<double>(g_strides[axis])) * steps;
+    }
+    const double most = 2147483648.0;
+    if (reach[0] > most || reach[1] > most || std::abs(static_cast<double>(step)) > most || block < 1) {
+      throw std::runtime_error("a coded tensor has strides that no weights have");
+    }
+  }
+
+  static int64_t FloorDiv(int64_t a, int64_t b) { return a / b - (a % b < 0); }
+
   void Plain(float* out) const {
     uint64_t count = size();
     if (kind) {
@@ -155,7 +187,7 @@ struct Coding {
     uint32_t byte = 0;
     for (uint64_t i = 0; i < count; ++i) {
       byte = i % per_byte ? byte / base : codes[i / per_byte];
-      auto place = static_cast<uint64_t>(f / block * step + g);
+      auto place = static_cast<uint64_t>(FloorDiv(f, block) * step + g);
       if (place >= scales.size()) throw std::runtime_error("a coded tensor reads beyond its scales");
       float level = levels[byte % base];
       if (!zeros.empty()) level -= zeros[place];
@@ -179,6 +211,7 @@ constexpr uint32_t kPieces = 3;
 inline std::vector<Coding> ReadParts(const char* data, uint64_t bytes) {
   auto head = Payload(data, bytes).take<uint32_t>(4);
   if (head[0] != kPieces) return {Coding::Read(data, bytes)};
+  if (!head[2]) throw std::runtime_error("a coded tensor has no pieces");
   std::vector<Coding> parts;
   uint64_t at = 16;
   for (uint32_t i = 0; i < head[2]; ++i) {
@@ -194,9 +227,10 @@ inline std::vector<Coding> ReadParts(const char* data, uint64_t bytes) {
 // float32 numbers in memory of their own that programs can read in place.
 inline std::shared_ptr<char> RestoreCoded(const char* data, uint64_t bytes, uint64_t expected) {
   std::vector<Coding> parts = ReadParts(data, bytes);
+  // Nothing is taken for it before all of them have said what they hold.
   uint64_t count = 0;
   for (const Coding& part : parts) count += part.restored();
-  if (count * sizeof(float) != expected) throw std::runtime_error("a coded tensor contradicts its own size");
+  if (expected % sizeof(float) || count != expected / sizeof(float)) throw std::runtime_error("a coded tensor contradicts its own size");
   auto* memory = static_cast<char*>(std::aligned_alloc(64, (expected + 127) / 64 * 64));
   if (!memory) throw std::bad_alloc();
   std::shared_ptr<char> owned(memory, std::free);

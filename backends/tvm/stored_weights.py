@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from ...ir.constants import constant_array, evaluate_values
 from ...ir.static import input_of, static_shape
-from ..coding import CodedArray, Coding, Pieces, Source, encode_halves, encode_packed, transformed
+from ..coding import CodedArray, Coding, Pieces
+from ..encoding import Source, encode_halves, encode_packed, transformed
 from .op import attributes_of
 
 _FEWEST = 1024

@@ -1,13 +1,17 @@
 """Weights of few bits: small in the artifact, restored to what was compiled, in Python and in C++."""
 
+import dataclasses
+import struct
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import graphwright as gw
 import numpy as np
 import pytest
 from graphwright.backends import runner
-from graphwright.backends.coding import CodedArray, Coding, Source, coding_of, encode_halves, encode_packed
+from graphwright.backends.coding import CodedArray, Coding, Pieces, Transform, coding_of, read_coding
+from graphwright.backends.encoding import Source, encode_halves, encode_packed
 from graphwright.backends.runner.build import program_flags
 from graphwright.backends.weights import ALIGNMENT, read_weights, stored_bytes, write_weights
 from graphwright.ir.errors import ToolError
@@ -233,3 +237,79 @@ def test_damaged_codes_end_in_one_line(reader, tmp_path):
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert ended.returncode == 2 and len(ended.stderr.splitlines()) == 1
+
+
+def _payloads():
+    rng = np.random.default_rng(0)
+    array, source = blocks_of(rng.choice(np.float32([-1, 1]), (64, 64)), 16)
+    plain = encode_packed(array, source, lambda given: given)
+    halves = encode_halves(rng.normal(size=(8, 8)).astype(np.float16).astype(np.float32))
+    taps = dataclasses.replace(
+        halves, shape=(4, 4, 4), f_strides=(0,) * 3, g_strides=(0,) * 3,
+        transform=Transform(rng.normal(size=(8, 4)), 4, 4, 16),
+    )  # fmt: skip
+    return [plain, halves, taps, Pieces((plain, halves))]
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_whatever_stands_in_a_payload_ends_in_numbers_or_one_error(data):
+    coding = data.draw(st.sampled_from(_payloads()))
+    payload = bytearray(coding.to_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, min(len(payload) // 8 - 1, 30))) * 8 + data.draw(
+            st.sampled_from([0, 4])
+        )
+        wide = data.draw(st.sampled_from("Iq"))
+        value = data.draw(st.sampled_from([0, 1, 2, 3, 255, 256, 1 << 20, 1 << 31, -1 % (1 << 32)]))
+        value = (
+            value
+            if wide == "I"
+            else data.draw(st.sampled_from([value, -value, 1 << 40, 1 << 62, -(1 << 63)]))
+        )
+        struct.pack_into(f"<{wide}", payload, min(place, len(payload) - 8), value)
+    size = data.draw(st.sampled_from([coding.size, 1, 1 << 40]))
+    tracemalloc.start()
+    try:
+        found = read_coding(bytes(payload), size)
+        assert found.size == size
+        assert found.restore().size == size
+    except (ValueError, struct.error):
+        pass
+    finally:
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert most < 100 << 20
+
+
+def test_hostile_sizes_take_no_memory_in_cpp(reader, tmp_path):
+    rng = np.random.default_rng(1)
+    for number, coding in enumerate(_payloads()):
+        array = coding.restore()
+        path = tmp_path / f"{number}.bin"
+        write_weights(path, [CodedArray.of(array, coding)])
+        whole = path.read_bytes()
+        start = whole.index(coding.to_bytes())
+        for _ in range(12):
+            broken = bytearray(whole)
+            for _ in range(int(rng.integers(1, 3))):
+                place = 8 + 4 * int(rng.integers(0, 50))
+                if place + 8 <= len(broken) - start:
+                    value = int(rng.choice([0, 1, 7, 1 << 33, 1 << 40, 1 << 62, -1, -(1 << 63)]))
+                    struct.pack_into("<q", broken, start + place, value)
+            (tmp_path / "broken.bin").write_bytes(broken)
+            ended = subprocess.run(
+                ["bash", "-c", 'ulimit -v 400000; exec "$0" "$@"', str(reader),
+                 str(tmp_path / "broken.bin"), str(tmp_path / "out.bin")],
+                capture_output=True, text=True, timeout=60, check=False,
+            )  # fmt: skip
+            assert ended.returncode in (0, 2) and "bad_alloc" not in ended.stderr, (number, ended)
+            assert len(ended.stderr.splitlines()) == (ended.returncode == 2)
+            try:
+                (mine,) = read_weights(tmp_path / "broken.bin")
+            except ToolError:
+                assert ended.returncode == 2
+            else:
+                assert ended.returncode == 0
+                (theirs,) = read_weights(tmp_path / "out.bin")
+                np.testing.assert_allclose(theirs, mine, rtol=1e-6, equal_nan=True)
