@@ -139,12 +139,15 @@ def _grouped(model: ir.Model, target: Target) -> tuple[Prepared, list[Group]]:
     from ...ir.clone import clone
     from .decompose import decompose
     from .groups import form_groups
+    from .half_floats import widen_half_floats
     from .integer import integerize
     from .narrow_floats import widen_narrow_floats
     from .prepare import prepare
 
     own = clone(model)
     widen_narrow_floats(own)
+    if target.kind == "llvm":
+        widen_half_floats(own)
     decompose(own, target)
     integerize(own, target)
     prepared = prepare(own)
