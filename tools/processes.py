@@ -67,7 +67,7 @@ def run_step(
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        start_new_session=True,
+        process_group=0,
     ) as process:
         try:
             output, errors = process.communicate(timeout=timeout)
@@ -82,7 +82,7 @@ def run_step(
 
 
 def kill_group(process: subprocess.Popen[Any]) -> None:
-    """End a process that leads a session, and what it started; it may be over already."""
+    """End a process that leads a group, and what it started; it may be over already."""
     if process.poll() is not None:
         return
     # What holds a machine for others gives it back when it is asked to end.

@@ -53,7 +53,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            start_new_session=True,
+            process_group=0,
         )
         self._read = bytearray()
         self._start = time.monotonic()

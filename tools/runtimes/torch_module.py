@@ -257,6 +257,17 @@ def _resize(emitter: _Emitter, node: ir.Node) -> Emitted:
     return emitter.call(F.interpolate, emitter.tensor(node.inputs[0]), size=after[2:], mode="nearest")
 
 
+# As for torch's own modules: the compiler leaves recurrence to torch instead of writing every step out.
+@torch.compiler.disable
+def _gru(*arguments: Any) -> Any:
+    return torch.gru(*arguments)
+
+
+@torch.compiler.disable
+def _lstm(*arguments: Any) -> Any:
+    return torch.lstm(*arguments)
+
+
 def _recurrent(emitter: _Emitter, node: ir.Node) -> Emitted:
     """GRU and LSTM over one direction from a zero state; gates are put into torch's order."""
     if node.attributes.get_string("direction", "forward") != "forward":
@@ -280,9 +291,7 @@ def _recurrent(emitter: _Emitter, node: ir.Node) -> Emitted:
     zero = emitter.buffer(torch.zeros(1, 1, width))
     x = emitter.tensor(node.inputs[0])
     state = zero if gru else [zero, zero]
-    found = emitter.call(
-        torch.gru if gru else torch.lstm, x, state, weights, True, 1, 0.0, False, False, False
-    )
+    found = emitter.call(_gru if gru else _lstm, x, state, weights, True, 1, 0.0, False, False, False)
     steps, *last = (emitter.call(operator.getitem, found, index) for index in range(2 if gru else 3))
     # Outputs are [steps, directions, batch, width].
     return [emitter.call(torch.unsqueeze, steps, 1), *last]
