@@ -41,7 +41,7 @@ class Bench:
         from ..tvm_import import import_tvm
 
         self._tvm = import_tvm()
-        tiles_granted()  # every new program must ask
+        tiles_granted()  # a candidate may use them, and every process must ask
         from ..tvm.strategy import CpuStrategy
 
         self._spec, self._target, self._strategy = spec, target, CpuStrategy

@@ -59,13 +59,13 @@ def emit_rows(spec: GroupSpec, machine: Machine) -> Emitted:
     else:
         dtype = accumulator_dtype(x.dtype)
         fits = spec.out_type.dtype == dtype
-        scratch = Scratch(x, spec.layout, target) if fits else Scratch(x, layout)
-        if not fits:
-            return emit_plain(spec)
+        scratch = Scratch(x, spec.layout, target)
         if op.type in {"Softmax", "LogSoftmax"}:
+            if not fits:
+                return emit_plain(spec)
             body = softmax_rows(op, x, layout, emit, scratch, machine)
         else:
-            if direct:
+            if direct or not fits:
                 scratch = Scratch(x, layout)
             body = norm_rows(
                 op, x, rest[0], rest[1] if len(rest) > 1 else None, layout, emit, scratch, machine

@@ -404,3 +404,17 @@ def test_depthwise_kernels_take_several_rows_at_a_time_and_copy_nothing(target, 
     infer_shapes(model)
     (note,) = [kernel.note for kernel in lower(model, resolve_target(target)).kernels if kernel.note]
     assert f"{rows} rows" in note and "staged" not in note
+
+
+@pytest.mark.parametrize("added", [False, True])
+def test_a_normalization_stores_bytes_row_by_row(through_tvm, added):
+    g, x, z = Graph(1), tensor("x", (1, 9, 40)), tensor("z", (1, 9, 40))
+    y = g("Add", x, z) if added else x
+    scale, bias = g.random.standard_normal((2, 40)).astype(np.float32)
+    y = g("LayerNormalization", y, g.constant(scale), g.constant(bias), axis=-1)
+    model = g.model({"x": x, "z": z} if added else {"x": x}, g.q(y, 0.02, 100))
+    results, expected, lowered = through_tvm(model)
+    functions = lowered.ir_module.functions.items()
+    body = next(str(func.body) for name, func in functions if "layernorm" in name.name_hint)
+    assert "alloc_buffer((1, 9, 40)" not in body and "alloc_buffer((360,)" not in body, body
+    assert_within_a_step(*results.values(), *expected.values())

@@ -63,8 +63,8 @@ def test_products_in_every_shape(through_tvm, case, registers, k, m):
     case |= {"k": k, "m": m}
     schedules = forced(registers=registers, rows=2, prefetch=m % 2)
     results, expected, lowered = through_tvm(product(case), target="sapphirerapids", schedules=schedules)
-    small = case["weights"][0] == "int8" and case["weights"][1] == 0
-    if case["kind"] in ("gemm", "gemm_t", "matmul") and small and k >= 4:
+    small = case["kind"] in ("activations", "broadcast") or case["weights"] == ("int8", 0)
+    if small and k >= 4:
         assert_integer(lowered, "tdpb")
     (name,) = results
     assert_within_a_step(results[name], expected[name])
@@ -138,7 +138,7 @@ def notes(model, target="sapphirerapids"):
     from graphwright.ir.shapes import infer_shapes
 
     infer_shapes(model)
-    return [kernel.note for kernel in lower(model, resolve_target(target)).kernels if "int8" in kernel.note]
+    return [kernel.note for kernel in lower(model, resolve_target(target)).kernels if "int" in kernel.note]
 
 
 CONV = {"rank": 2, "groups": 1, "channels": 64, "outputs": 64, "size": [28, 28], "kernel": [3, 3]}
@@ -164,7 +164,15 @@ def test_convolutions_get_the_instruction_that_pays(given_case, word):
     assert word in note
 
 
-@pytest.mark.parametrize(("given_case", "word"), [({}, "32x2x16 tdpbusd"), ({"m": 1}, "vpdpbusd")])
+@pytest.mark.parametrize(
+    ("given_case", "word"),
+    [
+        ({}, "32x2x16 tdpbusd"),
+        ({"m": 1}, "vpdpbusd"),
+        ({"kind": "activations"}, "batch_matmul 32x2x16 tdpbuud packed"),
+        ({"kind": "activations", "m": 2, "k": 8, "n": 5}, "vpmaddwd"),
+    ],
+)
 def test_products_get_the_instruction_that_pays(given_case, word):
     (note,) = notes(product(PRODUCT | given_case))
     assert word in note

@@ -15,12 +15,13 @@ from tvm import tirx
 
 from . import emit
 from .arithmetic import Arithmetic, integer_arithmetic, wide_arithmetic
-from .integer_stage import Staged, stage_rows
+from .integer_stage import Staged, batch_strides, stage_rows
 from .interface import Epilogue, Index, Kernel, MatmulSpec, Operand
 from .matmul import _view, pack_matrix
 from .microkernel import Writer
 from .product import SERIAL_FLOPS, Product
 from .tile import TargetNumbers, Tile, blocks, choose_tile
+from .tile_batch import tile_batch_matmul
 from .tile_matmul import tile_matmul
 
 
@@ -46,7 +47,8 @@ def integer_matmul(
     if spec.constant_b:
         tiled = tile_matmul(spec, operands.types, writer, target)
         return tiled or _by_weights(spec, operands, writer, target)
-    return _by_activation(spec, operands, writer, target)
+    tiled = tile_batch_matmul(spec, operands.types, operands.zero_points, writer, target)
+    return tiled or _by_activation(spec, operands, writer, target)
 
 
 def pack_integer_matrix(weights: np.ndarray, operand: Operand, block: int, depth: int) -> np.ndarray:
@@ -119,7 +121,7 @@ def _by_activation(
     tile = choose_tile(rows, columns, steps, target)
     packed, own, statements = _pack_right(b, spec, operands.zero_points[1], arithmetic, tile)
     count = blocks(columns, tile.block)
-    left_batch = _strides(spec.a.logical[:-2], len(batch), rows * steps)
+    left_batch = batch_strides(spec.a.logical[:-2], len(batch), rows * steps)
 
     def row(outer: Index, number: Any, k: Any) -> Any:
         at = number * steps + k
@@ -149,14 +151,6 @@ def _by_activation(
         [*staged.statements, *statements, product.body(writer, target)],
     )
     return Kernel(func, (), spec.flops, f"int16 batch_matmul {tile} {arithmetic.name} packed")
-
-
-def _strides(shape: tuple[int, ...], rank: int, inner: int) -> list[int]:
-    """Steps between neighbours along each axis of the batch; 0 where it is repeated."""
-    steps = [0] * (rank - len(shape))
-    for axis, size in enumerate(shape):
-        steps.append(0 if size == 1 else prod(shape[axis + 1 :]) * inner)
-    return steps
 
 
 def _pack_right(

@@ -201,5 +201,13 @@ def stage_rows(source: Any, shape: Sequence[int], dtype: str, depth: int, zero_p
     )
 
 
+def batch_strides(shape: tuple[int, ...], rank: int, inner: int) -> list[int]:
+    """Steps between neighbours along each axis of a batch of `rank` axes; 0 where it is repeated."""
+    steps = [0] * (rank - len(shape))
+    for axis, size in enumerate(shape):
+        steps.append(0 if size == 1 else prod(shape[axis + 1 :]) * inner)
+    return steps
+
+
 def _cast(value: Any, dtype: str) -> Any:
     return value if str(value.ty.dtype) == dtype else tirx.Cast(dtype, value)

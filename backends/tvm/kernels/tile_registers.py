@@ -27,7 +27,7 @@ DEPTH = 4
 REGISTERS = 8
 _PALETTE = 1
 _CONFIGURATION_WORDS = 16
-FEATURES = ("amx-tile", "amx-int8", "avx512f")
+FEATURES = ("amx-tile", "amx-int8", "avx512f", "avx512vnni")
 """What a target needs; finished sums are read back as 512-bit vectors."""
 
 
