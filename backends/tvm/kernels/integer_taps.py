@@ -5,10 +5,9 @@ channel and a lane of `vpmaddwd` two. A column interleaved once serves every pix
 Rows outside of the image are read at the nearest one inside; their weights are masked or, where padding is
 not zero, they are replaced by it. Nothing is copied.
 
-Weights are stored [KW, C, rows of a step] for each step in turn. Where a lane has room for more rows, zeros
-are put between them, once for each tile.
-Where `vpermb` interleaves, the order in which it does comes first: LLVM would make two slower instructions of
-an order that it knows.
+Weights are stored [KW, C, rows of a step] for each step in turn. A step of two or three rows has zeros for
+the others, unless `vpermb` can spread them over lanes. The orders in which that permutes come first: LLVM
+would make two slower instructions of an order that it knows.
 """
 
 from __future__ import annotations
@@ -53,24 +52,28 @@ class _Step:
 
     first: int
     rows: int
+    stored: int
     weights: int
 
 
-def _steps(spec: Conv2dSpec, depth: int, begin: int) -> list[_Step]:
+def _steps(spec: Conv2dSpec, depth: int, begin: int, permutes: bool) -> list[_Step]:
     found = []
     for first in range(0, spec.kernel[0], depth):
         rows = min(depth, spec.kernel[0] - first)
-        found.append(_Step(first, rows, begin))
-        begin += spec.kernel[1] * spec.out_channels * rows
+        stored = rows if rows == 1 or permutes else depth
+        found.append(_Step(first, rows, stored, begin))
+        begin += spec.kernel[1] * spec.out_channels * stored
     return found
 
 
-def pack_interleaved_weights(weights: np.ndarray, depth: int, order: Sequence[int]) -> np.ndarray:
-    """(C, 1, KH, KW) -> one axis, as this module's head says."""
-    parts = [np.array(order, np.int8)]
-    for first in range(0, weights.shape[2], depth):
-        parts.append(weights[:, 0, first : first + depth].transpose(2, 0, 1).reshape(-1))
-    return np.concatenate(parts)
+def pack_interleaved_weights(weights: np.ndarray, steps: Sequence[_Step], size: int) -> np.ndarray:
+    """(C, 1, KH, KW) -> `size` bytes on one axis, as this module's head says, but for the orders."""
+    parts = []
+    for step in steps:
+        part = weights[:, 0, step.first : step.first + step.rows].transpose(2, 0, 1)
+        parts.append(np.pad(part, ((0, 0), (0, 0), (0, step.stored - step.rows))).reshape(-1))
+    packed = np.concatenate(parts)
+    return np.pad(packed, (0, size - packed.size))
 
 
 def interleaved_depthwise(
@@ -88,20 +91,34 @@ def interleaved_depthwise(
     arithmetic = lane_arithmetic(*types, target)
     depth = _DEPTH[arithmetic.name]
     permutes = depth == 4 and tile.lanes == 16 and has_features(target, "avx512vbmi")
-    order = _order(tile.lanes, depth) if permutes else []
-    steps = _steps(spec, depth, len(order))
+    orders = _orders(tile.lanes, depth, spec.kernel[0] % depth) if permutes else []
+    steps = _steps(spec, depth, len(orders), permutes)
     data = emit.buffer("data", spec.data_shape, types[0])
-    size = len(order) + prod(spec.kernel) * spec.out_channels
+    size = len(orders) + sum(spec.kernel[1] * spec.out_channels * step.stored for step in steps)
+    if permutes and 1 < steps[-1].rows < depth:
+        # Whole vectors are read where three or two fourths of one are wanted.
+        size += tile.lanes * (depth - steps[-1].rows)
     weights = emit.buffer("weights", (size,), types[1])
     loops = _Interleaved(spec, zero_point, tile, steps, arithmetic, data, weights, writer, permutes)
     func = emit.function("integer_depthwise", [data, weights, *writer.extras, writer.output], [loops.body()])
     note = f"int8 depthwise {tile} {arithmetic.name} {depth} rows"
-    return Kernel(func, (lambda given: pack_interleaved_weights(given, depth, order),), spec.flops, note)
+
+    def pack(given: np.ndarray) -> np.ndarray:
+        packed = pack_interleaved_weights(given, steps, size - len(orders))
+        return np.concatenate([np.array(orders, packed.dtype), packed])
+
+    return Kernel(func, (pack,), spec.flops, note)
 
 
 def _order(lanes: int, depth: int) -> list[int]:
     """Where the bytes of `depth` vectors go that are interleaved."""
     return [row * lanes + lane for lane in range(lanes) for row in range(depth)]
+
+
+def _orders(lanes: int, depth: int, rest: int) -> list[int]:
+    """The order above, and where rows come from that lie `rest` to a lane; others are masked."""
+    spread = [lane * rest + min(row, rest - 1) for lane in range(lanes) for row in range(depth)]
+    return _order(lanes, depth) + (spread if rest > 1 else [])
 
 
 @dataclass(frozen=True)
@@ -236,19 +253,18 @@ class _Interleaved:
         return emit.constant(lane - (1 << 32) if lane >= 1 << 31 else lane, self.tile.lanes, "int32")
 
     def _weights(self, step: _Step, kw: int, channel: Any) -> Any:
-        lanes, rows, depth = self.tile.lanes, step.rows, _DEPTH[self.arithmetic.name]
-        at = step.weights + (kw * self.spec.out_channels + channel) * rows
-        loaded = emit.load(self.weights, [at], lanes * rows)
-        if rows == 1:
+        lanes, stored, depth = self.tile.lanes, step.stored, _DEPTH[self.arithmetic.name]
+        at = step.weights + (kw * self.spec.out_channels + channel) * stored
+        if 1 < stored < depth:
+            # The bytes that were loaded, and where they go.
+            given = (emit.load(self.weights, [each], lanes * depth) for each in (at, lanes * depth))
+            spread = intrinsic("llvm.x86.avx512.permvar.qi.512", f"int8x{lanes * depth}", *given)
+            own = (1 << (self._bits * stored)) - 1
+            return tirx.reinterpret(f"int32x{lanes}", spread) & emit.constant(own, lanes, "int32")
+        loaded = emit.load(self.weights, [at], lanes * stored)
+        if stored == 1:
             return self._alone(loaded)
-        if rows < depth:
-            zero = lanes * rows
-            order = [
-                lane * rows + row if row < rows else zero for lane in range(lanes) for row in range(depth)
-            ]
-            nothing = emit.constant(0, lanes * (depth - rows), "int8")
-            loaded = tirx.Shuffle([loaded, nothing], [tirx.const(each, "int32") for each in order])
-        return tirx.reinterpret(f"int32x{lanes}", self._widened(loaded, depth))
+        return tirx.reinterpret(f"int32x{lanes}", self._widened(loaded, stored))
 
     def _column(self, rows: list[Any], n: Any, column: Any, channel: Any) -> Any:
         """The bytes of some rows of a column, interleaved."""
