@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -267,3 +268,18 @@ if __name__ == "__main__":
     from .cli import main
 
     sys.exit(main(["bench", "--zoo", *sys.argv[1:]]))
+
+
+def current_commit() -> str:
+    """The commit of the sources, marked where they differ from it; "unknown" outside of a repository."""
+    here = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=60, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "--short=9", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "ir", "passes", "backends")
+    return f"{commit}-changed" if commit and changed else commit or "unknown"

@@ -26,7 +26,7 @@ import typer
 
 from ..ir.errors import GraphwrightError, ToolError
 from .console import print_line, progress
-from .int8_bench import FLOAT, MODELS, build_model, known_models, quantize
+from .int8_measure import FLOAT, MODELS, build_model, known_models, quantize
 from .steps import markdown_table
 
 MOST_STEPS, LEAST_EQUAL = 1, 0.999

@@ -6,7 +6,7 @@ import pytest
 from graphwright.ir.compare import compare
 from graphwright.ir.inputs import random_inputs
 from graphwright.ir.reference import run_reference
-from graphwright.tools.int8_bench import FLOAT, quantize
+from graphwright.tools.int8_measure import FLOAT, quantize
 from graphwright.tools.zoo import zoo_model
 
 

@@ -9,7 +9,7 @@ from graphwright.ir.reference import Reference
 from graphwright.ir.save import save
 from graphwright.ir.shapes import infer_shapes
 from graphwright.tools import int8_exactness as exactness
-from graphwright.tools.int8_bench import FLOAT, build_model, quantize
+from graphwright.tools.int8_measure import FLOAT, build_model, quantize
 from typer.testing import CliRunner
 
 app = typer.Typer()

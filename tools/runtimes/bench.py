@@ -15,7 +15,6 @@ import importlib.util
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,7 @@ import typer
 from ...backends.interleave import measure_interleaved
 from ...backends.timing import Timing
 from ...ir.errors import GraphwrightError, ToolError
-from ..bench import machine
+from ..bench import current_commit, machine
 from ..console import print_line
 from ..options import parse_threads
 from ..processes import StepFailed, run_step
@@ -239,21 +238,6 @@ def installed_rivals(text: str | None) -> tuple[str, ...]:
                 f"{name} is not installed here; run `make bench-runtimes`, or leave it out of --rivals"
             )
     return tuple(name for name in RIVALS if name in wanted)
-
-
-def current_commit() -> str:
-    """The commit of the sources, marked where they differ from it; "unknown" outside of a repository."""
-    here = Path(__file__).parents[2]
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=60, check=False
-        )
-        return done.stdout.strip() if done.returncode == 0 else ""
-
-    commit = git("rev-parse", "--short=9", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "ir", "passes", "backends")
-    return f"{commit}-changed" if commit and changed else commit or "unknown"
 
 
 def run(

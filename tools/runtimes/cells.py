@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..measure import milliseconds, times_text
 from .contenders import OURS
 from .goals import geometric_mean
 from .models import AS_IS, MODELS
@@ -48,19 +49,15 @@ def timing_cell(row: Record, name: str, threads: int, state: str) -> str:
     if found is None:
         trouble = row.trouble(name, threads)
         return f"failed: {_cut(trouble)}" if trouble else "-"
-    return f"{_ms(found['median_ms'])} ({_ms(found['p10_ms'])}-{_ms(found['p90_ms'])})"
+    return times_text(found["median_ms"], found["p10_ms"], found["p90_ms"])
 
 
 def ours_ms(row: Record, threads: int, state: str = "warm") -> str:
     """Our median alone."""
     found = row.timing(OURS, threads, state)
-    return _ms(found["median_ms"]) if found else "-"
+    return milliseconds(found["median_ms"]) if found else "-"
 
 
 def _cut(text: str) -> str:
     plain = text.replace("|", "/")
     return plain if len(plain) <= _REASON else f"{plain[: _REASON - 3]}..."
-
-
-def _ms(value: float) -> str:
-    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
