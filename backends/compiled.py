@@ -38,8 +38,6 @@ class TvmExecutable(Executable):
     """
 
     backend = "tvm"
-    _pool = threading.local()
-    """Size of the calling thread's pool: TVM has one per thread, which all executables share."""
 
     def __init__(
         self,
@@ -57,6 +55,7 @@ class TvmExecutable(Executable):
         self.threads = usable_cores()
         self._folder = folder
         self._program: TvmProgram | None = None
+        self._loading = threading.Lock()
         self._identity = identity(library)
 
     def set_threads(self, threads: int) -> None:
@@ -68,16 +67,18 @@ class TvmExecutable(Executable):
     def load(self) -> TvmProgram:
         """The running program; raises TargetError where the machine cannot run the library."""
         if self._program is None:
-            reason = self.target.why_not_here()
-            if reason:
-                raise TargetError(f"a library for {self.target.name} cannot run here: {reason}")
-            from .tvm.runtime import TvmProgram
-
-            self._program = TvmProgram(self.library, self.weights, self.target.device)
-        if getattr(self._pool, "threads", None) != self.threads:
-            self._program.set_threads(self.threads)
-            self._pool.threads = self.threads
+            with self._loading:
+                self._program = self._program or self._loaded()
+        self._program.set_threads(self.threads)
         return self._program
+
+    def _loaded(self) -> TvmProgram:
+        reason = self.target.why_not_here()
+        if reason:
+            raise TargetError(f"a library for {self.target.name} cannot run here: {reason}")
+        from .tvm.runtime import TvmProgram
+
+        return TvmProgram(self.library, self.weights, self.target.device)
 
     def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         if self.batches is None:

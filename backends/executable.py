@@ -65,7 +65,8 @@ class Executable(abc.ABC):
     """A model ready to run.
 
     `exe(x)` takes arrays, torch tensors or nested lists, by position or by name, and returns one array or a
-    tuple; `run` goes from a dictionary to a dictionary. Not safe for use from several threads at once.
+    tuple; `run` goes from a dictionary to a dictionary. Several threads may run one at the same time; each
+    then has as many threads of its own as the executable is to use.
 
     Attributes:
         inputs: what `run` expects, in order.

@@ -211,6 +211,7 @@ def profile_library(
     given = executable.random_feeds() if feeds is None else feeds
     total = executable.benchmark(given, threads=threads, repeats=repeats)
     program = TvmProgram(executable.library, executable.weights, executable.target.device)
+    program.set_threads(total.threads)
     parts = executable.calls(check_inputs(executable.inputs, given))
     if len(parts) > 1 and executable.batches is not None:
         raise ModelError(

@@ -13,6 +13,7 @@ import importlib.util
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 from ..ir.errors import TargetError
 from .host import logical_cores
@@ -50,17 +51,15 @@ def configure_threads() -> None:
     os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 
-def use_threads(native: Native, count: int) -> None:
-    """Run with `count` threads of the calling thread's pool, from now on.
+def limit_concurrency(count: int) -> bool:
+    """Let programs that the calling thread runs use so many threads at most, 0 for any number.
 
-    With one, there is no pool.
+    With 1 they need no pool. Returns whether the runtime has that limit.
     """
-    limit = _set_concurrency()
-    if limit is not None:
-        limit(1 if count == 1 else 0)
-        if count == 1:
-            return
-    native.call("runtime.config_threadpool", 1, count)
+    function = _set_concurrency()
+    if function is not None:
+        function(count)
+    return function is not None
 
 
 @functools.cache
@@ -125,11 +124,11 @@ def _load_cuda() -> None:
 
 
 @functools.cache
-def _set_concurrency() -> ctypes._NamedFuncPointer | None:
-    """The runtime's function for a thread's limit; it has no other name than that of C++."""
+def _set_concurrency() -> Any:
+    """The runtime's function for the limit of a thread; it has no other name than that of C++."""
     function = getattr(_load("libtvm_runtime.so"), _SET_CONCURRENCY, None)
     if function is not None:
-        function.argtypes, function.restype = (ctypes.c_int,), None
+        function.restype = None
     return function
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from ..host import tiles_granted
 from ..identity import identity
 from ..manifest import ENTRY
 from ..native import CPU, CUDA, Handle, Native, NativeError, Tensor, element_of, is_array
-from ..runtime_library import open_runtime, use_threads
+from ..runtime_library import open_runtime
+from ..thread_pools import run_with_threads
 from ..weights import CHECK_FUNCTION, layout_number
 
 _POOLED_ALLOCATOR = 2
@@ -42,10 +44,12 @@ class TvmProgram:
 
     def __init__(self, path: str | Path, weights: Sequence[np.ndarray], device: str = "cpu"):
         self._on_cpu = device == "cpu"
+        tiles_granted()  # a library may use them, and every process must ask
         self._device = CPU if self._on_cpu else CUDA
         self._native = open_runtime(Path(path), cuda=not self._on_cpu)
         self._library = _open_library(self._native, Path(path))
         self._watcher: Handle | None = None
+        self._threads = 1
         self._machines = threading.local()
         self._check_weights(weights)
         self.weights = tuple(self._place(weight) for weight in weights)
@@ -74,6 +78,9 @@ class TvmProgram:
         Raises:
             NativeError: the library refuses the tensors.
         """
+        return run_with_threads(self._native, self._threads, self._invoke, tensors, entry)
+
+    def _invoke(self, tensors: Sequence[Tensor], entry: str) -> Any:
         machine = self._machine()
         program = machine.entries.get(entry)
         if program is None:
@@ -106,8 +113,8 @@ class TvmProgram:
     def watch(self, watcher: Callable[[str, bool, Callable[[], list[Any]]], None]) -> None:
         """Call `watcher(name, before, arguments)` before and after everything the machine calls, from now on.
 
-        `arguments()` gives what the call gets, tensors among it. There is no way back, and other threads'
-        machines are not watched: use a program of its own for this.
+        `arguments()` gives what the call gets, tensors among it. There is no way back, and neither other
+        threads nor other numbers of threads are watched: use a program of its own for this.
         """
 
         def instrument(arguments: Callable[[int, int], list[Any]]) -> int:
@@ -116,6 +123,9 @@ class TvmProgram:
             return 0  # go on; 1 would leave the call out
 
         self._watcher = self._native.callback(instrument)
+        run_with_threads(self._native, self._threads, self._set_instrument)
+
+    def _set_instrument(self) -> None:
         machine = self._machine().handle
         self._native.call(self._native.method(machine, "set_instrument"), self._watcher)
 
@@ -125,11 +135,11 @@ class TvmProgram:
             self._native.synchronize(self._device)
 
     def set_threads(self, count: int) -> None:
-        """Use `count` threads where the calling thread runs a program, this one or another."""
-        use_threads(self._native, count)
+        """Use `count` threads from the next run on; a GPU's library needs one."""
+        self._threads = count if self._on_cpu else 1
 
     def _machine(self) -> _Machine:
-        """The calling thread's machine."""
+        """The machine of the thread that runs."""
         found = getattr(self._machines, "machine", None)
         if found is None:
             # It only borrows the library's code.
