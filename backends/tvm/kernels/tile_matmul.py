@@ -17,6 +17,8 @@ from .tile_product import Reduction, TileProduct, Tiling, flat_rows, pack_panels
 from .tile_registers import has_tiles
 
 _SMALL = ("int8", "uint8")
+_FEWEST_ROWS = 4
+"""With fewer rows weights arrive too slowly for either instruction to matter, and vectors waste nothing."""
 
 
 def tiles_pay(
@@ -41,7 +43,7 @@ def tiles_pay(
     """
     arithmetic = integer_arithmetic(*types, target)
     other = groups * tile_cycles(rows, columns, blocks(depth, arithmetic.depth), target)
-    return choose_flag("tiles", tiling.cycles < other)
+    return choose_flag("tiles", rows >= _FEWEST_ROWS and tiling.cycles < other)
 
 
 def tile_matmul(
