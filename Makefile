@@ -15,7 +15,7 @@ help:
 	@echo "make bench      measure the models of the zoo against ONNX Runtime; print the tables"
 	@echo "make readme     put the tables of the last demo and bench into the README"
 	@echo "make bench-simplify  compare simplify with onnxsim, onnxslim, onnxscript and ONNX Runtime"
-	@echo "make bench-runtimes  ours beside ONNX Runtime, OpenVINO and torch.compile on full-size models (hours)"
+	@echo "make bench-runtimes  ours beside ONNX Runtime, OpenVINO and torch.compile on full-size models (half an hour)"
 	@echo "make bench-int8      int8 on TVM beside float on TVM and ONNX Runtime on the same QDQ files"
 	@echo "make bench-exactness  how exactly each integer kernel of whole models computes, beside ONNX Runtime"
 	@echo "make bench-quantization  int8 of ours beside ONNX Runtime, NNCF and torchao: SQNR and task metrics"
@@ -50,12 +50,15 @@ bench: $(STAMP)
 	mkdir -p $(DEMO_OUT)
 	$(BIN)/graphwright bench --zoo -o $(DEMO_OUT)/bench.md
 
-# Refresh the tables in README and docs from the last `make demo`, `make bench` and `make bench-simplify`.
+# Refresh the tables in README and docs from whatever was measured last.
 readme: $(STAMP)
-	$(BIN)/python -m graphwright.tools.readme README.md \
-		--table demo=$(DEMO_OUT)/demo.md --table bench=$(DEMO_OUT)/bench.md
-	test ! -f $(DEMO_OUT)/simplify.md || $(BIN)/python -m graphwright.tools.readme \
-		docs/simplify-benchmark.md --table simplify=$(DEMO_OUT)/simplify.md
+	$(BIN)/python -m graphwright.tools.readme README.md $(call tables,demo bench,)
+	$(BIN)/python -m graphwright.tools.readme README.md $(call tables,runtimes int8 quantization,-summary)
+	$(BIN)/python -m graphwright.tools.readme docs/simplify-benchmark.md $(call tables,simplify,)
+	$(BIN)/python -m graphwright.tools.readme docs/integer-kernels.md $(call tables,int8,)
+
+# Options for those tables, by marker, that there are files of.
+tables = $(foreach name,$(1),$(if $(wildcard $(DEMO_OUT)/$(name)$(2).md),--table $(name)=$(DEMO_OUT)/$(name)$(2).md))
 
 # The rivals may want another onnx than we do; they get an environment of their own.
 RIVALS_STAMP := $(VENV)-rivals/.installed
@@ -94,22 +97,32 @@ $(QUANTIZATION_STAMP): pyproject.toml constraints.txt
 bench-quantization: $(QUANTIZATION_STAMP)
 	mkdir -p $(DEMO_OUT)
 	$(VENV)-quantization/bin/python -m graphwright.tools.quantizers.bench --folder $(DEMO_OUT) \
-		-o $(DEMO_OUT)/quantization.md $(QUANTIZATION)
+		-o $(DEMO_OUT)/quantization.md --summary $(DEMO_OUT)/quantization-summary.md $(QUANTIZATION)
 	$(VENV)-quantization/bin/python -m graphwright.tools.quantizers.memory \
 		--folder $(DEMO_OUT) -o $(DEMO_OUT)/calibration.md
 	$(VENV)-quantization/bin/python -m graphwright.tools.readme docs/quantization-benchmark.md \
 		--table quantization=$(DEMO_OUT)/quantization.md --table calibration=$(DEMO_OUT)/calibration.md
+	$(VENV)-quantization/bin/python -m graphwright.tools.readme README.md \
+		--table quantization=$(DEMO_OUT)/quantization-summary.md
 
-# Goes on where it was stopped; RUNTIMES holds further options, as in RUNTIMES='--models resnet18 --threads 1'.
+# Goes on where it was stopped; RUNTIMES holds further options, as in RUNTIMES='--models resnet18 --threads 1',
+# RUNTIMES='--tuned --tune-minutes 20' or RUNTIMES=--report-only.
 RUNTIMES ?=
 bench-runtimes: $(RIVALS_STAMP)
 	mkdir -p $(DEMO_OUT)
 	$(VENV)-rivals/bin/python -m graphwright.tools.runtimes.bench --records $(DEMO_OUT)/runtimes \
-		-o docs/runtime-benchmark.md $(RUNTIMES)
+		-o docs/runtime-benchmark.md --summary $(DEMO_OUT)/runtimes-summary.md $(RUNTIMES)
+	$(VENV)-rivals/bin/python -m graphwright.tools.readme README.md \
+		--table runtimes=$(DEMO_OUT)/runtimes-summary.md
 
+# Goes on where it was stopped; INT8 holds further options, as in INT8='--only resnet18 --trials 64'.
+INT8 ?=
 bench-int8: $(STAMP)
 	mkdir -p $(DEMO_OUT)
-	$(BIN)/python -m graphwright.tools.int8_bench -o $(DEMO_OUT)/int8.md
+	$(BIN)/python -m graphwright.tools.int8_bench --records $(DEMO_OUT)/int8 -o $(DEMO_OUT)/int8.md \
+		--summary $(DEMO_OUT)/int8-summary.md $(INT8)
+	$(BIN)/python -m graphwright.tools.readme docs/integer-kernels.md --table int8=$(DEMO_OUT)/int8.md
+	$(BIN)/python -m graphwright.tools.readme README.md --table int8=$(DEMO_OUT)/int8-summary.md
 
 # Every integer kernel of whole models on ONNX Runtime's own integers; fails where one is not exact.
 # EXACTNESS holds further options, as in EXACTNESS='--target x86,x86-64-v3'.

@@ -102,8 +102,9 @@ def test_tables_are_put_between_their_markers(tmp_path, capfd):
     assert readme.main([*arguments, f"bench={tmp_path / 't.md'}"]) == 2
     assert readme.main([*arguments, "demo=none.md"]) == 2
     assert capfd.readouterr().err.count("readme: error: ") == 2
+    assert readme.main(arguments[:1]) == 0, "without tables nothing changes"
 
 
 def test_the_readme_has_its_tables():
-    for marker in ("demo", "bench"):
+    for marker in ("demo", "bench", "runtimes", "int8", "quantization"):
         assert readme.splice(README, marker, "x") != README

@@ -26,6 +26,7 @@ from .forms import FORMS, forms, task_of
 from .report import markdown
 from .rivals import PIPELINES, WAYS
 from .subjects import MODELS
+from .summary import summary
 
 Say = Callable[[str], None]
 Records = dict[str, dict[str, Any]]
@@ -128,6 +129,9 @@ def main(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Also write the tables to this Markdown file.")
     ] = None,
+    short: Annotated[
+        Path | None, typer.Option("--summary", help="Also write one table of SQNR, for the README.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
     """Measure what quantization costs."""
@@ -153,6 +157,8 @@ def main(
     print_line(f"{time.perf_counter() - start:.0f} s in all")
     if output is not None:
         output.write_text(text, encoding="utf-8")
+    if short is not None:
+        short.write_text(summary(records, models or list(MODELS)), encoding="utf-8")
 
 
 def _print_forms(models: Sequence[str], only: str, folder: Path, as_json: bool) -> None:
