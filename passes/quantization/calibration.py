@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.errors import PassError
-from .calibration_checks import by_name, check_kind, check_names, check_shape, checked
+from .calibration_checks import as_array, by_name, check_kind, check_names, check_shape, checked
 from .calibration_files import Member, digest_of, open_npy, open_npz
 
 Feeds = dict[str, np.ndarray]
@@ -53,7 +53,7 @@ class Calibration:
         repeatable: bool = True,
         random: bool = False,
         identity: Callable[[], str] | None = None,
-        count: Callable[[ir.Model], int] | None = None,
+        count: Callable[[ir.Model], int | None] | None = None,
     ):
         self._open = open_batches
         self.source = source
@@ -184,7 +184,9 @@ class Calibration:
     def from_iterable(
         cls, batches: Iterable[Any] | Callable[[], Iterable[Any]], *, identity: str | None = None
     ) -> Calibration:
-        """Takes batches as the model wants them: feeds by name, a tuple in input order, or one array.
+        """Takes batches: feeds by name, a tuple in input order, or one array.
+
+        Batches several times as large as a model's fixed batch are cut.
 
         Args:
             batches: an iterable, or a function that returns a fresh one each time.
@@ -192,15 +194,16 @@ class Calibration:
         """
         identify = None if identity is None else lambda: identity
         if callable(batches):
-            return cls(lambda model: batches(), source="function", identity=identify)
-        total = len(batches) if isinstance(batches, Sequence) else None
+            return cls(lambda model: _cut(batches(), model), source="function", identity=identify)
         once = iter(batches) is batches
         return cls(
-            lambda model: batches,
+            lambda model: _cut(batches, model),
             source="iterator" if once else "iterable",
-            total=total,
             repeatable=not once,
             identity=identify,
+            count=lambda model: (
+                sum(1 for _ in _cut(batches, model)) if isinstance(batches, Sequence) else None
+            ),
         )
 
     @classmethod
@@ -235,7 +238,8 @@ def as_calibration(data: Any) -> Calibration:
     """Wraps what a user may pass as calibration data.
 
     Args:
-        data: a `Calibration`, a path, arrays by input name, or an iterable of batches.
+        data: a `Calibration`, a path, arrays by input name, one array for a model with one input, or
+            an iterable of batches.
 
     Raises:
         PassError: it is none of these.
@@ -246,6 +250,9 @@ def as_calibration(data: Any) -> Calibration:
         return Calibration.load(data)
     if isinstance(data, Mapping):
         return Calibration.from_arrays(data)
+    if isinstance(data, np.ndarray) or hasattr(data, "detach"):
+        # The samples of a model with one input, named as numpy.savez would.
+        return Calibration.from_arrays({"arr_0": as_array(data)}, source="array")
     if callable(data) or isinstance(data, Iterable):
         return Calibration.from_iterable(data)
     raise PassError(
@@ -256,6 +263,33 @@ def as_calibration(data: Any) -> Calibration:
 def _inputs_of(model: ir.Model) -> dict[str, ir.Value]:
     initializers = model.graph.initializers
     return {str(value.name): value for value in model.graph.inputs if value.name not in initializers}
+
+
+def _cut(batches: Iterable[Any], model: ir.Model) -> Iterator[Any]:
+    """Batches of the model's own size; those that cannot be cut come as they are, to be complained about."""
+    inputs = _inputs_of(model)
+    size = _fixed_batch(inputs.values())
+    for batch in batches:
+        rows = _rows(batch, inputs)
+        if size is None or rows <= size or rows % size:
+            yield batch
+            continue
+        for start in range(0, rows, size):
+            yield {name: array[start : start + size] for name, array in by_name(batch, inputs, "").items()}
+
+
+def _rows(batch: Any, inputs: Mapping[str, ir.Value]) -> int:
+    """The common leading dimension of a batch whose arrays have the inputs' ranks; 0 if there is none."""
+    given = len(batch) if isinstance(batch, Mapping | tuple | list) else 1
+    if given != len(inputs):
+        return 0
+    named = by_name(batch, inputs, "")
+    shapes = {name: tuple(getattr(array, "shape", ())) for name, array in named.items()}
+    ranks = {name: len(value.shape) for name, value in inputs.items() if value.shape is not None}
+    if {name: len(shape) for name, shape in shapes.items()} != ranks:
+        return 0
+    rows = {shape[0] if shape else 0 for shape in shapes.values()}
+    return int(rows.pop()) if len(rows) == 1 else 0
 
 
 def _sample_count(arrays: Mapping[str, Array], source: str) -> int:

@@ -51,13 +51,15 @@ def by_name(batch: Any, inputs: Mapping[str, ir.Value], where: str) -> Mapping[s
         return {name: batch[key] for name, key in zip(inputs, positional, strict=True)}
     values = list(batch) if isinstance(batch, tuple | list) else [batch]
     if len(values) != len(inputs):
-        raise PassError(f"{where} has {len(values)} arrays, but the model has {len(inputs)} inputs")
+        labels = (
+            "; leave labels out: (x for x, label in data)" if (len(values), len(inputs)) == (2, 1) else ""
+        )
+        raise PassError(f"{where} has {len(values)} arrays, but the model has {len(inputs)} inputs{labels}")
     return dict(zip(inputs, values, strict=True))
 
 
 def _checked_array(name: str, data: Any, value: ir.Value, where: str) -> np.ndarray:
-    # Torch tensors and lists arrive here too.
-    array = np.asarray(data.detach().cpu().numpy() if hasattr(data, "detach") else data)
+    array = as_array(data)
     if value.dtype is not None and value.dtype != ir.DataType.STRING:
         array = _converted(name, array, value.dtype.numpy(), where)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -81,6 +83,11 @@ def _converted(name: str, array: np.ndarray, wanted: np.dtype, where: str) -> np
     if array.dtype.kind in "iu" and not np.array_equal(converted, array):
         raise PassError(f"{where}: input '{name}' holds numbers that do not fit {wanted}")
     return converted
+
+
+def as_array(data: Any) -> np.ndarray:
+    """An array of what may also be a torch tensor or a list."""
+    return np.asarray(data.detach().cpu().numpy() if hasattr(data, "detach") else data)
 
 
 def check_kind(name: str, given: np.dtype, wanted: np.dtype, where: str) -> None:

@@ -75,8 +75,30 @@ def test_iterables_of_feeds_tuples_and_arrays(model, samples):
     for given in ({"x": samples}, (samples,), samples):
         (feeds,) = batches_of(Calibration.from_iterable([given]), model)
         np.testing.assert_array_equal(feeds["x"], samples)
-    assert Calibration.from_iterable([1, 2]).total == 2
+    assert Calibration.from_iterable([samples, samples]).count(model) == 2
     assert not Calibration.from_iterable(iter([])).repeatable
+
+
+def test_batches_of_a_loader_are_cut_to_a_fixed_batch():
+    import torch
+
+    model = model_of("g (float[2,3] x, float[2,1] z) => (float[2,3] y) { y = Add(x, z) }")
+    x, z = np.arange(24, dtype=np.float32).reshape(8, 3), np.arange(8, dtype=np.float32)[:, None]
+    for batch in ((torch.tensor(x), torch.tensor(z)), {"z": z, "x": x}, [x, z]):
+        assert as_calibration([batch, batch]).count(model) == 8
+        given = batches_of(as_calibration([batch, batch]), model)
+        assert len(given) == 8 and [each["x"].shape for each in given] == [(2, 3)] * 8
+        np.testing.assert_array_equal(np.concatenate([each["x"] for each in given]), np.concatenate([x, x]))
+        np.testing.assert_array_equal(np.concatenate([each["z"] for each in given[4:]]), z)
+    with pytest.raises(PassError, match=r"has shape \[7, 3\], but the model wants \[2, 3\]"):
+        batches_of(as_calibration([(x[:7], z[:7])]), model)
+
+
+def test_one_array_holds_the_samples_of_the_only_input(model, samples):
+    given = batches_of(as_calibration(samples), model)
+    np.testing.assert_array_equal(np.concatenate([each["x"] for each in given]), samples)
+    fixed = model_of("g (float[1,3] x) => (float[1,3] y) { y = Neg(x) }")
+    assert len(batches_of(as_calibration(samples), fixed)) == len(samples)
 
 
 def test_torch_tensors_are_taken(model, samples):
@@ -99,7 +121,7 @@ def test_widths_are_converted_kinds_are_not(model, samples):
     [
         ({"z": 1}, r"batch 1 has 'z', but the model's inputs are 'x'; rename or remove it$"),
         ({}, r"batch 1 has no array for input 'x'; it has none$"),
-        ((1, 2), r"batch 1 has 2 arrays, but the model has 1 inputs$"),
+        ((1, 2), r"has 2 arrays, but the model has 1 inputs; leave labels out: \(x for x, label in data\)$"),
         ({"x": np.zeros((2, 4), np.float32)}, r"input 'x' has shape \[2, 4\], but the model wants \[N, 3\]$"),
         ({"x": np.zeros(3, np.float32)}, r"input 'x' has shape \[3\], but the model wants \[N, 3\]$"),
         ({"x": np.zeros((2, 3), np.uint8)}, r"input 'x' is uint8, but the model wants float32; convert it$"),
