@@ -20,6 +20,7 @@ from .timing import Timing
 
 if TYPE_CHECKING:
     from .compiled import TvmExecutable
+    from .target import Target
     from .tvm.peaks import Peaks
 
 COMPUTE, MEMORY = "compute", "memory"
@@ -227,17 +228,17 @@ def profile_library(
         watcher.begin()
         program.invoke(tensors, entry)
         runs.append(watcher.times)
-    measured = _peaks(total.threads) if peaks else None
+    measured = _peaks(total.threads, executable.target) if peaks else None
     table, missing = executable.kernel_table()
     table = [kernel for kernel in table if kernel.get("entry", ENTRY) == entry]
     calls = _calls(watcher.seen, np.array(runs[_WARMUP:]), table, total.threads, measured)
     return Profile(tuple(calls), total, measured, _notes(calls, total, missing))
 
 
-def _peaks(threads: int) -> Peaks:
+def _peaks(threads: int, target: Target) -> Peaks:
     from .tvm.peaks import measure_peaks
 
-    return measure_peaks(threads)
+    return measure_peaks(threads, target)
 
 
 class _Watcher:

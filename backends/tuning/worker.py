@@ -79,12 +79,12 @@ class Bench:
         error = self._compared(result.numpy())
         if not error:
             self._candidates[name] = candidate
-            self._read = [a for a, e in zip(arrays, emitted.arguments, strict=True) if self._is_data(e)]
+            self._read = self._just_written(arrays, emitted.arguments)
         asked = list(emitted.choices.asked.values()) if emitted.choices is not None else []
         return {"asked": asked, "note": emitted.note, "error": error}
 
     def time(self, name: str, runs: int) -> list[float]:
-        """Seconds of single calls as a network makes them: inputs just written, weights out of the way."""
+        """Seconds of single calls as a network makes them: inputs just written, all else out of the way."""
         candidate = self._candidates[name]
         samples = []
         for _ in range(runs):
@@ -102,8 +102,21 @@ class Bench:
             self._candidates.pop(name, None)
         gc.collect()
 
-    def _is_data(self, argument: Any) -> bool:
-        return isinstance(argument, int) and not self._spec.externals[argument].constant
+    def _just_written(self, arrays: Sequence[np.ndarray], arguments: Sequence[Any]) -> list[np.ndarray]:
+        """What the layer in front has just written: data that come before the weights.
+
+        What follows the weights enters at the end, such as the other branch of a residual block, and was
+        written some layers earlier.
+        """
+        from ..tvm.emission import Packed
+
+        found = []
+        for array, argument in zip(arrays, arguments, strict=True):
+            if isinstance(argument, Packed):
+                break
+            if isinstance(argument, int) and not self._spec.externals[argument].constant:
+                found.append(array)
+        return found
 
     def _argument(self, argument: Any) -> np.ndarray:
         from ..tvm.emission import Packed

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..host import host_caches
-from ..target import host_target
+from ..target import Target, host_target
 from ..tvm_import import import_tvm
 
 _CHAINS = 10
@@ -64,10 +64,15 @@ class Peaks:
 
 
 @functools.lru_cache(maxsize=8)
-def measure_peaks(threads: int) -> Peaks:
-    """Measure this machine: a second, and the time to import TVM's compiler where it is not loaded."""
+def measure_peaks(threads: int, target: Target | None = None) -> Peaks:
+    """Measure this machine: a second, and the time to import TVM's compiler where it is not loaded.
+
+    Args:
+        threads: threads to use.
+        target: whose instructions to use, which must run here; all that this machine has if None.
+    """
     tvm = import_tvm()
-    target = host_target()
+    target = target or host_target()
     lanes = target.vector_bits // 32
     sets = _working_sets()
     functions = {

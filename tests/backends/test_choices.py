@@ -15,6 +15,7 @@ KERNELS = {
     "3x3": (conv2d, Conv2dSpec(1, 19, 13, 13, 36, (3, 3), pads=(1, 1, 1, 1))),
     "strided": (conv2d, Conv2dSpec(2, 3, 17, 23, 20, (5, 5), (2, 2), pads=(2, 2, 2, 2))),
     "pointwise": (conv2d, Conv2dSpec(1, 800, 5, 7, 40, (1, 1))),
+    "strided pointwise": (conv2d, Conv2dSpec(2, 38, 15, 13, 44, (1, 1), (2, 3), groups=2)),
     "depthwise": (conv2d, Conv2dSpec(1, 37, 9, 14, 37, (3, 3), pads=(1, 1, 1, 1), groups=37)),
     "weights": (matmul, MatmulSpec(Operand((21, 784)), Operand((784, 50)), constant_b=True)),
     "activations": (matmul, MatmulSpec(Operand((2, 13, 17)), Operand((2, 17, 37)))),
@@ -68,6 +69,34 @@ def test_every_schedule_computes_the_same(name, target_name):
     for (schedule, _), result in zip(made, results, strict=True):
         scale = np.abs(results[0]).max()
         assert np.abs(result - results[0]).max() <= 1e-5 * scale, schedule
+
+
+@pytest.mark.parametrize("gathered", [0, 1])
+def test_strided_pointwise_convolution_with_and_without_a_copy(gathered):
+    """Both ways against numpy: every second column of every third row."""
+    spec = Conv2dSpec(2, 20, 10, 9, 24, (1, 1), (3, 2), groups=2)
+    target, rng = resolve_target("host"), np.random.default_rng(1)
+    with choosing(Choices({"gathered": gathered})) as choices:
+        kernel = conv2d(spec, None, target)
+    assert choices.schedule["gathered"] == gathered and ("gathered" in kernel.note) == bool(gathered)
+    library = tvm.compile(
+        tvm.IRModule({"main": kernel.func.with_attr("global_symbol", "main")}),
+        target=tvm.target.Target(target.to_tvm()),
+        tir_pipeline=lowering(),
+    )
+    data = rng.standard_normal(spec.data_shape, dtype="f4")
+    weights = rng.standard_normal((24, 10, 1, 1), dtype="f4")
+    out = tvm.runtime.tensor(np.zeros(spec.out_shape, "f4"))
+    library["main"](tvm.runtime.tensor(data), tvm.runtime.tensor(kernel.pack[0](weights)), out)
+    picked = data[:, ::3, ::2].reshape(2, 4, 5, 2, 10)
+    expected = np.einsum("nhwgc,goc->nhwgo", picked, weights.reshape(2, 12, 10)).reshape(out.shape)
+    np.testing.assert_allclose(out.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_short_rows_of_strided_pointwise_convolution_share_tiles():
+    narrow, wide = (Conv2dSpec(1, 1024, size, size, 2048, (1, 1), (2, 2)) for size in (14, 96))
+    assert "gathered" in conv2d(narrow, None, resolve_target("x86-64-v3")).note
+    assert "gathered" not in conv2d(wide, None, resolve_target("x86-64-v3")).note
 
 
 def test_winograd_and_direct_loops_are_both_offered():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from graphwright.backends import profile as profiling
 from graphwright.backends.onnxruntime import OnnxRuntimeExecutable
+from graphwright.backends.target import host_target, resolve_target
 from graphwright.backends.tvm.peaks import Peaks, measure_peaks
 from graphwright.ir.errors import ModelError, TargetError
 
@@ -43,7 +44,7 @@ def compiled(model):
 @pytest.fixture(scope="module")
 def found(compiled):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiling, "_peaks", lambda threads: PEAKS)
+        patch.setattr(profiling, "_peaks", lambda threads, target: PEAKS)
         return compiled.profile(repeats=5)
 
 
@@ -143,6 +144,12 @@ def test_the_machine_has_peaks():
     assert 1 < peaks.gflops < 1000
     assert sizes == sorted(sizes) and rates == sorted(rates, reverse=True) and rates[-1] > 0.1
     assert peaks.bandwidth(1) == rates[0] and peaks.bandwidth(1 << 50) == rates[-1]
+
+
+@pytest.mark.skipif("avx2" not in host_target().features, reason="for CPUs with AVX2")
+def test_the_peak_is_that_of_the_instructions_used():
+    narrow = measure_peaks(1, resolve_target("x86-64-v2"))
+    assert narrow.gflops < 0.8 * measure_peaks(1, resolve_target("x86-64-v3")).gflops
 
 
 def test_the_peak_is_that_of_vector_code():

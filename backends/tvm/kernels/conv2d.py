@@ -12,13 +12,22 @@ from typing import Any
 import numpy as np
 
 from . import emit
+from .choices import choose_flag
 from .depthwise import depthwise, suits_small_groups
 from .interface import Conv2dSpec, Epilogue, Index, Kernel, nhwc
 from .microkernel import Writer
 from .product import Product
 from .spatial import SpatialConvolution, pack_conv_weights
-from .tile import MEMORY_BYTES_PER_CYCLE, TargetNumbers, Tile, blocks, choose_tile, tile_cycles
-from .window import choose_padded, pad_stage, padded_spec
+from .tile import (
+    L3_BYTES_PER_CYCLE,
+    MEMORY_BYTES_PER_CYCLE,
+    TargetNumbers,
+    Tile,
+    blocks,
+    choose_tile,
+    tile_cycles,
+)
+from .window import choose_padded, gather_stage, gathered_spec, pad_stage, padded_spec
 from .winograd import choose_winograd, winograd
 
 
@@ -30,7 +39,7 @@ def conv2d(spec: Conv2dSpec, epilogue: Epilogue | None, target: TargetNumbers) -
     if suits_small_groups(spec, target):
         return depthwise(spec, epilogue, target)
     writer = Writer(epilogue, spec.out_shape, nhwc)
-    if is_pointwise(spec):
+    if is_pointwise(spec) or _is_gathered(spec, target):
         return _pointwise(spec, writer, target)
     plan = choose_winograd(spec, _direct_cycles(spec, target), target)
     if plan is not None:
@@ -74,6 +83,17 @@ def is_pointwise(spec: Conv2dSpec) -> bool:
     return spec.kernel == (1, 1) and spec.stride == (1, 1) and not any(spec.pads)
 
 
+def _is_gathered(spec: Conv2dSpec, target: TargetNumbers) -> bool:
+    """Whether a strided 1x1 convolution copies the pixels that it reads, whose rows then share tiles."""
+    if spec.kernel != (1, 1) or any(spec.pads):
+        return False
+    depth, per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    pixels = spec.batch * spec.out_height * spec.out_width
+    together = spec.groups * tile_cycles(pixels, per_group, depth, target)
+    together += 8 * pixels * spec.in_channels / L3_BYTES_PER_CYCLE
+    return choose_flag("gathered", together < _direct_cycles(spec, target))
+
+
 def pixel_index(spec: Conv2dSpec) -> Callable[[Index, Any, Any], Index]:
     """(group, pixel, channel of the group) of a 1x1 convolution's product -> logical output index."""
     per_group = spec.out_channels // spec.groups
@@ -91,13 +111,17 @@ def _packer(spec: Conv2dSpec, tile: Tile) -> Callable[[np.ndarray], np.ndarray]:
 
 def _pointwise(spec: Conv2dSpec, writer: Writer, target: TargetNumbers) -> Kernel:
     """A 1x1 convolution: the product of (pixels, C) by (C, O) in every group."""
+    data = source = emit.buffer("data", spec.data_shape)
+    gathering: emit.Statements = []
+    if spec.stride != (1, 1):
+        source, gathering = gather_stage(spec, data)
+        spec = gathered_spec(spec)
     depth, per_group = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     pixels = spec.batch * spec.height * spec.width
     tile = choose_tile(pixels, per_group, depth, target)
     count = blocks(per_group, tile.block)
-    data = emit.buffer("data", spec.data_shape)
     weights = emit.buffer("weights", (spec.groups * count, 1, 1, depth, tile.block))
-    view, declaration = emit.flat_view(data, prod(spec.data_shape))
+    view, declaration = emit.flat_view(source, prod(spec.data_shape))
     flat_weights, declare_weights = emit.flat_view(weights, spec.groups * count * depth * tile.block)
 
     product = Product(
@@ -116,6 +140,7 @@ def _pointwise(spec: Conv2dSpec, writer: Writer, target: TargetNumbers) -> Kerne
     func = emit.function(
         "conv2d_1x1",
         [data, weights, *writer.extras, writer.output],
-        [declaration, declare_weights, product.body(writer, target)],
+        [*gathering, declaration, declare_weights, product.body(writer, target)],
     )
-    return Kernel(func, (_packer(spec, tile),), spec.flops, f"conv2d_1x1 {tile}")
+    copied = " gathered" if gathering else ""
+    return Kernel(func, (_packer(spec, tile),), spec.flops, f"conv2d_1x1 {tile}{copied}")

@@ -191,6 +191,31 @@ def pad_stage(window: Window, channels: int, source: Any) -> tuple[Any, Statemen
     return padded, [allocation, emit.parallel("pad", window.batch * height, row)]
 
 
+def gather_stage(spec: Conv2dSpec, source: Any) -> tuple[Any, Statements]:
+    """A copy of the pixels that a strided 1x1 convolution reads, and the statements that make it."""
+    shape = (spec.batch, spec.out_height, spec.out_width, spec.in_channels)
+    gathered, allocation = emit.allocate("gathered", shape, scope="global")
+
+    def row(t: Any) -> Any:
+        n, h = emit.unravel(t, shape[:2])
+
+        def pixel(w: Any) -> Any:
+            def copy(c: Any) -> Any:
+                value = emit.load(source, [n, h * spec.stride[0], w * spec.stride[1], c])
+                return emit.store(gathered, value, [n, h, w, c])
+
+            return emit.loop("c", spec.in_channels, copy)
+
+        return emit.loop("w", spec.out_width, pixel)
+
+    return gathered, [allocation, emit.parallel("gather", spec.batch * spec.out_height, row)]
+
+
+def gathered_spec(spec: Conv2dSpec) -> Conv2dSpec:
+    """The same 1x1 convolution of the pixels that it reads."""
+    return replace(spec, height=spec.out_height, width=spec.out_width, stride=(1, 1))
+
+
 def padded_spec(spec: Conv2dSpec) -> Conv2dSpec:
     """The same convolution of an input that already holds the padding."""
     top, left, bottom, right = spec.pads
