@@ -17,6 +17,7 @@ from .op import Derived
 from .plain_groups import emit_plain
 from .recurrent import RECURRENCE, emit_recurrence
 from .reduce import Scratch, accumulator_dtype, norm_rows, reduce_rows, softmax_rows
+from .relayout import emit_transpose
 from .roles import REDUCTIONS
 from .spec import GroupSpec, Ref, aligned_runs, evaluate
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 
 def emit_injective(spec: GroupSpec, machine: Machine) -> Emitted:
-    """A group without an anchor: one loop nest over its output."""
+    """A group without an anchor: one loop nest over its output, or squares of vectors where axes turn."""
+    turned = emit_transpose(spec, machine)
+    if turned is not None:
+        return turned
     parameters = tir_parameters(spec)
     (lazy,) = evaluate(spec, parameters.bind, parameters.derive)
     target = loops.buffer(spec.layout.stored_shape(lazy.shape), spec.out_type.dtype, "out")

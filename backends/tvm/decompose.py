@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,33 +115,42 @@ def _channel_shape(rank: int) -> list[int]:
     return [-1] + [1] * (rank - 2)
 
 
-def _standardized(new: Assembler, x: ir.Value, axes: Sequence[int], epsilon: float) -> ir.Value:
-    """(x - mean) / sqrt(variance + epsilon) over some axes."""
-    over = np.array(axes, np.int64)
-    centred = new("Sub", x, new("ReduceMean", x, over, keepdims=1))
-    variance = new("ReduceMean", new("Mul", centred, centred), over, keepdims=1)
-    return new("Mul", centred, new("Reciprocal", new("Sqrt", new("Add", variance, new.number(epsilon)))))
-
-
 def _instance_norm(new: Assembler) -> Sequence[ir.Value | None]:
-    rank = len(new.shape(0))
-    x = new.input(0)
-    assert x is not None
-    done = _standardized(new, x, range(2, rank), new.attr("epsilon", 1e-5))
-    shape = np.array(_channel_shape(rank), np.int64)
-    scaled = new("Mul", done, new("Reshape", new.input(1), shape))
-    return [new("Add", scaled, new("Reshape", new.input(2), shape))]
+    return [_normalized(new, new.shape(0)[1])]
 
 
 def _group_norm(new: Assembler) -> Sequence[ir.Value | None]:
-    shape, groups = new.shape(0), new.attr("num_groups")
-    batch, channels = shape[:2]
-    split = np.array([batch, groups, channels // groups, prod(shape[2:])], np.int64)
-    done = _standardized(new, new("Reshape", new.input(0), split), (2, 3), new.attr("epsilon", 1e-5))
-    whole = new("Reshape", done, np.array(shape, np.int64))
-    per_channel = np.array(_channel_shape(len(shape)), np.int64)
-    scaled = new("Mul", whole, new("Reshape", new.input(1), per_channel))
-    return [new("Add", scaled, new("Reshape", new.input(2), per_channel))]
+    return [_normalized(new, new.attr("num_groups"))]
+
+
+def _normalized(new: Assembler, groups: int) -> ir.Value:
+    """Normalization over the channels of each group and all positions.
+
+    Means are taken per channel and then of the channels of a group, so that the input is never seen in
+    another shape: it may be stored in any layout. The distance from the mean is computed where it is read.
+    """
+    shape = new.shape(0)
+    rank, batch, channels = len(shape), *shape[:2]
+    x, scale, bias = (new.input(position) for position in range(3))
+    assert x is not None
+    spatial = np.array(range(2, rank), np.int64)
+    thin = np.array([batch, channels, *(1,) * (rank - 2)], np.int64)
+    split = np.array([batch, groups, channels // groups], np.int64)
+    per_channel = np.array(_channel_shape(rank), np.int64)
+
+    def mean_of(value: ir.Value) -> ir.Value:
+        value = new("ReduceMean", value, spatial, keepdims=1) if rank > 2 else value
+        if groups == channels:
+            return value
+        mean = new("ReduceMean", new("Reshape", value, split), np.array([2], np.int64), keepdims=1)
+        return new("Reshape", new("Expand", mean, split), thin)
+
+    mean = mean_of(x)
+    distance = new("Sub", x, mean)
+    variance = mean_of(new("Mul", distance, distance))
+    inverse = new("Reciprocal", new("Sqrt", new("Add", variance, new.number(new.attr("epsilon", 1e-5)))))
+    factor = new("Mul", inverse, new("Reshape", scale, per_channel))
+    return new("Add", new("Mul", new("Sub", x, mean), factor), new("Reshape", bias, per_channel))
 
 
 def _layer_norm(new: Assembler) -> Sequence[ir.Value | None] | None:

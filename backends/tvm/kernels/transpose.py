@@ -11,7 +11,7 @@ from . import emit
 from .emit import Statements
 
 
-def transpose(rows: Sequence[Any], name: str = "t") -> tuple[list[Any], Statements]:
+def transpose(rows: Sequence[Any], name: str = "t", dtype: str = "float32") -> tuple[list[Any], Statements]:
     """The columns of a square of vectors, as variables, and the statements that bind them.
 
     In step s the halves of pairs of vectors that are s apart change places, for s = 1, 2, 4, ...; the number
@@ -30,7 +30,7 @@ def transpose(rows: Sequence[Any], name: str = "t") -> tuple[list[Any], Statemen
             pair = [current[i], current[i + step]]
             for place, picks in ((i, low), (i + step, high)):
                 mixed = tirx.Shuffle(pair, [tirx.const(pick, "int32") for pick in picks])
-                following[place], bound = emit.hold(f"{name}{step}_{place}", mixed, lanes)
+                following[place], bound = emit.hold(f"{name}{step}_{place}", mixed, lanes, dtype)
                 statements.append(bound)
         current, step = following, 2 * step
     return current, statements
