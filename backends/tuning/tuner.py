@@ -190,7 +190,12 @@ class Tuner:
     def _batch(self, task: Task) -> None:
         start = time.perf_counter()
         before = task.best
-        self._open(task)
+        try:
+            self._open(task)
+        except CandidateError:
+            # The machine may have stood still; the kernel gets another chance when it is the most promising.
+            task.prospect /= 2
+            return
         count = min(BATCH, self._budget - self.trials)
         proposals = [*self._of_relatives(task), *task.search.propose(count)][:count]
         if not proposals:

@@ -214,6 +214,22 @@ def test_failing_candidates_are_recorded_and_not_tried_again(conv, tmp_path, mon
     assert len({str(record.schedule) for record in database.trials(key)}) == 3
 
 
+def test_a_machine_that_stands_still_costs_a_kernel_its_turn(conv, tmp_path, monkeypatch):
+    """The analytic choice of a kernel that was measured before does not build in time, again and again."""
+    build, built = KeptWorker.build, []
+
+    def stalls(self, name, schedule):
+        if name == "analytic":
+            built.append(name)
+            if len(built) > 1:
+                raise CandidateError("no answer within 60 s")
+        return build(self, name, schedule)
+
+    monkeypatch.setattr(KeptWorker, "build", stalls)
+    report = tune_graph({"main": conv}, host_target(), Database.open(tmp_path / "records.jsonl"), 6)
+    assert report.spent == 0 and len(built) > 2
+
+
 def test_wrong_numbers_are_a_failure(conv):
     (task,) = tasks_of({"main": conv}, host_target(), 1)
     bench = Bench(task.spec, host_target(), 1)
