@@ -23,7 +23,7 @@ from .integer_moves import move_integers, share_signs
 from .integer_ops import DOMAIN, MOST_TERMS
 from .integer_tables import tabulate
 from .integer_tails import shorten_tails
-from .integer_weights import keep_weights_small
+from .integer_weights import keep_levels_small, keep_weights_small
 from .op import attributes_of
 
 if TYPE_CHECKING:
@@ -56,9 +56,14 @@ def integerize(model: ir.Model, target: Target) -> None:
         model: the model about to be lowered, shapes static where they can be.
         target: decides whether activations that nobody sees are stored as int8 or as uint8.
     """
+    rewriter = Rewriter(model, origin="lowering")
+    if target.kind == "llvm":
+        from .kernels.tables import has_look_up
+
+        if has_look_up(target):
+            keep_levels_small(model, rewriter)
     if not any(node.op_type in {"DequantizeLinear", *FORMS} for node in model.graph):
         return
-    rewriter = Rewriter(model, origin="lowering")
     normalize_forms(model, rewriter)
     move_integers(model, rewriter)
     if target.family in _SIGNED:

@@ -2,11 +2,13 @@
 
 `integer::WeightMatMul(a, w, scale[, offset])` multiplies floats by `(w - zero) * scale + offset`, where rows
 `i * group ... (i + 1) * group - 1` of the reduction share row i of scale and offset. `w` is int8; codes of
-4, 2 or 1 bits, not negative, where attribute `bits` says so.
+4, 2 or 1 bits, not negative, where attribute `bits` says so. With attribute `levels` it is
+`WeightMatMul(a, w, scale, levels)` and multiplies by `levels[w] * scale`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +17,17 @@ import onnx_ir as ir
 from ...ir.constants import constant_array, evaluate_values
 from ...ir.static import input_of, static_shape
 from ...passes.rewriter import Rewriter
+from ..encoding import Source
 from .integer_ops import DOMAIN
 from .op import attributes_of
+from .stored_weights import level_source
 
 _INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4)
 _ROWS_PER_BYTE = {1: 8, 2: 4, 4: 2}
-_UNPACKING = ("Cast", "Gather", "Reshape", "Slice")
+_UNPACKING = ("Cast", "Gather", "Reshape", "Slice", "Mul", "Identity")
 _MOST_STEPS = 32
+_MOST_LEVELS = 16
+"""Of a table that is looked up in registers."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +41,24 @@ class _Stored:
     offset: np.ndarray | None
     zero: float
     flipped: bool
+    levels: np.ndarray | None = None
 
 
 def keep_weights_small(node: ir.Node, rewriter: Rewriter) -> None:
     """Rewrite a MatMul or Gemm of a float activation and a dequantized constant matrix."""
+    _keep_small(node, rewriter, _stored)
+
+
+def keep_levels_small(model: ir.Model, rewriter: Rewriter) -> None:
+    """The same for all matrices of a model that hold up to 16 different numbers, but for scales."""
+    for node in list(model.graph):
+        if node.op_type in ("MatMul", "Gemm") and node.domain in ("", "ai.onnx"):
+            _keep_small(node, rewriter, _tabulated)
+
+
+def _keep_small(
+    node: ir.Node, rewriter: Rewriter, stored_in: Callable[[ir.Value | None, bool], _Stored | None]
+) -> None:
     gemm, attributes = node.op_type == "Gemm", attributes_of(node)
     left, out = node.inputs[0], static_shape(node.outputs[0])
     shape = static_shape(left)
@@ -46,7 +66,7 @@ def keep_weights_small(node: ir.Node, rewriter: Rewriter) -> None:
         return
     if gemm and attributes.get("transA", 0):
         return
-    stored = _stored(node.inputs[1], bool(attributes.get("transB", 0)))
+    stored = stored_in(node.inputs[1], bool(attributes.get("transB", 0)))
     if stored is None:
         return
     alpha, beta = np.float32(attributes.get("alpha", 1.0)), attributes.get("beta", 1.0)
@@ -60,12 +80,15 @@ def keep_weights_small(node: ir.Node, rewriter: Rewriter) -> None:
         return value
 
     inputs: list[ir.Value | None] = [left, constant("weights", stored.weights)]
-    whole = len(stored.scale) == 1 and stored.offset is None
+    whole = len(stored.scale) == 1 and stored.offset is None and stored.levels is None
     if not whole:
         inputs.append(constant("scale", stored.scale * alpha))
     if stored.offset is not None:
         inputs.append(constant("offset", stored.offset * alpha))
     own = {"bits": stored.bits, "group": stored.group, "transB": int(stored.flipped)}
+    if stored.levels is not None:
+        inputs.append(constant("levels", stored.levels))
+        own["levels"] = 1
     result = new("WeightMatMul", inputs, DOMAIN, **own, zero=stored.zero)
     if whole:
         result = new("Mul", [result, constant("scale", stored.scale[0] * alpha)])
@@ -104,6 +127,48 @@ def _stored(value: ir.Value | None, flipped: bool) -> _Stored | None:
     rows = array.shape[1 if flipped else 0]
     group = block if block and len(tables[0]) > 1 else rows
     return _as_codes(array, group, tables[0], tables[1], flipped)
+
+
+def _tabulated(value: ir.Value | None, flipped: bool) -> _Stored | None:
+    """What a constant matrix is looked up from, by Gather in a table of levels."""
+    shape = static_shape(value)
+    made = value.producer() if value is not None else None
+    if value is None or made is None or made.op_type == "DequantizeLinear" or value.const_value is not None:
+        return None
+    if shape is None or len(shape) != 2 or 0 in shape or value.dtype != ir.DataType.FLOAT:
+        return None
+    if not _is_stored(value):
+        return None
+    (array,) = evaluate_values(None, [value])
+    source = level_source(value, array)
+    if source is None:
+        return None
+    levels, codes = np.unique(source.numbers, return_inverse=True)
+    rows = shape[1 if flipped else 0]
+    most = len(levels) - 1
+    if most >= _MOST_LEVELS:
+        return None
+    bits = next((b for b, count in _ROWS_PER_BYTE.items() if most < 1 << b and rows % count == 0), 8)
+    codes = codes.reshape(shape)
+    scales = np.broadcast_to(_spread(source), source.view).reshape(shape)
+    across = scales.T if flipped else scales
+    for group in dict.fromkeys((rows, source.block or rows)):
+        if rows % group:
+            continue
+        split = across.reshape(-1, group, across.shape[1])
+        table = np.ascontiguousarray(split[:, 0])
+        if (split == split[:, :1]).all() and np.array_equal(levels[codes] * scales, array):
+            numbers = levels.astype(np.float32)
+            return _Stored(codes.astype(np.int8), bits, group, table, None, 0.0, flipped, numbers)
+    return None
+
+
+def _spread(source: Source) -> np.ndarray:
+    """Scales with one per number along the axis that has blocks."""
+    if not source.block:
+        return source.scales
+    size = source.view[source.axis]
+    return np.repeat(source.scales, source.block, axis=source.axis).take(range(size), axis=source.axis)
 
 
 def _by_group(

@@ -119,6 +119,11 @@ def _scaled(value: ir.Value, array: np.ndarray) -> Source | None:
     return None
 
 
+def level_source(value: ir.Value, array: np.ndarray) -> Source | None:
+    """Of a constant matrix that is looked up in a table: numbers and scales, or numbers alone."""
+    return _scaled(value, array) or _looked_up(value, array)
+
+
 def _blocks_as_one(source: Source) -> Source:
     """Blocks on one axis and their numbers on the next, seen as one axis in blocks."""
     sizes, wide = source.view, source.scales.shape

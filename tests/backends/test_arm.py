@@ -9,6 +9,7 @@ from graphwright.backends.runner.build import build_runner
 from graphwright.backends.runner.run import run_artifact
 from graphwright.backends.runner.runtime import runtime_libraries
 from graphwright.backends.target import resolve_target
+from graphwright.backends.tvm.lower import lower
 from graphwright.backends.weights import write_weights
 from graphwright.ir.compare import compare
 from graphwright.ir.errors import CompileError, TargetError, ToolError
@@ -17,6 +18,7 @@ from graphwright.ir.reference import run_reference
 
 from .quantized_models import layer, residual
 from .test_integer_tables import model
+from .test_level_weights import product
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,6 +76,13 @@ def test_quantized_outputs_equal_the_reference_under_qemu(target, groups):
     assert check.checked
     # Within a step everywhere, and nearly everywhere equal.
     assert check.comparison.max_abs <= 1
+
+
+def test_levels_are_looked_up_in_registers():
+    weights = product(3, 128, 20, "nf4")
+    assert any("levels" in (kernel.note or "") for kernel in lower(weights, resolve_target("arm")).kernels)
+    check = gw.compile(weights, "arm", pipeline="eliminate-dead", check="qemu").report.check
+    assert check.checked and check.where == "qemu"
 
 
 def test_the_check_of_compile_can_be_emulated(mlp):

@@ -2,7 +2,8 @@
 
 Weights are stored [N / block, steps, block]: int8 with one row of the reduction per step, or bytes that hold
 the codes of two, four or eight rows, the first in the lowest bits. Scales and offsets are stored
-[N / block, groups, block]; a weight stands for `(stored - zero) * scale + offset` of its group of rows.
+[N / block, groups, block]; a weight stands for `(stored - zero) * scale + offset` of its group of rows, or,
+with a table of up to 16 levels (NF4, k-means, powers of two), for `levels[stored] * scale`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import numpy as np
 from tvm import tirx
 
 from . import emit
+from .arithmetic import has_features
 from .emit import Statements
 from .interface import Epilogue, Index, Kernel, MatmulSpec
 from .matmul import pack_matrix
 from .microkernel import Accumulators, Writer
 from .product import Product
+from .tables import LEVELS, look_up, pack_levels, permuted
 from .tile import TargetNumbers, Tile, blocks, choose_tile
 
 
@@ -34,6 +37,7 @@ class WeightForm:
         has_scale: whether scales are applied here; otherwise they belong to the epilogue.
         has_offset: the same for offsets; only beside scales.
         zero: what stands for 0 in all groups.
+        has_levels: whether codes are places in a table; then without offsets.
     """
 
     bits: int
@@ -41,6 +45,7 @@ class WeightForm:
     has_scale: bool
     has_offset: bool
     zero: float = 0.0
+    has_levels: bool = False
 
 
 def weight_matmul(
@@ -48,8 +53,8 @@ def weight_matmul(
 ) -> Kernel:
     """A product by ONNX MatMul's rules whose right operand is a constant matrix of small integers.
 
-    Buffers: a, packed weights, packed scales and offsets if there are any, extra inputs, output (..., M, N).
-    The rows of a byte must divide the reduction.
+    Buffers: a, packed weights, packed scales and offsets if there are any, the levels if there are any, extra
+    inputs, output (..., M, N). The rows of a byte must divide the reduction.
     """
     writer = Writer(epilogue, spec.out_shape, lambda index: index)
     a = emit.buffer("a", spec.a.shape)
@@ -65,17 +70,13 @@ def weight_matmul(
         if given
     ]
 
+    levels = [emit.buffer("levels", (LEVELS,))] if form.has_levels else []
+
     def column(block: Any, step: Any, part: int, v: Any) -> Any:
         lanes = tile.lanes
         at = v * lanes
         wide = _cast(emit.load(b, [block, step, at], lanes), "int32", lanes)
-        if part:
-            wide = tirx.shift_right(wide, emit.constant(part * form.bits, lanes, "int32"))
-        if part < parts - 1:
-            wide = tirx.bitwise_and(wide, emit.constant((1 << form.bits) - 1, lanes, "int32"))
-        value = _cast(wide, "float32", lanes)
-        if form.zero:
-            value = value - emit.constant(form.zero, lanes, "float32")
+        value = _decoded(wide, part, form, levels[0] if levels else None, lanes, target)
         group = emit.floordiv(step * parts + part, form.group) if groups > 1 else 0
         if form.has_scale:
             value = value * emit.load(tables[0], [block, group, at], lanes)
@@ -106,11 +107,28 @@ def weight_matmul(
     )
     func = emit.function(
         "weight_matmul",
-        [a, b, *tables, *writer.extras, writer.output],
+        [a, b, *tables, *levels, *writer.extras, writer.output],
         [declare_a, product.body(writer, target)],
     )
-    packs = (_packer(spec, form, tile), *[_table_packer(tile)] * len(tables))
-    return Kernel(func, packs, spec.flops, f"int{form.bits} weights matmul {tile}")
+    packs = (_packer(spec, form, tile), *[_table_packer(tile)] * len(tables), *[pack_levels] * len(levels))
+    kind = f"{min(1 << form.bits, LEVELS)} levels" if levels else f"int{form.bits}"
+    return Kernel(func, packs, spec.flops, f"{kind} weights matmul {tile}")
+
+
+def _decoded(wide: Any, part: int, form: WeightForm, levels: Any, lanes: int, target: TargetNumbers) -> Any:
+    """The numbers of one of the rows whose codes lie in int32 lanes, before scale and offset."""
+    if part:
+        wide = tirx.shift_right(wide, emit.constant(part * form.bits, lanes, "int32"))
+    # One permutation takes the place of masking, conversion and subtraction, and reads four bits only.
+    permutes = form.bits < 8 and lanes == LEVELS and has_features(target, "avx512f")
+    if part < 8 // form.bits - 1 and not (permutes and form.bits == 4):
+        wide = tirx.bitwise_and(wide, emit.constant((1 << form.bits) - 1, lanes, "int32"))
+    if levels is not None:
+        return look_up(levels, wide, lanes, target)
+    if permutes:
+        return permuted([code - form.zero for code in range(LEVELS)], wide)
+    value = _cast(wide, "float32", lanes)
+    return value - emit.constant(form.zero, lanes, "float32") if form.zero else value
 
 
 def _cast(value: Any, dtype: str, lanes: int) -> Any:
