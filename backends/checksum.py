@@ -15,17 +15,32 @@ import numpy as np
 
 _WORDS = 512
 _BYTES = 8 * _WORDS
+_CHUNK = 16 << 20
+_MODULUS = 1 << 64
 
 
-def checksum(data: bytes | mmap.mmap) -> str:
-    """The checksum of what lies in memory or is mapped there, 32 hexadecimal digits."""
-    whole = len(data) // _BYTES
-    words = np.frombuffer(data, "<u8", whole * _WORDS).reshape(whole, _WORDS)
-    rest = bytes(data[whole * _BYTES :])
-    last = np.frombuffer(rest.ljust(_BYTES, b"\0"), "<u8")
-    sums = np.append(words.sum(axis=1, dtype=np.uint64), last.sum(dtype=np.uint64))
-    places = np.arange(1, whole + 2, dtype=np.uint64)
-    return f"{int(sums.sum(dtype=np.uint64)):016x}{int((sums * places).sum(dtype=np.uint64)):016x}"
+def checksum(data: bytes | mmap.mmap, *, release: bool = False) -> str:
+    """The checksum of what lies in memory or is mapped there, 32 hexadecimal digits.
+
+    Args:
+        data: the bytes.
+        release: forget the pages of a mapped file again, which count as the process's memory while it has
+            them.
+    """
+    first = second = 0
+    for start in range(0, len(data) or 1, _CHUNK):
+        size = min(_CHUNK, len(data) - start)
+        whole = size // _BYTES
+        words = np.frombuffer(data, "<u8", whole * _WORDS, start).reshape(whole, _WORDS)
+        rest = bytes(data[start + whole * _BYTES : start + size])
+        last = np.frombuffer(rest.ljust(_BYTES, b"\0"), "<u8")
+        sums = np.append(words.sum(axis=1, dtype=np.uint64), last.sum(dtype=np.uint64))
+        places = np.arange(1, whole + 2, dtype=np.uint64) + np.uint64(start // _BYTES)
+        first += int(sums.sum(dtype=np.uint64))
+        second += int((sums * places).sum(dtype=np.uint64))
+        if release and isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            data.madvise(mmap.MADV_DONTNEED, start, size)
+    return f"{first % _MODULUS:016x}{second % _MODULUS:016x}"
 
 
 def checksum_of(path: Path) -> str:

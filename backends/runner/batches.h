@@ -55,11 +55,18 @@ class Batches {
   }
 
   int64_t Rows(const std::vector<std::vector<int64_t>>& shapes) const {
+    int64_t rows = -1;
     for (size_t input = 0; input < std::min(axes_.size(), shapes.size()); ++input) {
-      const int64_t axis = axes_[input];
-      if (axis >= 0 && axis < static_cast<int64_t>(shapes[input].size())) return shapes[input][axis];
+      if (axes_[input] < 0) continue;
+      if (static_cast<size_t>(axes_[input]) >= shapes[input].size())
+        throw std::runtime_error("input " + std::to_string(input) + " has no batch dimension");
+      const int64_t found = shapes[input][axes_[input]];
+      if (rows >= 0 && found != rows)
+        throw std::runtime_error("inputs of " + std::to_string(rows) + " and " + std::to_string(found) + " rows");
+      rows = found;
     }
-    throw std::runtime_error("no input has a batch dimension");
+    if (rows < 0) throw std::runtime_error("no input has a batch dimension");
+    return rows;
   }
 
   std::string Refusal(int64_t rows) const {

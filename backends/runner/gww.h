@@ -64,31 +64,51 @@ struct Tensor {
   std::shared_ptr<char> memory = nullptr;  // Where `data` lies, unless that is in the file.
 };
 
-// The tensors of a file, in place as far as they are not coded; they live as long as the mapping.
+constexpr uint32_t kMaxRank = 32;
+
+// Bytes of a tensor, if its type and sizes are possible ones; a file may say anything.
+inline bool SizeOf(const Tensor& tensor, uint64_t* bytes) {
+  const DLDataType& type = tensor.dtype;
+  if (type.lanes != 1 || (type.bits != 8 && type.bits != 16 && type.bits != 32 && type.bits != 64)) return false;
+  *bytes = type.bits / 8;
+  bool empty = false;
+  for (int64_t size : tensor.shape) {
+    if (size < 0) return false;
+    empty = empty || size == 0;
+    if (size && __builtin_mul_overflow(*bytes, static_cast<uint64_t>(size), bytes)) return false;
+  }
+  if (empty) *bytes = 0;
+  return *bytes <= INT64_MAX;
+}
+
+// The tensors of a file, in place as far as they are not coded; they live as long as the mapping. Nothing that the
+// file says is believed before it has been held against the file's size.
 inline std::vector<Tensor> Read(const MappedFile& file) {
+  const auto damaged = [&file] { return std::runtime_error(file.path() + " is damaged"); };
   if (std::memcmp(file.at(0, 4), "GWW1", 4) != 0) throw std::runtime_error(file.path() + " is no GWW1 file");
+  const uint64_t count = file.get<uint32_t>(4);
+  file.at(8, 24 * count);
   uint64_t position = 8;
-  std::vector<Tensor> tensors(file.get<uint32_t>(4));
+  std::vector<Tensor> tensors(count);
   for (Tensor& tensor : tensors) {
     tensor.dtype = {file.get<uint8_t>(position), file.get<uint8_t>(position + 1), file.get<uint16_t>(position + 2)};
-    auto rank = file.get<uint32_t>(position + 4);
-    auto offset = file.get<uint64_t>(position + 8);
+    const auto rank = file.get<uint32_t>(position + 4);
+    const auto offset = file.get<uint64_t>(position + 8);
     tensor.bytes = file.get<uint64_t>(position + 16);
     position += 24;
-    bool coded = tensor.dtype.code == kCoded;
+    if (rank > kMaxRank) throw damaged();
+    for (uint32_t axis = 0; axis < rank; ++axis, position += 8) tensor.shape.push_back(file.get<int64_t>(position));
+    const bool coded = tensor.dtype.code == kCoded;
     if (coded) tensor.dtype.code = kDLFloat;
-    uint64_t expected = tensor.dtype.bits / 8;
-    for (uint32_t axis = 0; axis < rank; ++axis, position += 8) {
-      tensor.shape.push_back(file.get<int64_t>(position));
-      expected *= static_cast<uint64_t>(tensor.shape.back());
-    }
-    if (coded && offset % kAlignment == 0) {
+    uint64_t expected = 0;
+    if (!SizeOf(tensor, &expected) || offset % kAlignment || (coded && tensor.dtype.bits != 32)) throw damaged();
+    if (coded) {
       tensor.memory = RestoreCoded(file.at(offset, tensor.bytes), tensor.bytes, expected);
       tensor.data = tensor.memory.get();
       tensor.bytes = expected;
       continue;
     }
-    if (expected != tensor.bytes || offset % kAlignment) throw std::runtime_error(file.path() + " is damaged");
+    if (expected != tensor.bytes) throw damaged();
     tensor.data = file.at(offset, tensor.bytes);
   }
   return tensors;

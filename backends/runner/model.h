@@ -18,6 +18,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -25,6 +26,11 @@
 #include "batches.h"
 #include "gww.h"
 #include "layout.h"
+
+// Of libtvm_runtime, whose headers its package leaves out.
+namespace tvm::runtime::threading {
+void SetMaxConcurrency(int value);
+}
 
 namespace graphwright {
 
@@ -52,11 +58,12 @@ struct Output {
 
 class Model {
  public:
-  // Loads the artifact in `folder`; throws if it was built for a CPU that can do more than this one. The number of
-  // threads is that of the process: the first Model decides; 0 leaves it to TVM_NUM_THREADS.
-  explicit Model(const std::string& folder, int threads = 1) : weights_file_(folder + "/weights.bin") {
+  // Loads the artifact in `folder`; throws if it was built for a CPU that can do more than this one. Every Model has
+  // its own number of threads, up to that of the cores; 0 leaves it to TVM_NUM_THREADS.
+  explicit Model(const std::string& folder, int threads = 1)
+      : weights_file_(folder + "/weights.bin"), threads_(threads) {
     RequireFeatures(folder);
-    if (threads > 0) setenv("TVM_NUM_THREADS", std::to_string(threads).c_str(), 1);
+    if (threads > 0) setenv("TVM_NUM_THREADS", std::to_string(std::thread::hardware_concurrency()).c_str(), 0);
     setenv("TVM_BIND_THREADS", "0", 0);
     weights_ = gww::Read(weights_file_);
     for (gww::Tensor& weight : weights_) packed_.push_back(InPlace(weight.data, weight.shape, weight.dtype));
@@ -125,7 +132,17 @@ class Model {
     return Output{whole};
   }
 
+  // Pools belong to the calling thread; with one thread there is none.
+  void UseThreads() const {
+    static thread_local int current = 0;
+    if (threads_ <= 0 || threads_ == current) return;
+    tvm::runtime::threading::SetMaxConcurrency(threads_ == 1 ? 1 : 0);
+    if (threads_ > 1) ffi::Function::GetGlobalRequired("runtime.config_threadpool")(1, threads_);
+    current = threads_;
+  }
+
   std::vector<Output> RunOne(const std::vector<Input>& inputs, const std::string& entry) {
+    UseThreads();
     if (!programs_.count(entry)) programs_[entry] = *(*machine_)->GetFunction(entry, true);
     std::vector<std::vector<int64_t>> shapes;  // Tensors in place borrow them.
     shapes.reserve(inputs.size());
@@ -169,6 +186,7 @@ class Model {
   }
 
   gww::MappedFile weights_file_;
+  int threads_;
   std::vector<gww::Tensor> weights_;
   ffi::Array<ffi::Tensor> packed_;
   ffi::Optional<ffi::Module> library_, machine_;

@@ -58,6 +58,7 @@ Options Parse(int argc, char** argv) {
       options.runs = std::atoi(value.c_str());
     } else if (word == "--threads") {
       options.threads = std::atoi(value.c_str());
+      if (options.threads < 1 || options.threads > 4096) throw std::runtime_error("--threads takes 1 to 4096");
     } else if (word == "--device" && (value == "cpu" || value == "cuda")) {
       options.device.device_type = value == "cuda" ? kDLCUDA : kDLCPU;
     } else {

@@ -1,7 +1,9 @@
 import hashlib
+import mmap
 
 import numpy as np
 import pytest
+from graphwright.backends import checksum as module
 from graphwright.backends.checksum import checksum, checksum_of, sha256_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,16 @@ def test_flipped_bits_and_moved_blocks_are_found(data):
     blocks = [original[at : at + BLOCK] for at in range(0, len(original), BLOCK)]
     blocks[first], blocks[second] = blocks[second], blocks[first]
     assert checksum(b"".join(blocks)) != checksum(original)
+
+
+def test_large_files_in_chunks_that_are_released(tmp_path, monkeypatch):
+    data = np.random.default_rng(0).bytes(9 * BLOCK + 17)
+    (tmp_path / "file").write_bytes(data)
+    monkeypatch.setattr(module, "_CHUNK", 2 * BLOCK)
+    with (tmp_path / "file").open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    assert checksum(mapped, release=True) == checksum(data) == _plain(data)
+    assert mapped[:] == data
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK, 70_001])

@@ -171,3 +171,23 @@ def test_a_cpu_that_lacks_a_feature_is_told_which(example, cnn, tmp_path):
     finished = run(example, folder, "1,3,16,16")
     assert finished.returncode == 2
     assert finished.stderr == f"example: {folder} cannot run here: this CPU lacks avx1024, quantum\n"
+
+
+COUNTS = """
+#include <iostream>
+#include "model.h"
+int main(int, char** argv) {
+  float x[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  graphwright::Model one(argv[1], 1), two(argv[1], 2);
+  for (graphwright::Model* model : {&one, &two, &one}) std::cout << model->Run({{x, {8}}})[0].data<float>()[7] << " ";
+}
+"""
+
+
+def test_models_have_their_own_numbers_of_threads(build_model, tmp_path):
+    folder = gw.compile(build_model("g (float[8] x) => (float[8] y) { y = Neg(x) }"), "host").save(
+        tmp_path / "a"
+    )
+    (tmp_path / "counts.cc").write_text(COUNTS)
+    finished = run(build(tmp_path / "counts.cc", tmp_path / "counts"), folder)
+    assert (finished.returncode, finished.stdout) == (0, "-8 -8 -8 "), finished.stderr

@@ -1,4 +1,4 @@
-"""`graphwright inspect MODEL`: what is in a graph."""
+"""`graphwright inspect MODEL|DIR`: what is in a graph, or in an artifact."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...backends.manifest import is_artifact
 from ...ir.errors import ToolError
+from ..artifact_facts import inspect_artifact
 from ..console import human_bytes, human_count, print_json, print_line, print_table
 from ..options import DimOption, JsonOption, ModelArgument, load_model
 
@@ -30,8 +32,12 @@ def inspect_model(
     text: Annotated[bool, typer.Option("--text", help="Print the whole graph as text.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show inputs, outputs, operators, parameters, MACs and size of a model."""
+    """Show inputs, outputs, operators, parameters, MACs and size of a model, or what an artifact holds."""
     from ...ir.shapes import infer_shapes
+
+    if is_artifact(model) and counting is None and not text:
+        inspect_artifact(model, as_json)
+        return
 
     graph = load_model(model, dim).model
     infer_shapes(graph)
