@@ -16,6 +16,7 @@ _EXPORTS = {
     "load": ".ir.load",
     "save": ".ir.save",
     "trace": ".ir.trace",
+    "to_torch": ".ir.to_torch",
     "verify": ".ir.verify",
     "diff": ".ir.diff",
     "Pass": ".passes.base",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .ir.errors import GraphwrightError as GraphwrightError
     from .ir.load import load as load
     from .ir.save import save as save
+    from .ir.to_torch import to_torch as to_torch
     from .ir.trace import trace as trace
     from .ir.verify import verify as verify
     from .passes.analyses import Analysis as Analysis
