@@ -40,7 +40,7 @@ _MOVE = 1e-5
 """Relative movement of the inputs, about what rounding adds up to in a deep network."""
 
 _MOVES = 3
-_QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear"}
+_QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear", "Round"}
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -65,7 +65,7 @@ def check_against_reference(
         found = compare(expected, dict(run(feeds)))
     except ModelError as error:
         raise CompileError(f"the compiled model disagrees with the reference: {error}") from None
-    quantized = any(node.op_type in _QUANTIZERS for node in model.graph.all_nodes())
+    quantized = any(map(_is_quantizer, model.graph.all_nodes()))
     strict = _relative_bound(model)
     bound = f"relative error <= {strict:g}"
     missed = [name for name, figures in found.outputs.items() if not _within(figures, expected[name], strict)]
@@ -111,6 +111,13 @@ def rounding_noise(
         }
         noise.append(compare(expected, reference.run(moved)).sqnr_db)
     return min(noise)
+
+
+def _is_quantizer(node: ir.Node) -> bool:
+    """Whether what a node gives lies on a coarse grid: integers, or floats of 8 bits."""
+    return node.op_type in _QUANTIZERS or any(
+        value.dtype is not None and value.dtype.name.startswith("FLOAT8") for value in node.outputs
+    )
 
 
 def _within(figures: Comparison, expected: np.ndarray, bound: float) -> bool:

@@ -130,6 +130,20 @@ def test_quantized_graphs_are_judged_by_their_noise(build_model, monkeypatch):
         gw.compile(model, "x86", pipeline="")
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Mul(x, inverse) r = Round(a) y = Mul(r, step)",
+        "n = Cast<to = 17>(x) y = Cast<to = 1>(n)",  # float8_e4m3fn
+    ],
+)
+def test_other_roundings_are_quantizers_too(build_model, monkeypatch, body):
+    constants = "float step = {0.05}, float inverse = {20}" if "step" in body else ""
+    model = build_model(f"g (float[1,8] x) => (float[1,8] y) <{constants}> {{ {body} }}")
+    monkeypatch.setattr(TvmExecutable, "_run", _off_by([0.05] + [0] * 7))
+    assert gw.compile(model, "x86", pipeline="").report.check.bound == "SQNR >= 30.0 dB"
+
+
 def test_a_graph_that_amplifies_rounding_is_judged_by_its_own_noise(build_model, monkeypatch):
     model = build_model(QUANTIZED, w=(16, 8))
     monkeypatch.setattr(checking, "rounding_noise", lambda *_: 20.0)
