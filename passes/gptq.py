@@ -23,17 +23,19 @@ from ..ir.errors import PassError
 from .base import PassContext
 from .quantization.repair.rounding import (
     Grids,
-    gram_of,
     input_rows,
     keep_better,
     quadratic_error,
     replace_codes,
     report,
+    split_grams,
 )
 from .quantization.repair.sampled import LayerRepair
 from .registry import register
 
 _ROWS = 4096
+# With fewer rows for each feature it is tried on held-out rows first whether the layer gains.
+_FEW = 4
 _MAX_FEATURES = 12288
 _BLOCK = 128
 
@@ -44,8 +46,9 @@ class Gptq(LayerRepair):
     """Round integer weights anew so that errors of a layer's features cancel (GPTQ; needs calibration data).
 
     For behind `quantize-weights` or `insert-qdq` in the same pipeline, or with the float model's file. Takes
-    int8, int4 and int2 weights of Conv, ConvTranspose, Gemm and MatMul, with scales per tensor, channel or block. An output
-    whose error does not get smaller on the data keeps its weights. Lossy.
+    int8, int4 and int2 weights of Conv, ConvTranspose, Gemm and MatMul, with scales per tensor, channel or
+    block. An output whose error does not get smaller on the data keeps its weights; where rows are few, so
+    does a layer that does not gain on held-out ones. Lossy.
     """
 
     name: ClassVar[str] = "gptq"
@@ -76,11 +79,15 @@ class Gptq(LayerRepair):
             if layer.linear.features > _MAX_FEATURES:
                 context.leave(layer.node, f"its {layer.linear.features} inputs are too many for GPTQ")
                 continue
-            gram = gram_of(input_rows(sample, generator, _ROWS))
+            seen, held, count = split_grams(input_rows(sample, generator, _ROWS))
+            gram = seen + held
             if not np.isfinite(gram).all():
                 context.leave(layer.node, "its inputs are not finite")
                 continue
             grids = Grids.of(layer)
+            if count < _FEW * layer.linear.features and not self._helps(grids, seen, held):
+                context.leave(layer.node, f"no rounding that was found helps on held-out rows of the {count}")
+                continue
             found = round_by_hessian(grids, gram, self.damping, self.act_order)
             if found is None:
                 context.leave(layer.node, "its Hessian cannot be inverted; raise 'damping'")
@@ -89,6 +96,14 @@ class Gptq(LayerRepair):
             moved = replace_codes(layer, codes, rewriter)
             signal = float(quadratic_error(grids.weight, gram).sum())
             report(context, layer, moved, before, after, signal)
+
+    def _helps(self, grids: Grids, seen: np.ndarray, held: np.ndarray) -> bool:
+        """Whether what is fitted to some rows errs less on others, too."""
+        found = round_by_hessian(grids, seen, self.damping, self.act_order)
+        if found is None:
+            return False
+        codes, _, _ = keep_better(grids, found, functools.partial(_error, grids, seen))
+        return float(_error(grids, held, codes).sum()) < float(_error(grids, held, grids.codes).sum())
 
 
 def _factor_of_inverse(matrices: np.ndarray) -> np.ndarray:

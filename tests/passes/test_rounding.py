@@ -229,6 +229,26 @@ def test_transposed_convolutions_that_hqq_leaves_are_told(network):
     assert "it chooses its padding by the size of its result" in {each.reason for each in record.left_alone}
 
 
+def test_few_rows_are_not_fitted_by_gptq(network):
+    net = network(5)
+    y = net.op("Relu", net.linear(net.input("n", 12), 256))
+    model = net.model(net.linear(y, 64))
+    few = [random_inputs(model, seed=0, dims={"n": 24})]
+    many = [random_inputs(model, seed=seed, dims={"n": 256}) for seed in range(8)]
+    text = "quantize-weights{form=int4 min_size=1},gptq{samples=4096}"
+    record = optimize(model, text, calibration=many).report.records[-1]
+    assert record.statistics["layers rounded anew"] == 2 and not record.left_alone
+    # Fitted to noise: features that never vary together elsewhere.
+    noise = [{"x": np.eye(12, dtype=np.float32)}]
+    record = optimize(model, text, calibration=noise).report.records[-1]
+    assert any("on held-out rows of the 12" in each.reason for each in record.left_alone)
+    fresh = [random_inputs(model, seed=99, dims={"n": 512})]
+    plain = optimize(model, "quantize-weights{form=int4 min_size=1}").model
+    for data in (few, noise):
+        made = optimize(model, text, calibration=data).model
+        assert sqnr(model, made, fresh) > sqnr(model, plain, fresh) - 0.3
+
+
 def test_hqq_lowers_its_norm_and_forgives_outliers(network):
     net = network()
     x = net.input("n", 32)

@@ -65,14 +65,21 @@ def input_rows(sample: Sample, generator: np.random.Generator, most: int) -> Ite
         yield np.stack([rows for rows, _ in linear.rows(found, results, generator, most)])
 
 
-def gram_of(rows: Iterator[np.ndarray]) -> np.ndarray:
-    """Sum of x x^T over rows, float64 `[groups, features, features]`."""
-    total: np.ndarray | None = None
+def split_grams(rows: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Sums of x x^T over three quarters of the rows and over the last one, and how many rows there were.
+
+    Returns:
+        (float64 `[groups, features, features]`, the same, rows).
+    """
+    sums: list[np.ndarray] = []
+    count = 0
     for inputs in rows:
-        product = np.matmul(inputs.transpose(0, 2, 1), inputs)
-        total = product if total is None else total + product
-    assert total is not None
-    return total
+        held = (count + np.arange(inputs.shape[1])) % 4 == 3
+        count += inputs.shape[1]
+        parts = [inputs[:, ~held], inputs[:, held]]
+        products = [np.matmul(part.transpose(0, 2, 1), part) for part in parts]
+        sums = [total + product for total, product in zip(sums, products, strict=True)] if sums else products
+    return sums[0], sums[1], count
 
 
 def quadratic_error(difference: np.ndarray, gram: np.ndarray) -> np.ndarray:
