@@ -55,6 +55,19 @@ CONVOLUTIONS = {
 }
 
 TRANSPOSED = {
+    "depthwise": ConvTransposeSpec(1, 20, 7, 9, 20, 14, 18, (4, 4), (2, 2), pads=(1, 1, 1, 1), groups=20),
+    "depthwise padded": ConvTransposeSpec(
+        2, 40, 5, 6, 40, 10, 12, (3, 3), (2, 2), pads=(1, 1, 1, 1), groups=40
+    ),
+    "depthwise multiplied": ConvTransposeSpec(1, 16, 5, 6, 32, 10, 12, (2, 2), (2, 2), groups=16),
+    "depthwise line": ConvTransposeSpec(
+        1, 24, 1, 30, 24, 1, 120, (1, 8), (1, 4), pads=(0, 2, 0, 2), groups=24
+    ),
+    "one output": ConvTransposeSpec(1, 40, 1, 50, 1, 1, 400, (1, 16), (1, 8), pads=(0, 4, 0, 4)),
+    "few outputs": ConvTransposeSpec(2, 24, 6, 7, 5, 12, 14, (2, 2), (2, 2)),
+    "few outputs, many phases": ConvTransposeSpec(1, 24, 6, 7, 3, 24, 28, (4, 4), (4, 4)),
+    "nineteen outputs": ConvTransposeSpec(1, 24, 6, 7, 19, 12, 14, (2, 2), (2, 2)),
+    "few outputs, gaps": ConvTransposeSpec(1, 8, 5, 6, 2, 20, 24, (4, 2), (4, 4)),
     "doubling": ConvTransposeSpec(1, 12, 6, 6, 20, 12, 12, (2, 2), (2, 2)),
     "overlapping": ConvTransposeSpec(2, 5, 7, 5, 6, 14, 10, (4, 4), (2, 2), pads=(1, 1, 1, 1)),
     "output padding": ConvTransposeSpec(1, 8, 5, 5, 9, 10, 10, (3, 3), (2, 2), pads=(1, 1, 1, 1)),

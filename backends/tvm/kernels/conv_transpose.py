@@ -8,7 +8,7 @@ instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import emit
+from .depthwise_transpose import PhaseSweep, pack_phase
 from .interface import Conv2dSpec, ConvTransposeSpec, Epilogue, Index, Kernel, nhwc
 from .microkernel import Accumulators, Writer
 from .product import SERIAL_FLOPS
@@ -25,6 +26,9 @@ from .tile import TargetNumbers, Tile, blocks, choose_tile, lanes_of
 from .window import MAX_BORDER_TILES, border_tiles
 
 _MAX_PHASES = 9
+_MAX_SWEEPS = 16
+_MERGED_SHARE = 0.8
+"""Merging the phases of a row must leave at most this share of the multiply-adds, empty lanes included."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,9 @@ def conv_transpose(spec: ConvTransposeSpec, epilogue: Epilogue | None, target: T
     Buffers: data (N, H, W, C), packed weights (one axis), extra inputs, output (N, OH, OW, O).
     """
     writer = Writer(epilogue, spec.out_shape, nhwc)
+    merged = _merged(spec, writer, target)
+    if merged is not None:
+        return merged
     parts = [
         _Part(spec, rows, columns, target)
         for rows, columns in product(
@@ -71,9 +78,21 @@ def conv_transpose(spec: ConvTransposeSpec, epilogue: Epilogue | None, target: T
             phases(spec.out_width, spec.kernel[1], spec.stride[1], spec.dilation[1], spec.pads[1]),
         )
     ]
+    if len(parts) <= _MAX_SWEEPS and all(part.sweep.fits for part in parts):
+        return _swept(spec, writer, parts)
     few_borders = all(border_tiles(part.conv, part.tile.pixels) <= MAX_BORDER_TILES for part in parts)
     if len(parts) > _MAX_PHASES or not few_borders:
         return _rolled(spec, writer, target)
+    return _assembled(spec, writer, parts, target)
+
+
+def _assembled(
+    spec: ConvTransposeSpec,
+    writer: Writer,
+    parts: Sequence[_Part] | Sequence[_MergedPart],
+    target: TargetNumbers,
+) -> Kernel:
+    """One function of convolutions that each store a part of the output."""
     length = sum(part.length for part in parts)
     data, weights = emit.buffer("data", spec.data_shape), emit.buffer("weights", (max(length, 1),))
     flat_data, declaration = emit.flat_view(data, prod(spec.data_shape))
@@ -87,6 +106,19 @@ def conv_transpose(spec: ConvTransposeSpec, epilogue: Epilogue | None, target: T
     packing = PhasePacking(tuple(part.pack for part in parts if part.length))
     tiles = ", ".join(dict.fromkeys(str(part.tile) for part in parts))
     return Kernel(func, (packing,), spec.flops, f"conv_transpose {len(parts)} phases {tiles}")
+
+
+def _swept(spec: ConvTransposeSpec, writer: Writer, parts: Sequence[_Part]) -> Kernel:
+    """Depthwise: every phase is a sweep over the channels."""
+    data = emit.buffer("data", spec.data_shape)
+    weights = emit.buffer("weights", (sum(part.sweep.length for part in parts),))
+    statements, first = [], 0
+    for part in parts:
+        statements.append(part.sweep.body(data, weights, first, writer))
+        first += part.sweep.length
+    func = emit.function("conv_transpose", [data, weights, *writer.extras, writer.output], statements)
+    packing = PhasePacking(tuple(part.pack_sweep for part in parts))
+    return Kernel(func, (packing,), spec.flops, f"depthwise transpose {len(parts)} phases")
 
 
 @dataclass(frozen=True)
@@ -105,7 +137,7 @@ class _Part:
     """One phase of both axes."""
 
     def __init__(self, spec: ConvTransposeSpec, rows: Phase, columns: Phase, target: TargetNumbers):
-        self._spec, self._rows, self._columns = spec, rows, columns
+        self._spec, self._rows, self._columns, self._target = spec, rows, columns, target
         self.conv = Conv2dSpec(
             spec.batch,
             spec.in_channels,
@@ -124,6 +156,14 @@ class _Part:
         channels = spec.groups * blocks(per_group, self.tile.block) * self.tile.block
         self.length = channels * depth * len(rows.taps) * len(columns.taps)
 
+    @property
+    def sweep(self) -> PhaseSweep:
+        """This phase for the depthwise case."""
+        return PhaseSweep(self.conv, self.place, self._target)
+
+    def pack_sweep(self, weights: np.ndarray) -> np.ndarray:
+        return pack_phase(weights, self._rows.taps, self._columns.taps)
+
     def place(self, index: Index) -> Index:
         n, c, h, w = index
         stride = self._spec.stride
@@ -132,6 +172,70 @@ class _Part:
     def pack(self, weights: np.ndarray) -> np.ndarray:
         taps = as_convolution(weights, self._spec.groups)[:, :, self._rows.taps][..., self._columns.taps]
         return pack_conv_weights(taps, self._spec.groups, self.tile.block)
+
+
+def _merged(spec: ConvTransposeSpec, writer: Writer, target: TargetNumbers) -> Kernel | None:
+    """All phases of a row as channels of one convolution, where few outputs would leave vectors empty."""
+    columns = phases(spec.out_width, spec.kernel[1], spec.stride[1], spec.dilation[1], spec.pads[1])
+    used = [phase for phase in columns if phase.taps]
+    stride = spec.stride[1]
+    if spec.groups > 1 or len(columns) == 1 or spec.out_width % stride or not used:
+        return None
+    lanes, outputs = lanes_of(target), spec.out_channels
+    lowest = min(-phase.before for phase in used)
+    reach = max(phase.step * (len(phase.taps) - 1) - phase.before for phase in used) - lowest + 1
+    apart = sum(len(phase.taps) for phase in used) * blocks(outputs, lanes)
+    if reach * blocks(stride * outputs, lanes) > _MERGED_SHARE * apart:
+        return None
+    rows = phases(spec.out_height, spec.kernel[0], spec.stride[0], spec.dilation[0], spec.pads[0])
+    parts = [_MergedPart(spec, phase, columns, lowest, reach, target) for phase in rows]
+    few_borders = all(border_tiles(part.conv, part.tile.pixels) <= MAX_BORDER_TILES for part in parts)
+    return _assembled(spec, writer, parts, target) if len(parts) <= _MAX_PHASES and few_borders else None
+
+
+class _MergedPart:
+    """One phase of the rows and all phases of the columns: channels are (phase, output)."""
+
+    def __init__(
+        self,
+        spec: ConvTransposeSpec,
+        rows: Phase,
+        columns: Sequence[Phase],
+        lowest: int,
+        reach: int,
+        target: TargetNumbers,
+    ):
+        self._spec, self._rows, self._columns, self._lowest = spec, rows, columns, lowest
+        count = spec.out_width // spec.stride[1]
+        channels = spec.stride[1] * spec.out_channels
+        self.conv = Conv2dSpec(
+            spec.batch,
+            spec.in_channels,
+            spec.height,
+            spec.width,
+            channels,
+            (len(rows.taps), reach),
+            dilation=(rows.step, 1),
+            pads=(rows.before, -lowest, rows.after(spec.height), count - spec.width + lowest + reach - 1),
+        )
+        steps = spec.in_channels * max(len(rows.taps) * reach, 1)
+        self.tile = choose_tile(count, channels, steps, target, spec.batch * rows.count)
+        width = blocks(channels, self.tile.block) * self.tile.block
+        self.length = width * spec.in_channels * len(rows.taps) * reach
+
+    def place(self, index: Index) -> Index:
+        n, c, h, w = index
+        outputs, stride = self._spec.out_channels, self._spec.stride
+        column = w * stride[1] + emit.floordiv(c, outputs)
+        return (n, emit.floormod(c, outputs), h * stride[0] + self._rows.first, column)
+
+    def pack(self, weights: np.ndarray) -> np.ndarray:
+        plain = as_convolution(weights, 1)[:, :, self._rows.taps]
+        taps = np.zeros((len(self._columns), *plain.shape[:3], self.conv.kernel[1]), weights.dtype)
+        for number, phase in enumerate(self._columns):
+            for position, tap in enumerate(phase.taps):
+                taps[number, ..., phase.step * position - phase.before - self._lowest] = plain[..., tap]
+        return pack_conv_weights(taps.reshape(-1, *taps.shape[2:]), 1, self.tile.block)
 
 
 def as_convolution(weights: np.ndarray, groups: int) -> np.ndarray:
