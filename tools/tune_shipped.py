@@ -3,10 +3,11 @@
     python -m graphwright.tools.tune_shipped --target znver3 --work avx2.jsonl
     python -m graphwright.tools.tune_shipped --target host --work host.jsonl
 
-Kernels of the zoo's models are tuned as `graphwright tune` does it, into a file of all records, by which an
-interrupted run goes on. What was found faster is then built and compared with the analytic choice once more,
-by a process of its own; only what saves at least 5 % both times is shipped, and only where the whole model is
-no slower with it.
+Kernels of the models of the runtime benchmark are tuned as `graphwright tune` does it, into a file of all
+records, by which an interrupted run goes on. What was found faster is then built and compared with the
+analytic choice once more, by a process of its own; only what saves at least 5 % both times is shipped, and
+only where the whole model is no slower with it. The file keeps the records of other models and numbers of
+threads, but not those of kernels whose analytic choice is now as good; it is written anew after each model.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..backends.target import Target, resolve_target
 from ..backends.tuning.client import CandidateError, Worker
 from ..backends.tuning.database import FORMAT, VERSION, Database
 from ..backends.tuning.measure import compare
-from ..backends.tuning.record import Record
+from ..backends.tuning.record import Key, Record
 from ..backends.tuning.session import tasks_of, tune_graph, why_not_tunable
 from ..backends.tuning.shipped_records import FOLDER
 from ..backends.tuning.step import in_turns
@@ -36,8 +37,18 @@ from ..backends.tuning.tuner import Task
 from ..backends.versions import version_of
 from ..ir.errors import GraphwrightError, ToolError
 from ..passes.optimize import optimize
+from .runtimes.models import MODELS as MODEL_ENTRIES
+from .runtimes.models import chosen_models
 
-MODELS = ("resnet18", "mobilenet_v2", "resnet50")
+MODELS = (
+    "resnet18",
+    "resnet50",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "efficientnet_b0",
+    "vit_s16",
+    "bert_base",
+)
 LEAST_GAIN = 0.05
 """What a shipped schedule must save, since another machine will run it."""
 _SUFFIXES = {512: "avx512", 256: "avx2", 128: "sse42"}
@@ -47,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Tune, compare again, and write the file; the exit code."""
     parser = argparse.ArgumentParser(prog="tune_shipped", description=__doc__)
     parser.add_argument("--target", required=True, help="a CPU that this machine can be, such as znver3")
-    parser.add_argument("--models", default=",".join(MODELS), help="models of the zoo, separated by commas")
+    parser.add_argument("--models", default=",".join(MODELS), help="models, separated by commas")
     parser.add_argument("--trials", type=int, default=128, help="trials for each model")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, required=True, help="all records; goes on from what is in it")
@@ -58,40 +69,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if reason := why_not_tunable(target):
             raise ToolError(reason)
         output = options.output or FOLDER / f"{target.arch}-{_SUFFIXES[target.vector_bits]}.jsonl"
-        kept = Database.open(output)
-        for name in options.models.split(","):
-            for record in tune_model(name, target, options.threads, options.trials, options.work):
-                kept.add(record)
-        write(output, newest(kept), target, options.threads)
+        kept = {record.key: record for record in newest(Database.open(output))}
+        for name in chosen_models(options.models):
+            found = tune_model(name, target, options.threads, options.trials, options.work)
+            for key, record in found.items():
+                if record is not None:
+                    kept[key] = record
+                else:
+                    kept.pop(key, None)
+            write(output, kept.values(), target)
     except GraphwrightError as error:
         print(f"tune_shipped: error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def tune_model(name: str, target: Target, threads: int, trials: int, work: Path) -> list[Record]:
-    """The records worth shipping of one model's kernels."""
-    from .zoo import zoo_model
-
-    program = without_functions(optimize(zoo_model(name), DEFAULT_PIPELINE, target=target).model)
+def tune_model(name: str, target: Target, threads: int, trials: int, work: Path) -> dict[Key, Record | None]:
+    """What to ship for one model's kernels: a record, or None where the analytic choice is as good."""
+    program = without_functions(optimize(_graph(name), DEFAULT_PIPELINE, target=target).model)
     programs, database = {"main": program}, Database.open(work)
     tune_graph(
         programs, target, database, trials, threads=threads, say=lambda progress: _say(name, str(progress))
     )
-    found = []
+    found: dict[Key, Record | None] = {}
     with Worker(target, threads) as worker:
         for task in tasks_of(programs, target, threads):
             verdict = database.verdict(task.key, target.cpu)
-            if verdict is None or not _gains(verdict):
-                continue
-            again = measured_again(worker, task, verdict)
-            if again is not None and _gains(again):
-                found.append(again)
-    _say(name, f"{len(found)} kernels save {LEAST_GAIN:.0%} or more twice")
-    if found and not pays(program, found, target, threads):
+            again = measured_again(worker, task, verdict) if verdict is not None and _gains(verdict) else None
+            found[task.key] = again if again is not None and _gains(again) else None
+    records = [record for record in found.values() if record is not None]
+    _say(name, f"{len(records)} kernels save {LEAST_GAIN:.0%} or more twice")
+    if records and not pays(program, records, target, threads):
         _say(name, "the model is no faster with them: none is kept")
-        return []
+        return {}
     return found
+
+
+def _graph(name: str) -> ir.Model:
+    from ..ir.trace import trace
+
+    module, example = MODEL_ENTRIES[name].build()
+    return trace(module, example, name=name)
 
 
 def pays(model: ir.Model, records: Sequence[Record], target: Target, threads: int) -> bool:
@@ -122,16 +140,21 @@ def measured_again(worker: Worker, task: Task, verdict: Record) -> Record | None
 def newest(database: Database) -> list[Record]:
     """The last record of every workload, in a fixed order."""
     last = {record.key: record for record in database.records()}
-    return sorted(last.values(), key=lambda record: (record.key.workload, record.key.isa, record.key.threads))
+    return sorted(last.values(), key=_order)
 
 
-def write(path: Path, records: Iterable[Record], target: Target, threads: int) -> None:
-    """Write the file anew: header, then a line per record."""
+def _order(record: Record) -> tuple[str, str, int]:
+    return record.key.workload, record.key.isa, record.key.threads
+
+
+def write(path: Path, records: Iterable[Record], target: Target) -> None:
+    """Write the file anew: header, then a line per record, in a fixed order."""
+    records = sorted(records, key=_order)
     header = {
         "format": FORMAT,
         "version": VERSION,
         "target": target.name,
-        "threads": threads,
+        "threads": sorted({record.key.threads for record in records}),
         "apache-tvm": version_of("apache-tvm"),
         "made by": "python -m graphwright.tools.tune_shipped",
     }

@@ -119,9 +119,31 @@ def test_the_newest_record_of_a_workload_is_written_in_order(tmp_path):
     for record in (verdict(rows=1), verdict(Key("[A]", KEY.isa, 1), rows=2), verdict(rows=3)):
         database.add(record)
     path = tmp_path / "x86_64-avx2.jsonl"
-    tune_shipped.write(path, tune_shipped.newest(database), resolve_target("znver3"), 1)
+    tune_shipped.write(path, tune_shipped.newest(database), resolve_target("znver3"))
     again = Database.open(path)
     assert [record.schedule["rows"] for record in again.records()] == [2, 3] and not again.bad_lines
+
+
+def test_records_of_other_models_stay_and_those_that_no_longer_gain_go(tmp_path, monkeypatch):
+    keys = [Key(f"[{name}]", KEY.isa, 1 + number) for number, name in enumerate("ABC")]
+    found = {"resnet18": {keys[0]: verdict(keys[0], rows=5), keys[1]: None}, "bert_base": {}}
+    asked = []
+
+    def tune_model(name, target, threads, trials, work):
+        asked.append((name, threads, trials))
+        return found[name]
+
+    monkeypatch.setattr(tune_shipped, "tune_model", tune_model)
+    path = tmp_path / "records.jsonl"
+    old = [verdict(key, rows=number) for number, key in enumerate(keys)]
+    tune_shipped.write(path, old, resolve_target("znver3"))
+    options = ["--models", "resnet18,bert_base", "--threads", "2", "--trials", "9"]
+    paths = ["--work", str(tmp_path / "work.jsonl"), "-o", str(path)]
+    assert tune_shipped.main(["--target", "x86-64-v3", *options, *paths]) == 0
+    assert asked == [("resnet18", 2, 9), ("bert_base", 2, 9)]
+    again = Database.open(path)
+    assert {record.key: record.schedule["rows"] for record in again.records()} == {keys[0]: 5, keys[2]: 2}
+    assert json.loads(path.read_text().splitlines()[0])["threads"] == [1, 3]
 
 
 @pytest.mark.parametrize("ratio", [0.9, 1.1])
@@ -144,3 +166,5 @@ def test_bad_requests_end_in_one_line(tmp_path, capsys):
         assert tune_shipped.main(["--target", target, "--work", str(tmp_path / "work.jsonl")]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+    assert tune_shipped.main(["--target", "host", "--models", "resnet17", "--work", str(tmp_path / "w")]) == 2
+    assert "resnet17" in capsys.readouterr().err
