@@ -49,7 +49,7 @@ def test_convolutions_in_every_way(through_tvm, case, registers, way, size):
     case |= {"channels": case["channels"] * (1 if case["channels"] == case["groups"] else 3)}
     case["size"] = [case["size"][0] + (size == 40), *(size + 12 for _ in case["size"][1:])]
     model = convolution(case)
-    schedules = forced(registers=registers, way=way, rows=size, prefetch=int(size == 3))
+    schedules = forced(registers=registers, way=way, row_blocks=size, ahead=int(size == 3))
     results, expected, lowered = through_tvm(model, target="sapphirerapids", schedules=schedules)
     assert_integer(lowered)
     (name,) = results
@@ -61,7 +61,7 @@ def test_convolutions_in_every_way(through_tvm, case, registers, way, size):
 @given(products(), st.sampled_from(SHAPES), st.integers(1, 300), st.integers(1, 90))
 def test_products_in_every_shape(through_tvm, case, registers, k, m):
     case |= {"k": k, "m": m}
-    schedules = forced(registers=registers, rows=2, prefetch=m % 2)
+    schedules = forced(registers=registers, row_blocks=2, ahead=m % 2)
     results, expected, lowered = through_tvm(product(case), target="sapphirerapids", schedules=schedules)
     small = case["kind"] in ("activations", "broadcast") or case["weights"] == ("int8", 0)
     if small and k >= 4:

@@ -248,7 +248,7 @@ class TileProduct:
         chunks = blocks(tiling.row_blocks, chunk)
         tasks = prod(self.batch) * chunks * tiling.panels
         weights = self.panel_bytes * tiling.panels * prod(self.batch)
-        ahead = self.is_constant and choose_flag("prefetch", weights > target.l2_bytes // 2)
+        ahead = self.is_constant and choose_flag("ahead", weights > target.l2_bytes // 2)
 
         def task(t: Any) -> Any:
             *batch, part, panel = emit.unravel(t, (*self.batch, chunks, tiling.panels))
@@ -283,7 +283,7 @@ class TileProduct:
         panels = prod(self.batch) * self.tiling.panels
         while size > 1 and _imbalance(panels * blocks(whole, size), target.cores) > 1.1:
             size -= max(1, size // 8)
-        return choose_size("rows", blocks(whole, blocks(whole, size)), whole)
+        return choose_size("row_blocks", blocks(whole, blocks(whole, size)), whole)
 
     def _block(
         self, writer: Writer, batch: Index, number: Any, panel: Any, sums: Any, sweep: tuple[Any, int] | None
