@@ -262,8 +262,10 @@ def _to_numpy(spec: TensorSpec, value: Any) -> np.ndarray:
             return value.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
         return value.contiguous().numpy()
     try:
+        if hasattr(value, "__dlpack__"):  # a tensor of another library; it says itself where it is no CPU's
+            return np.from_dlpack(value)
         return np.asarray(value, dtype=spec.numpy_dtype())
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, BufferError, RuntimeError, OverflowError) as error:
         raise ModelError(f"input {spec.name!r} cannot be made an array of {spec.dtype}: {error}") from None
 
 
