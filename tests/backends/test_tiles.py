@@ -102,6 +102,8 @@ def test_long_reductions_of_large_products_are_sliced():
     assert slices is not None
     assert (slices.count - 1) * slices.steps < 3072 <= slices.count * slices.steps
     assert choose_slices(1, 3072, 4 * 3072 * 768, tile, target) is None
+    even = choose_slices(256, 2048, 4 * 2048 * 512, tile, target)
+    assert even is not None and even.steps * even.count == 2048
     assert choose_slices(128, 64, 4 * 64 * 768, tile, target) is None
 
 

@@ -267,7 +267,10 @@ def choose_slices(m: int, depth: int, weight_bytes: int, tile: Tile, target: Tar
     half = target.l2_bytes // 2
     count = 1
     if weight_bytes > half and 4 * m * depth > half:
-        count = blocks(depth, max(half // (4 * m), _SHORTEST_SLICE))
+        # The other half of that half is for the weights that pass by and for those on their way.
+        count = blocks(depth, max(half // (8 * m), _SHORTEST_SLICE))
+        # Weights are requested ahead where all slices are as long.
+        count = next((fewer for fewer in range(count, 1, -1) if depth % (8 * fewer) == 0), count)
     count = choose_size("slices", count, max(count, min(depth // _SHORTEST_SLICE, _MOST_SLICES), 1))
     if count == 1:
         return None
