@@ -71,14 +71,25 @@ def recurrent(
         if b is not None:
             gates = len(_TORCH_ORDER[kind]) * hidden
             weights += [_ordered(each, kind, hidden) for each in (b[direction, :gates], b[direction, gates:])]
-    more = (weights, b is not None, 1, 0.0, False, directions == 2, False)
-    found: tuple[torch.Tensor, ...]
-    if kind == "LSTM":
-        found = torch.lstm(x, first, *more)
-    else:
-        found = (torch.gru if kind == "GRU" else torch.rnn_tanh)(x, first[0], *more)
+    found = _library(kind, x, first, weights, b is not None, directions == 2)
     steps = found[0].reshape(x.shape[0], batch, directions, hidden).permute(0, 2, 1, 3)
     return (steps, *found[1:])
+
+
+# As with torch's own modules, its compiler leaves recurrence to the library instead of unrolling it.
+@torch.compiler.disable
+def _library(
+    kind: str,
+    x: torch.Tensor,
+    first: list[torch.Tensor],
+    weights: list[torch.Tensor],
+    biased: bool,
+    both: bool,
+) -> tuple[torch.Tensor, ...]:
+    more = (weights, biased, 1, 0.0, False, both, False)
+    if kind == "LSTM":
+        return torch.lstm(x, first, *more)
+    return (torch.gru if kind == "GRU" else torch.rnn_tanh)(x, first[0], *more)
 
 
 def _ordered(array: torch.Tensor, kind: str, hidden: int) -> torch.Tensor:

@@ -205,6 +205,11 @@ def test_recurrent_layers_keep_names_and_train(name):
     }
     module(x).sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
+    again = gw.trace(module, (x,))
+    feeds = {again.graph.inputs[0].name: x.numpy()}
+    np.testing.assert_allclose(
+        run_reference(again, feeds)["output"], layer(x)[0].detach(), rtol=1e-4, atol=1e-5
+    )
 
 
 # Quantized models -----------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def make_contender(name: str, folder: Path, model: str, *, pruned: bool, threads
 def _torch_model(
     folder: Path, model: str, feeds: Mapping[str, np.ndarray], *, pruned: bool
 ) -> tuple[Any, Sequence[Any]]:
-    """The module as it was built, or, where that was pruned, one of a call for each operator of the graph."""
+    """The module as it was built, or, where that was pruned, the one of its graph."""
     if not pruned:
         from .models import MODELS
 
@@ -215,9 +215,9 @@ def _torch_model(
     import torch
 
     from ...ir.load import load
-    from .torch_module import torch_module
+    from ...ir.to_torch import to_torch
 
-    return torch_module(load(folder / SIMPLIFIED)), [torch.from_numpy(array) for array in feeds.values()]
+    return to_torch(load(folder / SIMPLIFIED)), [torch.from_numpy(array) for array in feeds.values()]
 
 
 def _onnxruntime(path: Path, feeds: Mapping[str, np.ndarray], threads: int) -> Contender:
