@@ -13,6 +13,7 @@ from .prepare import Prepared
 from .roles import CONVOLUTIONS, POOLS
 from .strategy import Strategy
 
+_RESIZES = frozenset({"Resize", "Upsample"})
 _SPATIAL = CONVOLUTIONS | POOLS
 # Moving data through these mixes axes: what comes out is a new beginning.
 _FORGETS = frozenset(
@@ -62,8 +63,12 @@ def choose_layout(
     if fixed is not None:
         return fixed
     rank = len(group.output.shape or ())
-    if group.output in outputs or rank not in (3, 4, 5):
+    if rank not in (3, 4, 5):
         return CANONICAL
+    if group.output in outputs:
+        # Resizing is quick along channels, and so is a copy behind it; resizing across them is not.
+        resizes = any(node.op_type in _RESIZES for node in group.nodes)
+        return _inherited(group, layouts, rank) if resizes else CANONICAL
     if group.output in wanted:
         return strategy.convolution_layout
     return _inherited(group, layouts, rank)

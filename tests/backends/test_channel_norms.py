@@ -105,3 +105,16 @@ def test_what_counts_as_a_transpose_of_matrices():
     assert as_matrices((2, 3), (0, 1)) is None
     assert as_matrices((2, 3, 4), (2, 1, 0)) is None
     assert (side_of(100, 19, 16), side_of(100, 9, 16), side_of(3, 100, 16)) == (16, 8, 0)
+
+
+def test_a_resized_output_is_made_channels_last_and_turned(through_tvm, build_model):
+    model = build_model(
+        """g (float[1,8,12,12] x, float[20,8,3,3] w) => (float[1,20,36,36] y)
+        <float[4] scales = {1.0, 1.0, 3.0, 3.0}> {
+          c = Conv<pads = [1,1,1,1]>(x, w) y = Resize<mode = "linear">(c, , scales) }""",
+        w=(20, 8, 3, 3),
+    )
+    results, expected, lowered = through_tvm(model)
+    assert compare(expected["y"], results["y"]).max_rel <= 1e-5
+    copies = [kernel for kernel in lowered.kernels if kernel.name.startswith("identity")]
+    assert any(kernel.note.startswith("transpose") for kernel in copies), copies
