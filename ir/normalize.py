@@ -19,12 +19,30 @@ _MIN_IR_VERSION = 11
 
 
 def normalize(model: ir.Model) -> None:
-    """Brings a model of any origin into the form that the rest of the house expects, in place."""
+    """Brings a model of any origin into the form that the rest of the house expects, in place.
+
+    Raises:
+        ModelError: a tensor has a negative size.
+    """
     model.ir_version = min(max(model.ir_version or 0, _MIN_IR_VERSION), MAX_IR_VERSION)
     graphs = list(all_graphs(model))
+    _settle_dims(graphs)
     _drop_default_inputs(graphs)
     _name_nodes(graphs)
     _sort_nodes(graphs)
+
+
+def _settle_dims(graphs: Iterable[ir.Graph]) -> None:
+    """Sizes of -1, which some exporters write for unknown ones, become unknown; less is refused."""
+    for graph in graphs:
+        for value in (*graph.inputs, *(each for node in nodes_in(graph) for each in node.outputs)):
+            sizes = [] if value.shape is None else list(value.shape)
+            negative = [size for size in sizes if isinstance(size, int) and size < 0]
+            if not negative:
+                continue
+            if min(negative) < -1:
+                raise ModelError(f"tensor '{value.name}' has a size of {min(negative)}")
+            value.shape = ir.Shape([ir.SymbolicDim(None) if size == -1 else size for size in sizes])
 
 
 def name_nodes(model: ir.Model) -> None:

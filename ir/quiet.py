@@ -1,9 +1,11 @@
-"""Libraries that talk to the screen are listened to instead."""
+"""Libraries that talk to the screen are listened to instead, or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import warnings
 from collections.abc import Iterator
 
 
@@ -35,3 +37,20 @@ def collected_warnings(*names: str) -> Iterator[list[logging.LogRecord]]:
         for logger, propagate in zip(loggers, before, strict=True):
             logger.removeHandler(collector)
             logger.propagate = propagate
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Nothing that Python code prints, warns, or logs below critical comes out; exceptions pass."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -15,7 +15,7 @@ from .dynamic_dims import dim_names, rename_dims, without_names
 from .errors import ModelError
 from .exporter_faults import repair, simpler_program
 from .normalize import normalize
-from .silence import silence
+from .quiet import silence
 from .upgrade import upgrade
 
 if TYPE_CHECKING:

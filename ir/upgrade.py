@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import onnx
 import onnx_ir as ir
 
 from . import ort
@@ -36,6 +37,12 @@ def upgrade(model: ir.Model) -> None:
     version = model.opset_imports.get("")
     if version is None:
         model.opset_imports[""] = version = CANONICAL_OPSET
+    newest = onnx.defs.onnx_opset_version()
+    if version > newest:
+        raise ModelError(
+            f"the model imports opset {version}, and onnx {onnx.__version__} knows those up to {newest}. "
+            "Export it again with an older one, or install a newer onnx"
+        )
     for target in dict.fromkeys((runnable_opset(model, CANONICAL_OPSET), CANONICAL_OPSET)):
         if version == target:
             return

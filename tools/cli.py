@@ -33,6 +33,7 @@ from .commands.sensitivity import sensitivity
 from .commands.targets import targets
 from .commands.tune import tune
 from .console import print_any_text
+from .once import OnceCommand
 
 EXIT_TROUBLE = 2
 EXIT_BUG = 70
@@ -48,19 +49,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("compile")(compile_model)
-app.command("tune")(tune)
-app.command("opt")(opt)
-app.command("run")(run)
-app.command("bench")(bench)
-app.command("inspect")(inspect_model)
-app.command("diff")(diff)
-app.command("sensitivity")(sensitivity)
-app.command("coverage")(coverage)
-app.command("bisect")(bisect)
-app.command("reduce")(reduce)
-app.command("passes")(passes)
-app.command("targets")(targets)
+app.command("compile", cls=OnceCommand)(compile_model)
+app.command("tune", cls=OnceCommand)(tune)
+app.command("opt", cls=OnceCommand)(opt)
+app.command("run", cls=OnceCommand)(run)
+app.command("bench", cls=OnceCommand)(bench)
+app.command("inspect", cls=OnceCommand)(inspect_model)
+app.command("diff", cls=OnceCommand)(diff)
+app.command("sensitivity", cls=OnceCommand)(sensitivity)
+app.command("coverage", cls=OnceCommand)(coverage)
+app.command("bisect", cls=OnceCommand)(bisect)
+app.command("reduce", cls=OnceCommand)(reduce)
+app.command("passes", cls=OnceCommand)(passes)
+app.command("targets", cls=OnceCommand)(targets)
 
 
 class Interruption(KeyboardInterrupt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -231,6 +232,8 @@ def _refuse_bad_output(output: Path | None) -> None:
         raise ToolError(f"'{output}' is a folder, not a file to write")
     if not output.parent.is_dir():
         raise ToolError(f"there is no folder '{output.parent}' to write '{output.name}' into")
+    if not os.access(output.parent, os.W_OK):
+        raise ToolError(f"the folder '{output.parent}' may not be written to")
 
 
 def _print(result: Result, recorder: Any, *, timing: bool, stats: bool) -> None:

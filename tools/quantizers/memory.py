@@ -26,7 +26,7 @@ import numpy as np
 import typer
 
 from ...ir.errors import GraphwrightError, ToolError
-from ...ir.silence import silence
+from ...ir.quiet import silence
 from ..console import human_bytes, print_json, print_line, progress
 from ..simplifiers.worker import forget_peak, status_bytes
 

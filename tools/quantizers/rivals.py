@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ...ir.silence import silence
+from ...ir.quiet import silence
 from .subjects import Subject
 
 Feeds = dict[str, np.ndarray]
@@ -164,6 +164,8 @@ RIVALS = ("ONNX Runtime", "NNCF", "torchao")
 PIPELINES = {
     OURS: {
         "quick": "equalize-activations,insert-qdq{target=tvm calibration=mse},bias-correction",
+        "full": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm calibration=percentile "
+        "percentile=99.999},gptq,bias-correction",
         "GPTQ": "equalize-activations,insert-qdq{target=tvm calibration=mse},gptq,bias-correction",
         "GPTQ, percentile": "equalize-activations,insert-qdq{target=tvm calibration=percentile "
         "percentile=99.999},gptq,bias-correction",

@@ -19,7 +19,7 @@ from typing import TextIO
 
 import numpy as np
 
-from ...ir.silence import silence
+from ...ir.quiet import silence
 from ..processes import answers
 from .rivals import PREPARATION, WAYS, Job
 from .subjects import build_subject

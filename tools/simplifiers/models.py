@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ...ir.silence import silence
+from ...ir.quiet import silence
 from ..zoo import LIGHT_NAMES
 
 LARGE = "large_2gb"

@@ -3,7 +3,7 @@ import sys
 import warnings
 
 import pytest
-from graphwright.ir.silence import silence
+from graphwright.ir.quiet import silence
 
 
 def test_nothing_comes_out_and_everything_is_as_before_afterwards(capsys, caplog):
