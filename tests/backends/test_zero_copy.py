@@ -109,3 +109,15 @@ def test_outputs_that_are_something_else_as_well_are_copied(build_model, tmp_pat
         array[...] = -1  # neither the input nor the model's weights may feel it
     np.testing.assert_array_equal(x, np.arange(32).reshape(4, 8))
     np.testing.assert_array_equal(exe(x)[2], before)
+
+
+def test_inputs_that_are_copied_do_not_meet(build_model, tmp_path):
+    model = build_model("net (float[N,8] x, float[N,8] z) => (float[N,8] y) { y = Sub(x, z) }")
+    exe = gw.load_executable(gw.compile(model, "host", batch_sizes=(2, 4)).save(tmp_path / "net"))
+    for rows in (2, 4, 2, 5, 4):
+        x, z = _aligned((rows, 8), 16), _aligned((rows, 8), 4)
+        x[...], z[...] = rows, np.arange(rows * 8).reshape(rows, 8)
+        first = exe(x, z)
+        np.testing.assert_array_equal(first, x - z)
+        np.testing.assert_array_equal(exe(z, x), z - x)
+        np.testing.assert_array_equal(first, x - z)
