@@ -153,7 +153,7 @@ class TvmProgram:
         return found
 
     def _staged(self, index: int, array: np.ndarray) -> Tensor:
-        """An input as `_place` makes it, copied to where that of the thread's last run lay if it fits there."""
+        """An input as `_place` makes it, copied to where that of the last run lay if it fits there."""
         array = np.require(array, requirements="C")
         if not self._on_cpu or not array.size or array.ctypes.data % _ALIGNMENT == 0:
             return self._place(array)
