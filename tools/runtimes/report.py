@@ -277,7 +277,7 @@ def _machines(rows: Sequence[Record], commit: str) -> str:
     ]
     if other:
         older = [f"{row_name(*row.key)} ({row.commit})" for row in rows if row.commit != commit]
-        lines.append(f"Measured at other commits: {', '.join(older)}.")
+        lines.append(f"Measured at other commits: {'; '.join(older)}.")
     missing = [
         row_name(name, variant)
         for name in MODELS
@@ -285,7 +285,7 @@ def _machines(rows: Sequence[Record], commit: str) -> str:
         if (name, variant) not in {row.key for row in rows}
     ]
     if missing:
-        lines.append(f"Not measured: {', '.join(missing)}.")
+        lines.append(f"Not measured: {'; '.join(missing)}.")
     return "\n\n".join(lines)
 
 

@@ -47,7 +47,7 @@ def summary_table(rows: Sequence[Record], commit: str) -> str:
         row_name(name, variant) for name in MODELS for variant in VARIANTS if (name, variant) not in plain
     ]
     if missing:
-        parts.append(f"Not measured: {', '.join(missing)}.")
+        parts.append(f"Not measured: {'; '.join(missing)}.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -55,7 +55,7 @@ def _where(rows: Sequence[Record], commit: str) -> str:
     facts = rows[-1].machine
     older = [row_name(*row.key) for row in rows if row.commit != commit]
     text = f"{facts['cpu']}, {facts['cores']} cores, {max(row.day for row in rows)}, commit {commit}."
-    return f"{text} Measured at older commits: {', '.join(older)}." if older else text
+    return f"{text} Measured at older commits: {'; '.join(older)}." if older else text
 
 
 def _tuned(

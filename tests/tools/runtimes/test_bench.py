@@ -79,7 +79,7 @@ def test_the_page_prints_losses_like_wins(tmp_path):
     assert "**0.50 SLOWER**" in text
     assert "ONNX Runtime, one thread, warm: VGG-16 0.50" in text
     assert "GRU, 2x512, 100 steps, pruned: it broke" in text
-    assert f"3 of {2 * len(MODELS)} rows" in text and "Not measured: ResNet-18, pruned" in text
+    assert f"3 of {2 * len(MODELS)} rows" in text and "Not measured: ResNet-18, pruned; " in text
     data = json.loads(write.with_suffix(".json").read_text())
     assert [row["model"] for row in data] == ["resnet18", "vgg16", "gru"]
     # The mean over the two that ran: sqrt(1.2 * 0.5), one won, one lost.
@@ -262,7 +262,7 @@ def test_the_summary_shows_every_model_in_a_line_losses_in_bold():
     assert "| **geometric mean** |  | 1.55 / 1.55 | 0.80 / 0.80 |" in lines
     assert "ONNX Runtime is ahead in 2 of 6; least 0.80 (ResNet-18, pruned, 1 thread)" in "\n".join(lines)
     assert "| ResNet-18 | 10.00 / 5.00 | 10.00 / 5.00 | 1.60 / 1.60 |" in lines
-    assert any("Not measured: ResNet-50, " in line for line in lines)
+    assert any("Not measured: ResNet-50; " in line for line in lines)
     assert "older commits: GRU, 2x512, 100 steps" in "\n".join(lines)
     assert summary_table([], "abc") == "Nothing is measured yet.\n"
 
