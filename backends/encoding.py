@@ -83,11 +83,14 @@ def encode_packed(
     most = int(reached.max())
     if reached.min() < 0 or most > 4 * len(scales) + 4096:
         return None
-    missing = max(most + 1 - len(scales), 0)
+    # A piece of weights keeps its own share of the scales.
+    missing, least = max(most + 1 - len(scales), 0), int(reached.min())
+    share = slice(least, most + 1)
     whole = dataclasses.replace(
         draft,
-        scales=np.pad(draft.scales, (0, missing)),
-        zeros=np.pad(draft.zeros, (0, missing)) if draft.zeros.size else draft.zeros,
+        scales=np.pad(draft.scales, (0, missing))[share],
+        zeros=np.pad(draft.zeros, (0, missing))[share] if draft.zeros.size else draft.zeros,
+        starts=(starts[0], starts[1] - least),
     )
     if len(whole.to_bytes()) >= packed.nbytes:
         return None

@@ -88,8 +88,9 @@ def _weight_matmul(spec: GroupSpec) -> AnchorKernel | None:
     right = Operand(op.input(1).shape, perm=(1, 0) if op.attr("transB", 0) else None)
     product = MatmulSpec(Operand(op.input(0).shape), right, True)
     levels = bool(op.attr("levels", 0))
-    offset, zero = op.has(3) and not levels, op.attr("zero", 0.0)
-    form = WeightForm(op.attr("bits"), op.attr("group"), op.has(2), offset, zero, levels)
+    tables = len(op.inputs) - 2 - levels
+    zero = op.attr("zero", 0.0)
+    form = WeightForm(op.attr("bits"), op.attr("group"), tables > 0, tables > 1, zero, levels)
     return AnchorKernel(
         lambda epilogue, target: weight_matmul(product, form, epilogue, target),
         (given[0][0],),

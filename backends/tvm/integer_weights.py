@@ -3,7 +3,7 @@
 `integer::WeightMatMul(a, w, scale[, offset])` multiplies floats by `(w - zero) * scale + offset`, where rows
 `i * group ... (i + 1) * group - 1` of the reduction share row i of scale and offset. `w` is int8; codes of
 4, 2 or 1 bits, not negative, where attribute `bits` says so. With attribute `levels` it is
-`WeightMatMul(a, w, scale, levels)` and multiplies by `levels[w] * scale`.
+`WeightMatMul(a, w[, scale], levels)` and multiplies by `levels[w] * scale`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...ir.constants import constant_array, evaluate_values
-from ...ir.static import input_of, static_shape
+from ...ir.static import input_of, producer_of, static_shape
 from ...passes.rewriter import Rewriter
 from ..encoding import Source
 from .integer_ops import DOMAIN
@@ -66,7 +66,8 @@ def _keep_small(
         return
     if gemm and attributes.get("transA", 0):
         return
-    stored = stored_in(node.inputs[1], bool(attributes.get("transB", 0)))
+    weights, flipped = _unturned(node.inputs[1], bool(attributes.get("transB", 0)))
+    stored = stored_in(weights, flipped)
     if stored is None:
         return
     alpha, beta = np.float32(attributes.get("alpha", 1.0)), attributes.get("beta", 1.0)
@@ -80,7 +81,7 @@ def _keep_small(
         return value
 
     inputs: list[ir.Value | None] = [left, constant("weights", stored.weights)]
-    whole = len(stored.scale) == 1 and stored.offset is None and stored.levels is None
+    whole = len(stored.scale) == 1 and stored.offset is None
     if not whole:
         inputs.append(constant("scale", stored.scale * alpha))
     if stored.offset is not None:
@@ -103,24 +104,42 @@ def _keep_small(
     rewriter.erase_unread(maker)
 
 
+def _unturned(value: ir.Value | None, flipped: bool) -> tuple[ir.Value | None, bool]:
+    """The matrix in front of transpositions, which recurrent layers have there, and how it lies."""
+    while (turn := producer_of(value, "Transpose")) is not None:
+        if list(turn.attributes.get_ints("perm", (1, 0)) or ()) != [1, 0]:
+            break
+        value, flipped = turn.inputs[0], not flipped
+    return value, flipped
+
+
 def _stored(value: ir.Value | None, flipped: bool) -> _Stored | None:
     """What a constant matrix is dequantized from; `flipped` if it is (N, K)."""
     node = value.producer() if value is not None else None
+    merged = producer_of(value, "Reshape")
+    if merged is not None and merged.inputs[0] is not None:
+        node = merged.inputs[0].producer()
     if node is None or node.op_type != "DequantizeLinear" or node.domain != "" or len(node.inputs) < 2:
         return None
     source = node.inputs[0]
     if source is None or source.dtype not in _INTEGERS or not _is_stored(source):
         return None
     scale, given = constant_array(node.inputs[1]), input_of(node, 2)
-    shape = static_shape(source)
-    if scale is None or shape is None or len(shape) != 2 or scale.dtype != np.float32 or 0 in shape:
+    inner, shape = static_shape(source), static_shape(value)
+    if scale is None or inner is None or shape is None or len(shape) != 2 or 0 in shape:
         return None
     (array,) = evaluate_values(None, [source])
     point = np.zeros(scale.shape, np.int32) if given is None else constant_array(given)
-    if point is None or not np.isfinite(scale).all():
+    if point is None or scale.dtype != np.float32 or not np.isfinite(scale).all():
         return None
     attributes = attributes_of(node)
-    axis, block = attributes.get("axis", 1) % 2, attributes.get("block_size", 0)
+    axis, block = attributes.get("axis", 1) % len(inner), attributes.get("block_size", 0)
+    if merged is not None:
+        # Leading axes, such as directions of a recurrent layer, become one; blocks lie along the last.
+        if inner[-1] != shape[1] or axis != len(inner) - 1 or not block:
+            return None
+        array, axis = array.reshape(shape), 1
+        scale, point = (each.reshape(shape[0], -1) for each in (scale, point))
     tables = [_by_group(each, array.shape, axis, block, flipped) for each in (scale, point.astype(np.int32))]
     if tables[0] is None or tables[1] is None:
         return None

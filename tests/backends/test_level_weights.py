@@ -65,6 +65,12 @@ def test_even_weights_are_right_on_every_vector(form):
         assert_right(product(3, 128, 48, form), target, "weights matmul")
 
 
+@pytest.mark.parametrize("form", ["nf4", "int4 symmetric=false", "int8 symmetric=false", "kmeans"])
+def test_one_group_of_rows_and_a_bias(form):
+    for target in filter(runs_here, TARGETS):
+        assert_right(product(10, 64, 384, form, gemm=True), target, "weights matmul")
+
+
 @pytest.mark.parametrize(("form", "share"), [("nf4", 0.2), ("kmeans", 0.15), ("kmeans bits=2", 0.1)])
 def test_memory_holds_codes(form, share):
     lowered = lower(product(1, 512, 256, form), resolve_target("x86-64-v3"))

@@ -115,14 +115,28 @@ def units_of(block: Block, hidden: int) -> np.ndarray:
 
 
 def packer(spec: RecurrenceSpec, gates: tuple[int, ...], block: Block) -> Callable[[np.ndarray], np.ndarray]:
-    """Recurrent weights (D, G H, H) -> (D, tiles, H, gates * units)."""
+    """Recurrent weights (D, G H, H) -> (D, tiles, H, gates * units).
+
+    For files that hold codes in this order its `pieces` give tiles and the moved last tile of each direction
+    apart, as (tiles, H, gates, units).
+    """
+    hidden, count = spec.hidden, block.count(spec.hidden)
+
+    def tiles_of(weights: np.ndarray, directions: slice, tiles: slice) -> np.ndarray:
+        split = weights.reshape(spec.directions, spec.gates, hidden, hidden)[directions][:, list(gates)]
+        chosen = split[:, :, units_of(block, hidden)[tiles]]  # direction, gate, tile, unit, k
+        return np.ascontiguousarray(chosen.transpose(0, 2, 4, 1, 3))
 
     def pack(weights: np.ndarray) -> np.ndarray:
-        hidden, count = spec.hidden, block.count(spec.hidden)
-        split = weights.reshape(spec.directions, spec.gates, hidden, hidden)[:, list(gates)]
-        tiles = split[:, :, units_of(block, hidden)]  # direction, gate, tile, unit, k
-        turned = tiles.transpose(0, 2, 4, 1, 3)
         shape = (spec.directions, count, hidden, len(gates) * block.units)
-        return np.ascontiguousarray(turned.reshape(shape))
+        return tiles_of(weights, slice(None), slice(None)).reshape(shape)
 
+    def piece(direction: int, first: int, last: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda weights: tiles_of(weights, slice(direction, direction + 1), slice(first, last))[0]
+
+    whole = count if hidden % block.units == 0 else count - 1
+    ends = [(0, whole), *([(whole, count)] if whole < count else [])]
+    pack.pieces = tuple(  # type: ignore[attr-defined]
+        piece(direction, *end) for direction in range(spec.directions) for end in ends if end[0] < end[1]
+    )
     return pack

@@ -64,8 +64,11 @@ def weight_matmul(
     count, parts, groups = blocks(columns, tile.block), 8 // form.bits, blocks(spec.k, form.group)
     stored = "int8" if parts == 1 else "uint8"
     b = emit.buffer("b", (count, spec.k // parts, tile.block), stored)
+    # One group takes the room of two: TVM's elimination of common subexpressions would find that its index is
+    # that of the epilogue's operands, and define it in the one loop for both.
+    room = max(groups, 2)
     tables = [
-        emit.buffer(name, (count, groups, tile.block))
+        emit.buffer(name, (count, room, tile.block))
         for name, given in (("scale", form.has_scale), ("offset", form.has_offset))
         if given
     ]
@@ -110,7 +113,11 @@ def weight_matmul(
         [a, b, *tables, *levels, *writer.extras, writer.output],
         [declare_a, product.body(writer, target)],
     )
-    packs = (_packer(spec, form, tile), *[_table_packer(tile)] * len(tables), *[pack_levels] * len(levels))
+    packs = (
+        _packer(spec, form, tile),
+        *[_table_packer(tile, room)] * len(tables),
+        *[pack_levels] * len(levels),
+    )
     kind = f"{min(1 << form.bits, LEVELS)} levels" if levels else f"int{form.bits}"
     return Kernel(func, packs, spec.flops, f"{kind} weights matmul {tile}")
 
@@ -149,13 +156,13 @@ def _packer(spec: MatmulSpec, form: WeightForm, tile: Tile) -> Callable[[np.ndar
     return pack
 
 
-def _table_packer(tile: Tile) -> Callable[[np.ndarray], np.ndarray]:
-    """(groups, N) -> (N / block, groups, block), with zeros beyond the last column."""
+def _table_packer(tile: Tile, room: int) -> Callable[[np.ndarray], np.ndarray]:
+    """(groups, N) -> (N / block, room, block), with zeros beyond the last column and group."""
 
     def pack(table: np.ndarray) -> np.ndarray:
         groups, columns = table.shape
         count = blocks(columns, tile.block)
-        packed = np.pad(table, ((0, 0), (0, count * tile.block - columns)))
-        return np.ascontiguousarray(packed.reshape(groups, count, tile.block).swapaxes(0, 1))
+        packed = np.pad(table, ((0, room - groups), (0, count * tile.block - columns)))
+        return np.ascontiguousarray(packed.reshape(room, count, tile.block).swapaxes(0, 1))
 
     return pack
