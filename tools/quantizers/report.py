@@ -30,23 +30,23 @@ def picked(records: Records, model: str, way: str) -> tuple[str, Record] | None:
 
     A way all of whose variants failed gives the first failure.
     """
-    found = [
-        (variant, records[f"{model}/{way}/{variant}"])
-        for variant in WAYS[way]
-        if f"{model}/{way}/{variant}" in records
-    ]
+    every = ((variant, records.get(f"{model}/{way}/{variant}")) for variant in WAYS[way])
+    found = [(variant, record) for variant, record in every if record is not None and _is_whole(record)]
     return max(found, key=lambda pair: float(pair[1].get("held_out_db", -math.inf)), default=None)
 
 
 def behind(records: Records, models: Sequence[str], choice: Choice = picked) -> list[tuple[str, str, float]]:
     """(model, "rival over ours", decibels) where a rival's SQNR is higher than ours.
 
-    Files for ONNX Runtime's integer kernels are compared with those that ONNX Runtime makes for them.
+    Files for ONNX Runtime's integer kernels are compared with those that ONNX Runtime makes for them. Picked
+    variants are compared where all variants of both sides were measured.
     """
     lines = []
     pairs = [*((OURS, rival) for rival in RIVALS), (OURS_ON_ORT, "ONNX Runtime")]
     for model in models:
         for way, rival in pairs:
+            if choice is picked and (_missing(records, model, way) or _missing(records, model, rival)):
+                continue
             ours, theirs = choice(records, model, way), choice(records, model, rival)
             if ours is None or theirs is None or "error" in theirs[1]:
                 continue
@@ -84,12 +84,12 @@ def markdown(records: Records, models: Sequence[str], ways: Sequence[str]) -> st
     if refused:
         parts += ["Refused or failed:", "\n".join(refused)]
     missing = [
-        f"- {model}: {', '.join(lacking)}"
+        f"- {model}: {'; '.join(lacking)}"
         for model in models
-        if (lacking := [text for way in ways for text in _missing(records, model, way)])
+        if (lacking := [text for way in ways if (text := _missing(records, model, way))])
     ]
     if missing:
-        parts += ["Not measured yet:", "\n".join(missing)]
+        parts += ["Not measured yet on held-out data:", "\n".join(missing)]
     for table, choice in (("first", first), ("second", picked)):
         lost = [
             f"- {model}: {rival}: {lead:.1f} dB" for model, rival, lead in behind(records, models, choice)
@@ -118,6 +118,8 @@ def _ranges(records: Records, models: Sequence[str]) -> str:
 
 
 def _cell(records: Records, model: str, way: str, choice: Choice) -> str:
+    if choice is picked and _missing(records, model, way):
+        return "not all run"
     found = choice(records, model, way)
     text = _decibels(None if found is None else found[1])
     named = choice is picked and found is not None and "error" not in found[1] and len(WAYS[way]) > 1
@@ -130,12 +132,22 @@ def _decibels(record: Record | None) -> str:
     return "refused" if "error" in record else f"{record['sqnr_db']:.1f}"
 
 
-def _missing(records: Records, model: str, way: str) -> list[str]:
-    return [f"{way} ({variant})" for variant in WAYS[way] if f"{model}/{way}/{variant}" not in records]
+def _missing(records: Records, model: str, way: str) -> str:
+    """A way with those of its variants that were not measured; empty where all were."""
+    every = ((variant, records.get(f"{model}/{way}/{variant}", {})) for variant in WAYS[way])
+    lacking = [variant for variant, record in every if not _is_whole(record)]
+    if len(lacking) == len(WAYS[way]):
+        return way
+    return f"{way} ({', '.join(lacking)})" if lacking else ""
+
+
+def _is_whole(record: Record) -> bool:
+    """Whether held-out data was measured too, which records of older versions lack."""
+    return "held_out_db" in record or "error" in record
 
 
 def _metric(records: Records, model: str, way: str) -> str:
-    found = picked(records, model, way)
+    found = None if _missing(records, model, way) else picked(records, model, way)
     return "" if found is None else str(found[1].get("metric", ""))
 
 
