@@ -97,7 +97,7 @@ def markdown(records: Records, models: Sequence[str], ways: Sequence[str]) -> st
         parts.append(
             f"Where a rival is ahead in the {table} table:\n\n" + "\n".join(lost)
             if lost
-            else f"No rival is ahead on any model in the {table} table."
+            else f"No rival is ahead in the {table} table, of the cells that were measured."
         )
     return "\n\n".join(parts) + "\n"
 
