@@ -9,7 +9,6 @@ import typer
 
 from ...backends.manifest import is_artifact
 from ...ir.errors import ToolError
-from ..artifact_facts import inspect_artifact
 from ..console import human_bytes, human_count, print_json, print_line, print_table
 from ..options import DimOption, JsonOption, ModelArgument, load_model
 
@@ -36,6 +35,8 @@ def inspect_model(
     from ...ir.shapes import infer_shapes
 
     if is_artifact(model) and counting is None and not text:
+        from ..artifact_facts import inspect_artifact
+
         inspect_artifact(model, as_json)
         return
 
