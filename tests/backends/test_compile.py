@@ -269,15 +269,22 @@ def test_an_invalid_graph_and_things_that_are_no_graph_are_refused(build_model):
         gw.compile([1, 2], "x86")
 
 
-def test_threads_are_limited_to_what_was_asked_for(mlp):
+def test_threads_are_limited_to_what_was_asked_for(mlp, monkeypatch):
     import tvm
+    from graphwright.backends.tvm.runtime import TvmProgram
+
+    count, invoke, seen = tvm.get_global_func("runtime.NumThreads"), TvmProgram._invoke, []
+
+    def counted(*arguments):
+        seen.append(count())
+        return invoke(*arguments)
 
     exe = gw.compile(mlp, "x86")
-    count = tvm.get_global_func("runtime.NumThreads")
+    monkeypatch.setattr(TvmProgram, "_invoke", counted)
     for threads in (1, 2, 1):
         exe.set_threads(threads)
         exe(np.zeros((4, 24), np.float32))
-        assert count() == min(threads, logical_cores())
+    assert seen == [min(threads, logical_cores()) for threads in (1, 2, 1)]
 
 
 FUNCTIONS = """
