@@ -33,6 +33,7 @@ _KERNEL_TO_LLVM = {
     "avx512_vpopcntdq": "avx512vpopcntdq",
     "amx_tile": "amx-tile",
     "amx_int8": "amx-int8",
+    "amx_bf16": "amx-bf16",
     # ARM
     "asimd": "neon",
     "asimddp": "dotprod",

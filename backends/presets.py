@@ -44,7 +44,7 @@ features it hides: code for the name then never uses an instruction that traps. 
 program must ask the kernel before it may use it: a host keeps its name without it.
 """
 
-X86_TILES = ("amx-tile", "amx-int8")
+X86_TILES = ("amx-tile", "amx-int8", "amx-bf16")
 """What an x86 CPU may have besides, if the kernel grants it (`host.tiles_granted`)."""
 
 _NEON = ("neon",)
