@@ -3,6 +3,9 @@
     python -m graphwright.tools.int8_exactness [--only REGEX] [--target NAME,...] [-o FILE.md]
     python -m graphwright.tools.int8_exactness --model FILE.onnx [--input FILE.npz]
 
+Without `--target` the kernels of every instruction set that this machine has are compared: on x86 `amx`,
+`vnni` and `avx2`, on ARM `dotprod` and `neon`.
+
 In a deep network one flipped step makes others flip, so the outputs of whole models say little about kernels.
 Here the quantized model is cut at every quantized tensor: each becomes a result and, anew, an input. The
 cut model is compiled and given the integers that ONNX Runtime (optimizations off) computed in the uncut one,
@@ -12,13 +15,15 @@ off or less than 99.9 % of its elements are equal.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import onnx_ir as ir
@@ -29,10 +34,16 @@ from .console import print_line, progress
 from .int8_measure import FLOAT, MODELS, build_model, known_models, quantize
 from .steps import markdown_table
 
+if TYPE_CHECKING:
+    from ..backends.target import Target
+
 MOST_STEPS, LEAST_EQUAL = 1, 0.999
 _QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul"}
 _INTEGERS = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16}
 _GIVEN = "given/"
+_EVERY = "every"
+_INSTRUCTION_SETS = ("amx", "vnni", "avx2", "dotprod", "neon")
+_INSTRUCTION = re.compile(r"\b(tdpb[su]{2}d|vpdpbusd|vpmaddwd|sdot|smlal|dp4a)\b")
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Exactness:
     target: str
     kernels: int
     tensors: tuple[Tensor, ...]
+    instructions: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """How many of the kernels multiply by which instruction."""
 
     @property
     def missed(self) -> list[Tensor]:
@@ -75,6 +88,7 @@ class Exactness:
             self.model,
             self.target,
             str(self.kernels),
+            ", ".join(f"{count} {name}" for name, count in sorted(self.instructions.items())),
             str(len(self.tensors)),
             f"{elements:,}",
             f"{equal / max(elements, 1):.5%}",
@@ -121,7 +135,7 @@ def _quantized(node: ir.Node) -> Iterator[ir.Value]:
 
 
 def compare_kernels(
-    name: str, quantized: ir.Model, target: str, feeds: Mapping[str, np.ndarray]
+    name: str, quantized: ir.Model, target: str | Target, feeds: Mapping[str, np.ndarray]
 ) -> Exactness:
     """Compile the cut model and compare every quantized tensor with the reference's.
 
@@ -151,9 +165,17 @@ def compare_kernels(
     made = compile_graph(parts, target, pipeline="eliminate-dead", check=False)
     found = made.run(given)
     kernels = made.report.kernels if made.report is not None else ()
-    integer = sum(each["calls"] for each in kernels if each["kind"].startswith("integer"))
+    integer = [each for each in kernels if each["kind"].startswith("integer")]
+    used: Counter[str] = Counter()
+    for each in integer:
+        instruction = _INSTRUCTION.search(each["note"])
+        used[instruction[0] if instruction is not None else "other"] += each["calls"]
     return Exactness(
-        name, target, integer, tuple(_tensor(key, expected[key], np.asarray(found[key])) for key in names)
+        name,
+        target if isinstance(target, str) else target.name,
+        used.total(),
+        tuple(_tensor(key, expected[key], np.asarray(found[key])) for key in names),
+        dict(used),
     )
 
 
@@ -166,7 +188,7 @@ def _tensor(name: str, expected: np.ndarray, found: np.ndarray) -> Tensor:
 
 def markdown(rows: Sequence[Exactness]) -> str:
     """The table, and every tensor that misses the bounds."""
-    head = ["model", "target", "integer kernels", "quantized tensors", "elements", "equal"]
+    head = ["model", "target", "integer kernels", "of these", "quantized tensors", "elements", "equal"]
     head += ["least equal of a tensor", "most steps apart", "outside the bounds"]
     missed = [
         f"- {row.model}, {row.target}: `{tensor.name}`: {tensor.equal / tensor.elements:.4%} of "
@@ -189,8 +211,13 @@ def main(
     ] = None,
     target: Annotated[
         str,
-        typer.Option("--target", "-t", help="CPUs to compile for, separated by commas; they must run here."),
-    ] = "x86",
+        typer.Option(
+            "--target",
+            "-t",
+            help="Instruction sets (amx, vnni, avx2, dotprod, neon) or CPUs to compile for, separated by "
+            "commas; they must run here. `every`: all instruction sets of this machine.",
+        ),
+    ] = _EVERY,
     table: Annotated[
         str, typer.Option("--table", help="What insert-qdq quantizes for; its table decides.")
     ] = "x86-vnni",
@@ -200,11 +227,11 @@ def main(
 ) -> None:
     """Compare every integer kernel of whole models with ONNX Runtime."""
     try:
-        targets = [_runnable(name) for name in target.split(",")]
+        targets = list(instruction_sets().values()) if target == _EVERY else _targets(target)
         rows = []
         for name, quantized, feeds in _subjects(only, model, inputs, table):
             for each in targets:
-                with progress(f"{name}, {each}"):
+                with progress(f"{name}, {each.name}"):
                     rows.append(compare_kernels(name, quantized, each, feeds))
             gc.collect()
     except (GraphwrightError, OSError, re.error) as error:
@@ -218,14 +245,42 @@ def main(
         raise typer.Exit(1)
 
 
-def _runnable(name: str) -> str:
+def instruction_sets() -> dict[str, Target]:
+    """What this machine has integer kernels for, best first: all of it, then without the best."""
+    from ..backends.target import host_target, resolve_target
+
+    host = host_target()
+    if host.family == "arm":
+        sets = {"dotprod": host if host.has("dotprod") else None, "neon": resolve_target("armv8-a")}
+    else:
+        left = tuple(feature for feature in host.features if not feature.startswith("amx-"))
+        plain = dataclasses.replace(host, features=left)
+        sets = {
+            "amx": host if host.has("amx-tile", "amx-int8") else None,
+            "vnni": plain if plain.has("avx512vnni") or plain.has("avxvnni") else None,
+            "avx2": resolve_target("x86-64-v3"),
+        }
+    named = {name: dataclasses.replace(each, name=name) for name, each in sets.items() if each is not None}
+    return {name: each for name, each in named.items() if each.runs_here}
+
+
+def _targets(names: str) -> list[Target]:
+    return [_runnable(name.strip()) for name in names.split(",")]
+
+
+def _runnable(name: str) -> Target:
     from ..backends.target import resolve_target
 
-    resolved = resolve_target(name.strip())
+    known = instruction_sets()
+    if name in known:
+        return known[name]
+    if name in _INSTRUCTION_SETS:
+        raise ToolError(f"this machine has no {name}; it has: {', '.join(known)}")
+    resolved = resolve_target(name)
     reason = resolved.why_not_here()
     if reason:
         raise ToolError(f"code for {resolved.name} cannot be run here: {reason}")
-    return name.strip()
+    return dataclasses.replace(resolved, name=name)
 
 
 def _subjects(

@@ -44,7 +44,34 @@ def test_a_cut_model_gives_the_same_integers_from_those_of_the_whole(quantized):
 def test_kernels_are_exact(quantized):
     row = exactness.compare_kernels("m", quantized, "x86", random_inputs(quantized, seed=1))
     assert row.kernels == 7 and row.missed == []
+    assert sum(row.instructions.values()) == 7
     assert all(tensor.steps <= 1 and tensor.equal >= 0.999 * tensor.elements for tensor in row.tensors)
+
+
+_WORDS = {"amx": "tdpb", "vnni": "vpdpbusd", "avx2": "vpmaddwd", "dotprod": "sdot", "neon": "smlal"}
+
+
+@pytest.mark.parametrize("name", exactness.instruction_sets())
+def test_every_instruction_set_of_the_machine_is_one_to_compare(quantized, name):
+    target = exactness.instruction_sets()[name]
+    row = exactness.compare_kernels("m", quantized, target, random_inputs(quantized, seed=2))
+    assert row.missed == [] and row.target == name
+    assert any(used.startswith(_WORDS[name]) for used in row.instructions), row.instructions
+    assert name == "amx" or not any(used.startswith("tdpb") for used in row.instructions)
+
+
+def test_a_host_with_tiles_is_compared_without_them_as_well(monkeypatch):
+    from graphwright.backends import target as targets
+
+    host = targets.resolve_target("sapphirerapids")
+    monkeypatch.setattr(targets, "host_target", lambda: host)
+    monkeypatch.setattr(targets.Target, "why_not_here", lambda self: None)
+    assert list(exactness.instruction_sets()) == ["amx", "vnni", "avx2"]
+    left = exactness.instruction_sets()["vnni"]
+    assert left.has("avx512vnni") and not any(each.startswith("amx") for each in left.features)
+    arm = targets.resolve_target("raspberry-pi-5")
+    monkeypatch.setattr(targets, "host_target", lambda: arm)
+    assert list(exactness.instruction_sets()) == ["dotprod", "neon"]
 
 
 def test_what_is_off_is_named_and_ends_with_code_1(quantized, tmp_path, monkeypatch):
@@ -52,7 +79,8 @@ def test_what_is_off_is_named_and_ends_with_code_1(quantized, tmp_path, monkeypa
     save(quantized, file)
     good = CliRunner().invoke(app, ["--model", str(file), "-o", str(tmp_path / "table.md")])
     assert good.exit_code == 0, good.output
-    assert "| model | x86 |" in (tmp_path / "table.md").read_text()
+    written = (tmp_path / "table.md").read_text()
+    assert all(f"| model | {name} |" in written for name in exactness.instruction_sets())
     tensor = exactness.Tensor("bad", 1000, 998, 2)
     monkeypatch.setattr(
         exactness, "compare_kernels", lambda *given: exactness.Exactness("m", "x86", 1, (tensor,))
@@ -73,6 +101,9 @@ def test_mistakes_are_one_line(tmp_path):
     run = CliRunner().invoke
     assert run(app, ["--only", "no_such_model"]).exit_code == 2
     assert run(app, ["--target", "raspberry-pi-4"]).exit_code == 2
+    lacking = next(name for name in ("neon", "avx2") if name not in exactness.instruction_sets())
+    refused = run(app, ["--target", lacking])
+    assert refused.exit_code == 2 and f"this machine has no {lacking}; it has: " in refused.output
     assert run(app, ["--input", str(tmp_path / "x.npz")]).exit_code == 2
     x = ir.Value(name="x", shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.FLOAT))
     node = ir.Node("", "Relu", [x])
