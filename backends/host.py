@@ -15,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .features import ARM_FEATURES, X86_FEATURES, x86_vectors
 from .presets import X86_CPUS, X86_TILES
 
 _KERNEL_TO_LLVM = {
@@ -53,12 +54,7 @@ _ARM_PARTS = {
     "0xd41": "cortex-a78",
     "0xd4f": "neoverse-v2",
 }
-_ARM_FEATURES = ("neon", "dotprod", "fullfp16", "i8mm")
 
-_X86_FEATURES = (
-    *dict.fromkeys(feature for listed in reversed(X86_CPUS.values()) for feature in listed),
-    *X86_TILES,
-)
 _ARCH_PRCTL = 158
 _REQUEST_PERMISSION = 0x1023
 _TILE_DATA = 18
@@ -158,14 +154,12 @@ def describe_host() -> dict[str, Any]:
     cpuinfo = _cpuinfo()
     if arch == "x86_64":
         cpu = choose_x86_cpu(features, cpuinfo.get("vendor_id", ""))
-        used = tuple(feature for feature in _X86_FEATURES if feature in features)
-        wide = features.issuperset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
-        vector_bits = 512 if wide else 256 if "avx2" in features else 128
-        registers = 32 if wide else 16
+        used = tuple(feature for feature in X86_FEATURES if feature in features)
+        vector_bits, registers = x86_vectors(features)
         name = "x86"
     else:
         cpu = _ARM_PARTS.get(cpuinfo.get("cpu part", "").lower(), "generic")
-        used = tuple(feature for feature in _ARM_FEATURES if feature in features)
+        used = tuple(feature for feature in ARM_FEATURES if feature in features)
         vector_bits, registers = 128, 32
         name = "arm" if arch == "aarch64" else "host"
     caches = host_caches()

@@ -125,16 +125,15 @@ def _is_target(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     texts = ("name", "kind", "triple", "cpu", "device", "summary")
-    features = value.get("features", [])
+    lists = {name: value.get(name, []) for name in ("features", "without")}
     if value.get("device", "cpu") == "cuda" and not re.fullmatch(r"sm_\d{2,4}\w?", str(value.get("cpu"))):
         return False
     return (
         value.get("kind", "llvm") in ("llvm", "cuda")
         and value.get("device", "cpu") in ("cpu", "cuda")
         and all(_is_text(value.get(name, "")) for name in texts)
-        and all(_is_count(each) for name, each in value.items() if name not in (*texts, "features"))
-        and isinstance(features, list)
-        and all(map(_is_text, features))
+        and all(_is_count(each) for name, each in value.items() if name not in (*texts, *lists))
+        and all(isinstance(each, list) and all(map(_is_text, each)) for each in lists.values())
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ir.errors import TargetError
+from .features import split_target, with_features
 from .presets import CUDA_HOST, DEFAULT_CPU, DEFAULT_CUDA, PRESETS
 
 
@@ -27,7 +28,7 @@ class Target:
     """
 
     name: str
-    """What the user typed or the preset's name."""
+    """What the user typed or the preset's name, with features that were added or taken away."""
     kind: str
     """"llvm" or "cuda"."""
     triple: str
@@ -35,6 +36,8 @@ class Target:
     cpu: str
     """LLVM CPU name, or the compute capability ("sm_90") of a GPU."""
     features: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    """Features that the CPU of that name has and code must not use: those taken away by hand."""
     vector_bits: int = 128
     """Widest vector register worth using."""
     vector_registers: int = 16
@@ -103,13 +106,19 @@ class Target:
             "mcpu": self.cpu,
             "num-cores": self.cores,
         }
-        if self.features:
-            described["mattr"] = [f"+{feature}" for feature in self.features]
+        if self.features or self.without:
+            described["mattr"] = [
+                *(f"+{feature}" for feature in self.features),
+                *(f"-{feature}" for feature in self.without),
+            ]
         return described
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able dictionary; `from_json` restores the same target."""
-        return {**dataclasses.asdict(self), "features": list(self.features)}
+        data = {**dataclasses.asdict(self), "features": list(self.features), "without": list(self.without)}
+        if not self.without:
+            del data["without"]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Target:
@@ -119,7 +128,8 @@ class Target:
             TargetError: a field is missing or unknown.
         """
         try:
-            return cls(**{**data, "features": tuple(data.get("features", ()))})
+            lists = {name: tuple(data.get(name, ())) for name in ("features", "without")}
+            return cls(**{**data, **lists})
         except TypeError as error:
             detail = str(error).removeprefix("Target.__init__() ")
             raise TargetError(f"not a target description: {detail}") from None
@@ -153,16 +163,23 @@ def resolve_target(target: str | Target) -> Target:
     """The target of that name.
 
     "x86" and "arm" mean the machine at hand where it is one, else a preset that runs on any recent CPU of the
-    family; "host" is always the machine at hand; "cuda" is a recent data-centre GPU.
+    family; "host" is always the machine at hand; "cuda" is a recent data-centre GPU. Features can be taken
+    away and added as LLVM's `mattr` does: "host,-amx-bf16", "x86-64-v3,+avxvnni".
 
     Raises:
-        TargetError: there is no such target; the line names the nearest ones.
+        TargetError: there is no such target or feature; the line names the nearest ones.
     """
     if isinstance(target, Target):
         return target
     if not isinstance(target, str):
         raise TargetError(f"a target is a name or a Target, not {type(target).__name__}")
-    name = target.strip().lower().replace("_", "-")
+    name, edits = split_target(target)
+    found = _named(name)
+    return with_features(found, edits) if edits else found
+
+
+def _named(target: str) -> Target:
+    name = target.lower().replace("_", "-")
     if name in PRESETS:
         return Target(name=name, **PRESETS[name])
     if name.replace("-", "_") in _by_cuda_arch():
