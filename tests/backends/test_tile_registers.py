@@ -19,7 +19,7 @@ from graphwright.backends.tvm.kernels.tile_product import (
     pack_panels,
     plan_tiling,
 )
-from graphwright.backends.tvm.kernels.tile_registers import Registers
+from graphwright.backends.tvm.kernels.tile_registers import Registers, integer_format
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +28,7 @@ from .test_cpp import SOURCES, build, run
 from .test_integer import assert_integer, assert_within_a_step, convolution, convolutions, product, products
 
 AMX = resolve_target("sapphirerapids")
+BYTES = integer_format("uint8", "int8")
 SHAPES = ((2, 2), (1, 4), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
 SETTINGS = settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -94,11 +95,11 @@ def multiplied(data, packed, reduction, registers, columns):
     st.integers(1, 4),
 )
 def test_panels_hold_every_weight_once(groups, runs, run, columns, slack, across):
-    reduction = Reduction.of(run, ((runs, run),), slack)
+    reduction = Reduction.of(BYTES, run, ((runs, run),), slack)
     assume(reduction is not None)
     assert reduction.depth % 4 == 0 and reduction.depth <= 64
     assert slack or reduction.depth <= run
-    registers = Registers(5, reduction.depth, 1, across, "tdpbusd")
+    registers = Registers(5, reduction.depth, 1, across, BYTES)
     generator = np.random.default_rng(run)
     weights = generator.integers(-128, 128, (groups, runs, run, columns)).astype(np.int8)
     data = generator.integers(0, 256, (groups, runs, run + 64)).astype(np.uint8)
@@ -109,9 +110,9 @@ def test_panels_hold_every_weight_once(groups, runs, run, columns, slack, across
 
 
 def test_runs_too_short_for_a_step_are_left_to_vectors():
-    assert Reduction.of(3) is None
-    assert Reduction.of(3, slack=True).depth == 4
-    assert (Reduction.of(7).steps, Reduction.of(7).depth) == (2, 4)
+    assert Reduction.of(BYTES, 3) is None
+    assert Reduction.of(BYTES, 3, slack=True).depth == 4
+    assert (Reduction.of(BYTES, 7).steps, Reduction.of(BYTES, 7).depth) == (2, 4)
 
 
 @given(st.integers(1, 400), st.integers(1, 3))
@@ -125,7 +126,7 @@ def test_rows_are_covered_without_a_register_of_overlap(rows, down):
 
 def test_registers_are_chosen_by_size():
     def chosen(rows, columns, k):
-        return plan_tiling(flat_rows(rows), columns, 1, Reduction.of(k), ("uint8", "int8")).registers
+        return plan_tiling(flat_rows(rows), columns, 1, Reduction.of(BYTES, k), BYTES).registers
 
     assert (chosen(512, 512, 512).down, chosen(512, 512, 512).across) == (2, 2)
     assert (chosen(16, 512, 512).down, chosen(16, 512, 512).across) == (1, 4)

@@ -27,7 +27,10 @@ from .tile import (
     choose_tile,
     tile_cycles,
 )
-from .window import choose_padded, gather_stage, gathered_spec, pad_stage, padded_spec
+from .tile_conv import choose_way, split_conv2d
+from .tile_matmul import split_pays
+from .tile_registers import SPLIT, has_float_tiles
+from .window import choose_padded, gather_stage, gathered_spec, is_pointwise, pad_stage, padded_spec
 from .winograd import choose_winograd, winograd
 
 
@@ -39,6 +42,11 @@ def conv2d(spec: Conv2dSpec, epilogue: Epilogue | None, target: TargetNumbers) -
     if suits_small_groups(spec, target):
         return depthwise(spec, epilogue, target)
     writer = Writer(epilogue, spec.out_shape, nhwc)
+    if has_float_tiles(target):
+        way = choose_way(spec, SPLIT)
+        pixels = spec.batch * spec.out_height * spec.out_width
+        if way is not None and split_pays(way.tiling.cycles, pixels, _direct_cycles(spec, target)):
+            return split_conv2d(spec, way, writer, target)
     if is_pointwise(spec) or _is_gathered(spec, target):
         return _pointwise(spec, writer, target)
     plan = choose_winograd(spec, _direct_cycles(spec, target), target)
@@ -76,11 +84,6 @@ def _direct_cycles(spec: Conv2dSpec, target: TargetNumbers) -> float:
     rows = spec.batch * spec.out_height
     stream = 4 * steps * spec.out_channels / MEMORY_BYTES_PER_CYCLE
     return max(rows * spec.groups * tile_cycles(spec.out_width, per_group, steps, target, rows), stream)
-
-
-def is_pointwise(spec: Conv2dSpec) -> bool:
-    """Whether every output pixel depends on the input pixel of the same position alone."""
-    return spec.kernel == (1, 1) and spec.stride == (1, 1) and not any(spec.pads)
 
 
 def _is_gathered(spec: Conv2dSpec, target: TargetNumbers) -> bool:

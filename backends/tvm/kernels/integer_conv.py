@@ -16,7 +16,7 @@ import numpy as np
 
 from . import emit
 from .arithmetic import Arithmetic, integer_arithmetic
-from .conv2d import is_pointwise, pixel_index
+from .conv2d import pixel_index
 from .emit import Statements
 from .integer_depthwise import integer_depthwise, suits_integer_depthwise
 from .integer_stage import Staged, filled, stage_image
@@ -26,7 +26,7 @@ from .product import Product
 from .spatial import SpatialConvolution, pack_conv_weights
 from .tile import TargetNumbers, Tile, blocks, choose_tile
 from .tile_conv import tile_conv2d
-from .window import choose_padded, padded_spec
+from .window import choose_padded, is_pointwise, padded_spec
 
 
 def integer_conv2d(

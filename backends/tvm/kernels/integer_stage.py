@@ -121,42 +121,43 @@ def stage_image(
 def gather_windows(
     source: Any,
     spec: Conv2dSpec,
-    dtype: str,
     run: int,
     outer: Sequence[tuple[int, int]],
-    slack: int,
-) -> Staged:
+    gathered: Any,
+    begin: int = 0,
+    to: int = 0,
+) -> Any:
     """Every window of (N, H, W, C) as a row: groups, then rows of the window, then columns and channels.
 
     Args:
         source: the data as one axis.
         spec: the convolution; the data hold its padding.
-        dtype: element type.
         run: neighbouring elements of a window.
         outer: (iterations, elements between them) of the loops around runs.
-        slack: elements behind the copy that may be read, whatever they hold.
+        gathered: the flat buffer that is filled.
+        begin: where the data begin in `source`.
+        to: where the rows begin in `gathered`.
     """
     counts = [spec.groups, *(count for count, _ in outer)]
     strides = [spec.in_channels // spec.groups, *(stride for _, stride in outer)]
     length, pixels = prod(counts) * run, (spec.batch, spec.out_height, spec.out_width)
-    gathered, allocation = emit.allocate_whole("gathered", prod(pixels) * length + slack, dtype, "global")
 
     def line(t: Any) -> Any:
         n, h = emit.unravel(t, pixels[:2])
-        first = (n * spec.height + h * spec.stride[0]) * spec.width * spec.in_channels
+        first = begin + (n * spec.height + h * spec.stride[0]) * spec.width * spec.in_channels
 
         def pixel(w: Any) -> Any:
-            begin = (t * spec.out_width + w) * length
+            own = to + (t * spec.out_width + w) * length
 
             def piece(index: tuple[Any, ...]) -> Any:
                 if len(index) < len(counts):
                     return emit.loop("tap", counts[len(index)], lambda i: piece((*index, i)))
-                to = begin + emit.ravel(index, counts) * run
+                place = own + emit.ravel(index, counts) * run
                 at = first + w * (spec.stride[1] * spec.in_channels)
                 for number, stride in zip(index, strides, strict=True):
                     at = at + number * stride
                 return emit.loop(
-                    "i", run, lambda i: emit.store(gathered, emit.load(source, [at + i]), [to + i])
+                    "i", run, lambda i: emit.store(gathered, emit.load(source, [at + i]), [place + i])
                 )
 
             return piece(())
@@ -164,7 +165,7 @@ def gather_windows(
         return emit.loop("w", spec.out_width, pixel)
 
     enabled = prod(pixels) * length > SERIAL_FLOPS
-    return Staged(gathered, length, [*allocation, emit.parallel("gather", prod(pixels[:2]), line, enabled)])
+    return emit.parallel("gather", prod(pixels[:2]), line, enabled)
 
 
 def stage_rows(source: Any, shape: Sequence[int], dtype: str, depth: int, zero_point: int = 0) -> Staged:

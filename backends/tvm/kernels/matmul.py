@@ -18,6 +18,7 @@ from .interface import Epilogue, Index, Kernel, MatmulSpec, Operand
 from .microkernel import Writer
 from .product import SERIAL_FLOPS, Product
 from .tile import TargetNumbers, Tile, blocks, choose_tile, streaming_tile
+from .tile_matmul import split_matmul
 
 
 def pack_matrix(weights: np.ndarray, operand: Operand, block: int) -> np.ndarray:
@@ -83,6 +84,9 @@ def _is_contiguous(operand: Operand) -> bool:
 
 
 def _by_weights(spec: MatmulSpec, writer: Writer, target: TargetNumbers) -> Kernel:
+    tiles = split_matmul(spec, writer, target)
+    if tiles is not None:
+        return tiles
     a = emit.buffer("a", spec.a.shape)
     columns = spec.out_shape[-1]
     if _is_contiguous(spec.a):

@@ -25,9 +25,9 @@ from .product import SERIAL_FLOPS
 from .tile import TargetNumbers
 from .tile_matmul import tiles_pay
 from .tile_product import Reduction, TileProduct, Tiling, flat_rows, plan_tiling
-from .tile_registers import DEPTH, LANES, has_tiles
+from .tile_registers import LANES, WORD, has_tiles, integer_format
 
-_WORD = LANES * DEPTH
+_GROUP = LANES * WORD
 
 
 def tile_batch_matmul(
@@ -41,12 +41,15 @@ def tile_batch_matmul(
 
     Buffers: a, b, extra inputs, output (..., M, N).
     """
-    reduction = Reduction.of(spec.k)
-    if not has_tiles(target) or not set(types) <= {"int8", "uint8"} or reduction is None:
+    if not has_tiles(target) or not set(types) <= {"int8", "uint8"}:
+        return None
+    form = integer_format(*types)
+    reduction = Reduction.of(form, spec.k)
+    if reduction is None:
         return None
     rows, columns = spec.out_shape[-2:]
     count = prod(spec.batch)
-    tiling = plan_tiling(flat_rows(rows), columns, count, reduction, types)
+    tiling = plan_tiling(flat_rows(rows), columns, count, reduction, form)
     if not tiles_pay(tiling, rows, columns, spec.k, ("int16", "int16"), target, count):
         return None
     return _Batch(spec, types, zero_points, reduction, tiling).kernel(writer, target)
@@ -79,9 +82,9 @@ class _Batch:
         return (*[1] * (len(self.spec.batch) - len(shape)), *shape)
 
     @property
-    def panel_bytes(self) -> int:
-        """Bytes of one packed panel."""
-        return self.reduction.total * self.tiling.registers.across * self.tiling.registers.right_bytes
+    def panel_size(self) -> int:
+        """Elements of one packed panel."""
+        return self.reduction.total * self.tiling.registers.across * self.tiling.registers.right_size
 
     def matrix(self, outer: Index) -> Any:
         """Number of the right operand's matrix."""
@@ -146,16 +149,16 @@ class _Batch:
         reduction, registers, panels = self.reduction, self.tiling.registers, self.tiling.panels
         view = _view(b, self.spec.b, self.spec.batch)
         packed, allocation = emit.allocate(
-            "packed", (prod(self.own) * panels * self.panel_bytes,), self.types[1], "global"
+            "packed", (prod(self.own) * panels * self.panel_size,), self.types[1], "global"
         )
         twice = reduction.steps * reduction.depth - reduction.run
         ragged = bool(twice) or self.columns % registers.block != 0
-        groups = reduction.depth // DEPTH
+        groups = reduction.depth // WORD
         nothing = tirx.const(0, self.types[1])
 
         def panel(t: Any) -> Statements:
             *outer, number = emit.unravel(t, (*self.own, panels))
-            begin = t * self.panel_bytes
+            begin = t * self.panel_size
 
             def across(part: Any) -> Statements:
                 column = number * registers.block + part * LANES
@@ -165,21 +168,21 @@ class _Batch:
 
                 def group(step: Any, at: Any, first: int = 0) -> Any:
                     """Four neighbours of the reduction, from the first that the step does not read twice."""
-                    word = begin + ((step * registers.across + part) * groups + at) * _WORD
-                    k = reduction.place(step) + at * DEPTH
+                    word = begin + ((step * registers.across + part) * groups + at) * _GROUP
+                    k = reduction.place(step) + at * WORD
 
                     def lane(i: Any) -> Statements:
                         return [
                             emit.store(
-                                packed, view.at(tuple(outer), k + j, column + i), [word + i * DEPTH + j]
+                                packed, view.at(tuple(outer), k + j, column + i), [word + i * WORD + j]
                             )
-                            for j in range(first, DEPTH)
+                            for j in range(first, WORD)
                         ]
 
                     return emit.loop("lane", lanes, lane)
 
                 last = reduction.steps - 1
-                skipped, partly = divmod(twice, DEPTH)
+                skipped, partly = divmod(twice, WORD)
                 whole = skipped + (1 if partly else 0)
                 return [
                     emit.loop(
@@ -194,7 +197,7 @@ class _Batch:
                 ]
 
             return [
-                emit.loop("i", self.panel_bytes, lambda i: emit.store(packed, nothing, [begin + i]))
+                emit.loop("i", self.panel_size, lambda i: emit.store(packed, nothing, [begin + i]))
                 if ragged
                 else [],
                 emit.loop("part", registers.across, across),
@@ -234,16 +237,16 @@ class _Batch:
         sums, allocation = emit.allocate(
             "column_sums", (prod(self.own) * panels * registers.block,), "int32", "global"
         )
-        groups = registers.depth // DEPTH
+        groups = registers.depth // WORD
 
         def vector(t: Any) -> Statements:
             number, part = emit.unravel(t, (prod(self.own) * panels, registers.across))
             total, own = emit.allocate("total", (LANES,), "int32")
 
             def add(step: Any, group: Any) -> Any:
-                at = number * self.panel_bytes + ((step * registers.across + part) * groups + group) * _WORD
-                words = emit.load(packed, [at], _WORD)
-                ones = emit.constant(1, _WORD, "int8" if self.types[1] == "uint8" else "uint8")
+                at = number * self.panel_size + ((step * registers.across + part) * groups + group) * _GROUP
+                words = emit.load(packed, [at], _GROUP)
+                ones = emit.constant(1, _GROUP, "int8" if self.types[1] == "uint8" else "uint8")
                 pair = (words, ones) if self.types[1] == "uint8" else (ones, words)
                 old = emit.load(total, [0], LANES)
                 new = intrinsic("llvm.x86.avx512.vpdpbusd.512", f"int32x{LANES}", old, *pair)

@@ -1,4 +1,4 @@
-"""Convolution of integers on tile registers.
+"""Convolution on tile registers, of integers or of split float32.
 
 Three ways, by estimated time: 1x1 windows are a product of all pixels; wide images are read where they lie,
 or in a padded copy, a register holding neighbouring pixels of a row; windows of narrow images are first
@@ -16,7 +16,6 @@ import numpy as np
 
 from . import emit
 from .choices import Option, choose
-from .conv2d import is_pointwise
 from .emit import Statements
 from .integer_stage import gather_windows, stage_image
 from .interface import Conv2dSpec, Index, Kernel
@@ -33,8 +32,9 @@ from .tile_product import (
     panel_shape,
     plan_tiling,
 )
-from .tile_registers import BYTES, has_tiles
-from .window import padded_spec
+from .tile_registers import BYTES, Format, has_tiles, integer_format
+from .tile_split import STAGED_PER_CYCLE, Planes, allocate_planes, split_image
+from .window import is_pointwise, padded_spec
 
 _COPIED_PER_CYCLE = 16.0
 """Bytes of a padded copy or of gathered windows."""
@@ -44,7 +44,7 @@ _ROWS, _GATHER, _PIXELS = "rows", "gather", "pixels"
 
 
 @dataclass(frozen=True)
-class _Way:
+class Way:
     """One way to see a convolution as products, with what it costs to prepare the data."""
 
     name: str
@@ -75,20 +75,47 @@ def tile_conv2d(
     """
     if not has_tiles(target) or not set(types) <= {"int8", "uint8"}:
         return None
-    way = _choose_way(spec, types)
+    form = integer_format(*types)
+    way = choose_way(spec, form)
     if way is None:
         return None
     pixels, depth = spec.batch * spec.out_height * spec.out_width, spec.in_channels // spec.groups
     columns = spec.out_channels // spec.groups
     if not tiles_pay(way.tiling, pixels, columns, depth * prod(spec.kernel), types, target, spec.groups):
         return None
-    return _kernel(spec, way, types, zero_point, writer, target)
+    data = emit.buffer("data", spec.data_shape, form.left)
+    flat, statements = _integer_data(data, spec, way, zero_point)
+    return way_kernel(spec, way, data, Planes(flat, 0, statements), writer, target)
 
 
-def _choose_way(spec: Conv2dSpec, types: tuple[str, str]) -> _Way | None:
+def split_conv2d(spec: Conv2dSpec, way: Way, writer: Writer, target: TargetNumbers) -> Kernel:
+    """A convolution of float32, split into two bfloat16 ahead of the product.
+
+    Buffers: data (N, H, W, C), packed weights, extra inputs, output (N, OH, OW, O).
+    """
+    data = emit.buffer("data", spec.data_shape)
+    source, declaration = emit.flat_view(data, prod(spec.data_shape))
+    planes = split_image(source, spec, BYTES if way.name == _ROWS else 0)
+    statements = [declaration, *planes.statements]
+    if way.name == _GATHER:
+        run, outer = _runs(way.spec)
+        size = way.spec.batch * way.spec.out_height * way.spec.out_width * way.reduction.run * spec.groups
+        flat, plane, allocation = allocate_planes("gathered", size, BYTES)
+        gathers = [
+            gather_windows(planes.flat, way.spec, run, outer, flat, part * planes.plane, part * plane)
+            for part in range(2)
+        ]
+        planes = Planes(flat, plane, [*statements, *allocation, *gathers])
+    else:
+        planes = Planes(planes.flat, planes.plane, statements)
+    return way_kernel(spec, way, data, planes, writer, target)
+
+
+def choose_way(spec: Conv2dSpec, form: Format) -> Way | None:
+    """How to see a convolution as products, by estimated time or by a record; None where no way does."""
     if is_pointwise(spec):
-        return _way(_PIXELS, spec, types)
-    ways = {name: way for name in (_ROWS, _GATHER) if (way := _way(name, spec, types))}
+        return _way(_PIXELS, spec, form)
+    ways = {name: way for name in (_ROWS, _GATHER) if (way := _way(name, spec, form))}
     if not ways:
         return None
     best = min(ways, key=lambda name: ways[name].tiling.cycles)
@@ -100,29 +127,34 @@ def _choose_way(spec: Conv2dSpec, types: tuple[str, str]) -> _Way | None:
     return ways[chosen]
 
 
-def _way(name: str, spec: Conv2dSpec, types: tuple[str, str]) -> _Way | None:
+def _way(name: str, spec: Conv2dSpec, form: Format) -> Way | None:
     pads, spec = any(spec.pads), padded_spec(spec)
     own, columns = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     pixels = spec.batch * spec.out_height * spec.out_width
+    is_split = form.parts > 1
     cycles = prod(spec.data_shape) / _COPIED_PER_CYCLE if pads else 0.0
+    if is_split:
+        cycles = prod(spec.data_shape) / STAGED_PER_CYCLE
     if name == _ROWS:
-        reduction = Reduction.of(*_runs(spec), slack=pads)
+        run, outer = _runs(spec)
+        # Beyond a window of float32 there may be NaN, which zero weights do not silence.
+        reduction = Reduction.of(form, run, outer, slack=run < form.word if is_split else pads)
         rows = image_rows(spec.out_width, spec.batch * spec.out_height)
     else:
-        reduction = Reduction.of(prod(spec.kernel) * own, slack=name == _GATHER)
+        reduction = Reduction.of(form, prod(spec.kernel) * own, slack=name == _GATHER and not is_split)
         rows = flat_rows(pixels)
     if reduction is None:
         return None
     if name == _GATHER:
         run, outer = _runs(spec)
-        runs = prod(count for count, _ in outer) * spec.groups
-        cycles += pixels * runs * (run / _COPIED_PER_CYCLE + _RUN_CYCLES)
-    tiling = plan_tiling(rows, columns, spec.groups, reduction, types)
-    return _Way(name, spec, reduction, replace(tiling, cycles=tiling.cycles + cycles))
+        runs = prod(count for count, _ in outer) * spec.groups * form.parts
+        cycles += pixels * runs * (run * form.size / _COPIED_PER_CYCLE + _RUN_CYCLES)
+    tiling = plan_tiling(rows, columns, spec.groups, reduction, form)
+    return Way(name, spec, reduction, replace(tiling, cycles=tiling.cycles + cycles))
 
 
 def _runs(spec: Conv2dSpec) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """Neighbouring bytes of a window, and the loops around them; the data hold their padding."""
+    """Neighbouring elements of a window, and the loops around them; the data hold their padding."""
     own, line = spec.in_channels // spec.groups, spec.width * spec.in_channels
     height, width = spec.kernel
     rows = (height, spec.dilation[0] * line)
@@ -131,36 +163,31 @@ def _runs(spec: Conv2dSpec) -> tuple[int, tuple[tuple[int, int], ...]]:
     return own, (rows, (width, spec.dilation[1] * spec.in_channels))
 
 
-def _data(spec: Conv2dSpec, way: _Way, dtype: str, zero_point: int) -> tuple[Any, Any, Statements]:
-    """Buffer of the data, what registers read as one axis, and the statements that make it."""
-    data = emit.buffer("data", spec.data_shape, dtype)
+def _integer_data(data: Any, spec: Conv2dSpec, way: Way, zero_point: int) -> tuple[Any, Statements]:
+    """What registers read as one axis, and the statements that make it."""
     slack = BYTES if way.name != _PIXELS else 0
     if any(spec.pads):
-        staged = stage_image(data, spec.data_shape, spec.pads, 1, dtype, 1, zero_point, slack)
+        staged = stage_image(data, spec.data_shape, spec.pads, 1, data.dtype, 1, zero_point, slack)
         flat, statements = staged.flat, staged.statements
     else:
         flat, declaration = emit.flat_view(data, prod(spec.data_shape))
         statements = [declaration]
     if way.name != _GATHER:
-        return data, flat, statements
+        return flat, statements
     run, outer = _runs(way.spec)
-    gathered = gather_windows(flat, way.spec, dtype, run, outer, BYTES)
-    return data, gathered.flat, [*statements, *gathered.statements]
+    size = way.spec.batch * way.spec.out_height * way.spec.out_width * way.reduction.run * spec.groups
+    gathered, allocation = emit.allocate_whole("gathered", size + BYTES, data.dtype, "global")
+    return gathered, [*statements, *allocation, gather_windows(flat, way.spec, run, outer, gathered)]
 
 
-def _kernel(
-    spec: Conv2dSpec,
-    way: _Way,
-    types: tuple[str, str],
-    zero_point: int,
-    writer: Writer,
-    target: TargetNumbers,
+def way_kernel(
+    spec: Conv2dSpec, way: Way, data: Any, planes: Planes, writer: Writer, target: TargetNumbers
 ) -> Kernel:
+    """The function: registers read `planes`, which their statements make of `data`."""
     tiling, reduction, seen = way.tiling, way.reduction, way.spec
     registers, groups = tiling.registers, spec.groups
-    data, flat, statements = _data(spec, way, types[0], zero_point)
     shape = panel_shape(groups, tiling.panels, reduction, registers)
-    weights = emit.buffer("weights", shape, types[1])
+    weights = emit.buffer("weights", shape, registers.format.right)
     flat_weights, declare = emit.flat_view(weights, prod(shape))
     row, stride, pixel = (_image_rows if way.name == _ROWS else _flat_rows)(way)
     per_group = spec.out_channels // groups
@@ -175,31 +202,35 @@ def _kernel(
         reduction,
         (groups,),
         per_group,
-        flat,
+        planes.flat,
         lambda batch, tile: row(tile) + batch[0] * own,
         stride,
         flat_weights,
         index,
+        plane=planes.plane,
     )
     loops = product.body(writer, target, registers.row_count * stride, spec.flops)
+    is_split = registers.format.parts > 1
     name = "conv2d_1x1" if way.name == _PIXELS else "conv2d"
     func = emit.function(
-        f"integer_{name}", [data, weights, *writer.extras, writer.output], [*statements, declare, loops]
+        name if is_split else f"integer_{name}",
+        [data, weights, *writer.extras, writer.output],
+        [*planes.statements, declare, loops],
     )
-    copied = " gathered" if way.name == _GATHER else " staged" if any(spec.pads) else ""
+    copied = " gathered" if way.name == _GATHER else " staged" if any(spec.pads) and not is_split else ""
     return Kernel(
         func,
         (lambda array: pack_window_panels(array, seen, reduction, tiling),),
         spec.flops,
-        f"int8 {name} {tiling}{copied}",
+        f"{'' if is_split else 'int8 '}{name} {tiling}{copied}",
     )
 
 
 _Pixel = Callable[[Any, Any], tuple[Any, ...]]
 
 
-def _image_rows(way: _Way) -> tuple[Callable[[Any], Any], int, _Pixel]:
-    """Where a register's first row begins, bytes between rows, and the pixel of a row of it."""
+def _image_rows(way: Way) -> tuple[Callable[[Any], Any], int, _Pixel]:
+    """Where a register's first row begins, elements between rows, and the pixel of a row of it."""
     spec, rows = way.spec, way.tiling.registers.rows
     count = way.tiling.tiles // (spec.batch * spec.out_height)
     stride = spec.stride[1] * spec.in_channels
@@ -219,7 +250,7 @@ def _image_rows(way: _Way) -> tuple[Callable[[Any], Any], int, _Pixel]:
     return row, stride, pixel
 
 
-def _flat_rows(way: _Way) -> tuple[Callable[[Any], Any], int, _Pixel]:
+def _flat_rows(way: Way) -> tuple[Callable[[Any], Any], int, _Pixel]:
     """The same where every pixel has a row of a matrix."""
     spec, rows = way.spec, way.tiling.registers.rows
     shape = (spec.batch, spec.out_height, spec.out_width)

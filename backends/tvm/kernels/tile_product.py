@@ -1,4 +1,4 @@
-"""Products of 8-bit integers on tile registers: panels of packed weights swept by blocks of rows.
+"""Products on tile registers, of 8-bit integers or of split float32: panels of packed weights swept by blocks of rows.
 
 A block is `down x across` registers of sums. Its rows are read where they lie, every row of a register a
 fixed number of bytes behind the one above; its columns are a panel that was packed in the order in which it
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from . import emit
@@ -21,7 +22,7 @@ from .interface import Index
 from .microkernel import Writer
 from .product import SERIAL_FLOPS
 from .tile import TargetNumbers, Tile, blocks
-from .tile_registers import BYTES, DEPTH, LANES, ROWS, Registers, dot_name
+from .tile_registers import LANES, ROWS, Format, Registers
 
 _SHAPES = ((2, 2), (1, 4), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
 """Registers of sums down and across that leave room for operands."""
@@ -39,17 +40,17 @@ _WORST = 2.0
 
 @dataclass(frozen=True)
 class Reduction:
-    """What is summed for one output: `outer` nested loops around runs of neighbouring bytes, in steps.
+    """What is summed for one output: `outer` nested loops around runs of neighbouring elements, in steps.
 
     The last step of a run is moved up to end with the run; weights of what is read twice are zero. Where the
-    data end in bytes to spare (`slack`), it reads beyond the run instead, and weights are zero there.
+    data end in elements to spare (`slack`), it reads beyond the run instead, and weights are zero there.
 
     Attributes:
-        outer: (iterations, bytes between them) per loop.
-        run: bytes of a run.
+        outer: (iterations, elements between them) per loop.
+        run: elements of a run.
         steps: steps of a run.
-        depth: bytes per step.
-        slack: whether there are bytes to spare.
+        depth: elements per step.
+        slack: whether there are elements to spare.
     """
 
     outer: tuple[tuple[int, int], ...]
@@ -59,12 +60,14 @@ class Reduction:
     slack: bool = False
 
     @classmethod
-    def of(cls, run: int, outer: tuple[tuple[int, int], ...] = (), slack: bool = False) -> Reduction | None:
+    def of(
+        cls, form: Format, run: int, outer: tuple[tuple[int, int], ...] = (), slack: bool = False
+    ) -> Reduction | None:
         """The fewest steps of equal length; None for runs shorter than four bytes."""
-        steps = blocks(run, BYTES)
-        depth = blocks(blocks(run, steps), DEPTH) * DEPTH
+        steps = blocks(run, form.most)
+        depth = blocks(blocks(run, steps), form.word) * form.word
         if depth > run and not slack:
-            steps, depth = 2, run // DEPTH * DEPTH
+            steps, depth = 2, run // form.word * form.word
         return cls(outer, run, steps, depth, slack) if depth else None
 
     @property
@@ -78,7 +81,7 @@ class Reduction:
         return self.runs * self.steps
 
     def place(self, step: Any) -> Any:
-        """First byte of a step of a run."""
+        """First element of a step of a run."""
         if self.slack or self.steps * self.depth == self.run:
             return step * self.depth
         return emit.minimum(step * self.depth, self.run - self.depth)
@@ -98,7 +101,7 @@ class Tiling:
 
     def __str__(self) -> str:
         own = self.registers
-        return f"{own.row_count}x{own.across}x{LANES} {own.dot}"
+        return f"{own.row_count}x{own.across}x{LANES} {own.format.dot}"
 
 
 RowTiles = Callable[[int], tuple[int, int]]
@@ -122,16 +125,14 @@ def image_rows(width: int, lines: int) -> RowTiles:
     return lambda down: (lines * count, blocks(width, count))
 
 
-def plan_tiling(
-    rows: RowTiles, columns: int, batch: int, reduction: Reduction, types: tuple[str, str]
-) -> Tiling:
+def plan_tiling(rows: RowTiles, columns: int, batch: int, reduction: Reduction, form: Format) -> Tiling:
     """The registers for a product by estimated time, or by a record."""
     found: dict[tuple[int, ...], Tiling] = {}
     for down, across in _SHAPES:
         tiles, own = rows(down)
         if tiles < down or across > blocks(columns, LANES) or own < 1:
             continue
-        registers = Registers(own, reduction.depth, down, across, dot_name(*types))
+        registers = Registers(own, reduction.depth, down, across, form)
         row_blocks, panels = blocks(tiles, down), blocks(columns, registers.block)
         cycles = batch * row_blocks * panels * _block_cycles(registers, reduction.total)
         found[down, across] = Tiling(registers, tiles, row_blocks, panels, cycles)
@@ -146,15 +147,15 @@ def plan_tiling(
 
 
 def _block_cycles(registers: Registers, steps: int) -> float:
-    sums = registers.down * registers.across
-    loads = (registers.down + registers.across) * _LOAD_CYCLES
-    step = max(sums * registers.rows, loads, _LATENCY if sums * registers.rows < _LATENCY else 0.0)
+    sums, form = registers.down * registers.across, registers.format
+    loads = form.parts * (registers.down + registers.across) * _LOAD_CYCLES
+    step = max(form.products * max(sums * registers.rows, _LATENCY), loads)
     finish = sums * (_STORE_CYCLES + registers.rows * _VECTOR_CYCLES) + _BLOCK_CYCLES
     return steps * step + _LATENCY + finish
 
 
 def pack_panels(weights: np.ndarray, reduction: Reduction, registers: Registers) -> np.ndarray:
-    """(groups, runs, run, columns) -> (groups * panels, runs * steps, across, depth / 4, 16, 4)."""
+    """(groups, runs, run, columns) -> panels as `panel_shape` says, float32 in parts."""
     groups, runs, _, columns = weights.shape
     panels = blocks(columns, registers.block)
     wide = np.zeros((groups, runs, reduction.steps, reduction.depth, panels * registers.block), weights.dtype)
@@ -162,25 +163,36 @@ def pack_panels(weights: np.ndarray, reduction: Reduction, registers: Registers)
         first, known = int(reduction.place(step)), step * reduction.depth
         own = weights[:, :, known : first + reduction.depth]
         wide[:, :, step, known - first : known - first + own.shape[2], :columns] = own
+    word = registers.format.word
     split = wide.reshape(
         groups,
         runs * reduction.steps,
-        reduction.depth // DEPTH,
-        DEPTH,
+        reduction.depth // word,
+        word,
         panels,
         registers.across,
         LANES,
     )
-    packed = split.transpose(0, 4, 1, 5, 2, 6, 3)
-    return np.ascontiguousarray(packed).reshape(panel_shape(groups, panels, reduction, registers))
+    packed = np.ascontiguousarray(split.transpose(0, 4, 1, 5, 2, 6, 3))
+    if registers.format.parts > 1:
+        packed = np.stack(split_float32(packed), axis=4)
+    return packed.reshape(panel_shape(groups, panels, reduction, registers))
 
 
-def panel_shape(
-    groups: int, panels: int, reduction: Reduction, registers: Registers
-) -> tuple[int, int, int, int, int, int]:
-    """Shape of packed panels."""
-    steps, depth = reduction.total, registers.depth // DEPTH
-    return (groups * panels, steps, registers.across, depth, LANES, DEPTH)
+def panel_shape(groups: int, panels: int, reduction: Reduction, registers: Registers) -> tuple[int, ...]:
+    """Shape of packed panels: (groups * panels, steps, across, parts * depth / word, 16, word)."""
+    form = registers.format
+    words = form.parts * registers.depth // form.word
+    return (groups * panels, reduction.total, registers.across, words, LANES, form.word)
+
+
+def split_float32(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bits (uint16) of two bfloat16 whose sum is nearest to `values`; infinite numbers have no second."""
+    high = values.astype(ml_dtypes.bfloat16)
+    rounded = high.astype(np.float32)
+    rest = np.zeros_like(values)
+    np.subtract(values, rounded, out=rest, where=np.isfinite(rounded))
+    return high.view(np.uint16), rest.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
 Correct = Callable[[Any, Any, Any], Any]
@@ -223,7 +235,7 @@ class TileProduct:
     row: Callable[[Index, Any], Any]
     """(batch index, register of rows) -> where its first row begins."""
     stride: int
-    """Bytes between rows."""
+    """Elements between rows."""
     right: Any
     """The panels as one axis."""
     index: Callable[[Index, Any, Any, Any], Index]
@@ -232,22 +244,24 @@ class TileProduct:
     """Whether panels are weights, which come from memory, rather than made here."""
     own_batch: Callable[[Index], Any] | None = None
     """Batch index -> number of the first panel's matrix, where it is not simply the batch in order."""
+    plane: int = 0
+    """Elements between the parts of the left operand's numbers."""
     correct: Callable[[Any, Index, Any, Any, Any], Any] | None = None
     """(sum, batch index, register of rows, row in it, column) -> sum without the zero points' share."""
 
     @property
-    def panel_bytes(self) -> int:
-        """Bytes of one panel."""
+    def panel_size(self) -> int:
+        """Elements of one panel."""
         registers = self.tiling.registers
-        return self.reduction.total * registers.across * registers.right_bytes
+        return self.reduction.total * registers.across * registers.right_size
 
-    def body(self, writer: Writer, target: TargetNumbers, row_bytes: int, flops: int) -> Any:
-        """The loops; `row_bytes` are those that one block of rows reads, `flops` decide about threads."""
-        tiling = self.tiling
-        chunk = self._chunk(row_bytes, target)
+    def body(self, writer: Writer, target: TargetNumbers, row_size: int, flops: int) -> Any:
+        """The loops; `row_size` are the elements that a block of rows reads, `flops` decide about threads."""
+        tiling, form = self.tiling, self.tiling.registers.format
+        chunk = self._chunk(row_size * form.size * form.parts, target)
         chunks = blocks(tiling.row_blocks, chunk)
         tasks = prod(self.batch) * chunks * tiling.panels
-        weights = self.panel_bytes * tiling.panels * prod(self.batch)
+        weights = self.panel_size * form.size * tiling.panels * prod(self.batch)
         ahead = self.is_constant and choose_flag("ahead", weights > target.l2_bytes // 2)
 
         def task(t: Any) -> Any:
@@ -258,7 +272,7 @@ class TileProduct:
             if tiling.row_blocks % chunk:
                 count = emit.minimum(chunk, tiling.row_blocks - first)
             sums, allocation = emit.allocate_whole(
-                "sums", tiling.registers.row_count * tiling.registers.block, "int32"
+                "sums", tiling.registers.row_count * tiling.registers.block, form.sums
             )
             return [
                 *bound,
@@ -295,8 +309,8 @@ class TileProduct:
         first, bound = emit.bind("first", first)
         places = [emit.bind("place", self.row(batch, first + i)) for i in range(registers.down)]
         matrix = self.own_batch(batch) if self.own_batch else emit.ravel(batch, self.batch)
-        begin, begins = emit.bind("begin", (matrix * tiling.panels + panel) * self.panel_bytes)
-        step_bytes = registers.across * registers.right_bytes
+        begin, begins = emit.bind("begin", (matrix * tiling.panels + panel) * self.panel_size)
+        step_size, part_size = registers.across * registers.right_size, registers.depth * LANES
 
         def step(outer: Index, at: Any) -> Statements:
             run = emit.ravel(outer, [count for count, _ in self.reduction.outer])
@@ -304,12 +318,12 @@ class TileProduct:
             offset = self.reduction.place(at)
             for index, (_, stride) in zip(outer, self.reduction.outer, strict=True):
                 offset = offset + index * stride
-            own = begin + done * step_bytes
+            own = begin + done * step_size
             return [
                 *(self._requests(own, done, begin, sweep) if sweep else []),
                 *registers.multiply_add(
-                    lambda i: (self.left, places[i][0] + offset, self.stride),
-                    lambda i: (self.right, own + i * registers.right_bytes),
+                    lambda i, part: (self.left, places[i][0] + offset + part * self.plane, self.stride),
+                    lambda i, part: (self.right, own + i * registers.right_size + part * part_size),
                 ),
             ]
 
@@ -334,12 +348,15 @@ class TileProduct:
     def _requests(self, own: Any, done: Any, begin: Any, sweep: tuple[Any, int]) -> Statements:
         """Requests for the next panel, divided between the blocks that use this one, or for what is next."""
         number, count = sweep
-        lines = self.tiling.registers.across * self.tiling.registers.right_bytes // _LINE
+        registers = self.tiling.registers
+        line = _LINE // registers.format.size
+        lines = registers.across * registers.right_size // line
         if count == 1:
-            return [emit.prefetch(self.right, [own + _AHEAD + line * _LINE]) for line in range(lines)]
+            ahead = _AHEAD // registers.format.size
+            return [emit.prefetch(self.right, [own + ahead + i * line]) for i in range(lines)]
         each = blocks(lines, count)
-        first = begin + self.panel_bytes + (number * self.reduction.total + done) * (each * _LINE)
-        return [emit.prefetch(self.right, [first + line * _LINE]) for line in range(each)]
+        first = begin + self.panel_size + (number * self.reduction.total + done) * (each * line)
+        return [emit.prefetch(self.right, [first + i * line]) for i in range(each)]
 
     def _write(self, writer: Writer, batch: Index, first: Any, number: Any, panel: Any, sums: Any) -> Any:
         tiling, registers = self.tiling, self.tiling.registers

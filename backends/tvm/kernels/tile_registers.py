@@ -1,7 +1,12 @@
 """Intel AMX: eight registers of up to 16 rows by 64 bytes, and products of two of them added to a third.
 
-`tdpb**d` multiplies 16 x 64 bytes by 64 x 16 and adds to 16 x 16 int32, without saturating. The right
-register holds rows of 16 columns by four neighbours along the reduction, as `vpdpbusd` reads them.
+`tdpb**d` multiplies 16 x 64 bytes by 64 x 16 and adds to 16 x 16 int32, without saturating; `tdpbf16ps` does
+the same with 16 x 32 bfloat16, and adds to float32. The right register holds rows of 16 columns by the
+neighbours along the reduction that fill four bytes, as `vpdpbusd` reads them.
+
+float32 is multiplied as the sum of two bfloat16: `(a + b)(c + d)` without `bd`, three products ("bf16x3"; Henry
+et al., 2019, arXiv:1904.06376). What is left out is below 2^-16 of a product, 3e-6 of a sum on average.
+
 Registers are named by immediates, so nothing allocates them; every thread configures its own before it uses
 them (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18). They are volatile
 across calls.
@@ -22,24 +27,75 @@ from .tile import TargetNumbers
 
 ROWS, LANES, BYTES = 16, 16, 64
 """Rows of a register, int32 columns of one, and bytes of a row."""
-DEPTH = 4
-"""Neighbours along the reduction that lie together."""
+WORD = 4
+"""Bytes that neighbours along the reduction fill."""
 REGISTERS = 8
 _PALETTE = 1
 _CONFIGURATION_WORDS = 16
 FEATURES = ("amx-tile", "amx-int8", "avx512f", "avx512vnni")
-"""What a target needs; finished sums are read back as 512-bit vectors."""
+"""What a target needs for integers; finished sums are read back as 512-bit vectors."""
+FLOAT_FEATURES = ("amx-tile", "amx-bf16", "avx512f", "avx512bf16")
+"""What it needs for float32."""
 
 
 def has_tiles(target: TargetNumbers) -> bool:
-    """Whether code for a target may use these registers."""
-    return set(FEATURES) <= set(getattr(target, "features", ())) and target.vector_bits == 512
+    """Whether code for a target may multiply integers with these registers."""
+    return _may_use(FEATURES, target)
 
 
-def dot_name(left: str, right: str) -> str:
-    """The instruction that multiplies two 8-bit element types: "tdpbusd" for uint8 by int8."""
+def has_float_tiles(target: TargetNumbers) -> bool:
+    """Whether code for a target may multiply split float32 with them."""
+    return _may_use(FLOAT_FEATURES, target)
+
+
+def _may_use(features: tuple[str, ...], target: TargetNumbers) -> bool:
+    return set(features) <= set(getattr(target, "features", ())) and target.vector_bits == 512
+
+
+@dataclass(frozen=True)
+class Format:
+    """What registers multiply.
+
+    Attributes:
+        left: element type of the left operand in memory.
+        right: the same of the right one.
+        dot: the instruction.
+        sums: element type of the sums.
+        size: bytes of an element.
+        parts: how many elements one number is the sum of, the largest first.
+    """
+
+    left: str
+    right: str
+    dot: str
+    sums: str = "int32"
+    size: int = 1
+    parts: int = 1
+
+    @property
+    def word(self) -> int:
+        """Neighbours along the reduction that lie together."""
+        return WORD // self.size
+
+    @property
+    def most(self) -> int:
+        """Elements of the reduction that one register holds."""
+        return BYTES // self.size
+
+    @property
+    def products(self) -> int:
+        """Instructions per register of sums and step."""
+        return 2 * self.parts - 1
+
+
+def integer_format(left: str, right: str) -> Format:
+    """Two 8-bit element types: "tdpbusd" for uint8 by int8."""
     signs = {"int8": "s", "uint8": "u"}
-    return f"tdpb{signs[left]}{signs[right]}d"
+    return Format(left, right, f"tdpb{signs[left]}{signs[right]}d")
+
+
+SPLIT = Format("uint16", "uint16", "tdpbf16ps", "float32", 2, 2)
+"""float32 as two bfloat16, whose bits are kept in 16-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +104,17 @@ class Registers:
 
     Attributes:
         rows: rows of each register of sums, and of the left operand.
-        depth: bytes of the reduction per product, a multiple of four.
+        depth: elements of the reduction per product, which fill whole words.
         down: registers of sums below each other.
         across: the same, side by side.
-        dot: the instruction.
+        format: what is multiplied.
     """
 
     rows: int
     depth: int
     down: int
     across: int
-    dot: str
+    format: Format
 
     @property
     def row_count(self) -> int:
@@ -71,18 +127,28 @@ class Registers:
         return LANES * self.across
 
     @property
-    def right_bytes(self) -> int:
-        """Bytes of one register of the right operand as it is stored."""
-        return self.depth * LANES
+    def right_size(self) -> int:
+        """Elements of one register of the right operand as it is stored, all parts of its numbers."""
+        return self.depth * LANES * self.format.parts
+
+    @property
+    def left_count(self) -> int:
+        """Registers that hold the left operand."""
+        return self.down if self._holds_right else self.down * self.format.parts
+
+    @property
+    def _holds_right(self) -> bool:
+        """Whether one part of a whole row of the right operand fits besides one of the left operand."""
+        return self.format.parts == 1 or self.down * self.across + self.down + self.across <= REGISTERS
 
     def configure(self) -> Statements:
         """Declare the shapes of the registers, in this thread."""
         columns, rows = [0] * ROWS, [0] * ROWS
-        sums, left = self.down * self.across, self.down
+        sums, left = self.down * self.across, self.left_count
         for number in range(REGISTERS):
             is_left, is_right = sums <= number < sums + left, number >= sums + left
-            columns[number] = self.depth if is_left else BYTES
-            rows[number] = self.depth // DEPTH if is_right else self.rows
+            columns[number] = self.depth * self.format.size if is_left else BYTES
+            rows[number] = self.depth // self.format.word if is_right else self.rows
         words = [_PALETTE, 0, 0, 0]
         words += [columns[i] | columns[i + 1] << 16 for i in range(0, ROWS, 2)]
         words += [sum(rows[i + place] << 8 * place for place in range(4)) for i in range(0, ROWS, 4)]
@@ -100,31 +166,82 @@ class Registers:
 
     def multiply_add(
         self,
-        left: Callable[[int], tuple[Any, Any, int]],
-        right: Callable[[int], tuple[Any, Any]],
+        left: Callable[[int, int], tuple[Any, Any, int]],
+        right: Callable[[int, int], tuple[Any, Any]],
     ) -> Statements:
-        """One product per register of sums.
+        """The products of one step, for every register of sums.
 
         Args:
-            left: register -> (flat buffer, its first element, bytes between rows).
-            right: register -> (flat buffer, its first element).
+            left: (register, part) -> (flat buffer, its first element, elements between rows).
+            right: (register, part) -> (flat buffer, its first element).
         """
-        sums, free = self.down * self.across, REGISTERS - self.down * self.across - self.down
+        if self.format.parts == 1:
+            return self._whole(left, right)
+        return self._held_right(left, right) if self._holds_right else self._held_left(left, right)
+
+    def _whole(self, left: Any, right: Any) -> Statements:
+        free = REGISTERS - self._first_right
         done: Statements = []
         for column in range(self.across):
-            own = sums + self.down + column % free
-            buffer, place = right(column)
-            done.append(_load(own, buffer, place, BYTES))
+            done.append(self._load_right(column % free, right(column, 0)))
             for row in range(self.down):
                 if not column:
-                    source, first, stride = left(row)
-                    done.append(_load(sums + row, source, first, stride))
-                numbers = [_number(row * self.across + column), _number(sums + row), _number(own)]
-                done.append(_call(self.dot, *numbers))
+                    done.append(self._load_left(row, left(row, 0)))
+                done.append(self._dot(row, column, row, column % free))
         return done
 
+    def _held_right(self, left: Any, right: Any) -> Statements:
+        """A register of sums comes again after all others: what it waits for is done by then."""
+        rows, columns = range(self.down), range(self.across)
+        done = [self._load_left(row, left(row, 0)) for row in rows]
+        for part in (1, 0):
+            for column in columns:
+                done.append(self._load_right(column, right(column, part)))
+                done += [self._dot(row, column, row, column) for row in rows]
+        for row in rows:
+            done.append(self._load_left(row, left(row, 1)))
+            done += [self._dot(row, column, row, column) for column in columns]
+        return done
+
+    def _held_left(self, left: Any, right: Any) -> Statements:
+        """Both parts of the left operand stay, and the right one passes."""
+        free = REGISTERS - self._first_right
+        done = [
+            self._load_left(row * 2 + part, left(row, part)) for row in range(self.down) for part in (0, 1)
+        ]
+        for first in range(0, self.across, free):
+            columns = range(first, min(first + free, self.across))
+            for part, others in ((1, (0,)), (0, (0, 1))):
+                done += [self._load_right(column - first, right(column, part)) for column in columns]
+                done += [
+                    self._dot(row, column, row * 2 + other, column - first)
+                    for other in others
+                    for row in range(self.down)
+                    for column in columns
+                ]
+        return done
+
+    @property
+    def _first_left(self) -> int:
+        return self.down * self.across
+
+    @property
+    def _first_right(self) -> int:
+        return self._first_left + self.left_count
+
+    def _load_left(self, number: int, source: tuple[Any, Any, int]) -> Any:
+        buffer, first, stride = source
+        return _load(self._first_left + number, buffer, first, stride * self.format.size)
+
+    def _load_right(self, number: int, source: tuple[Any, Any]) -> Any:
+        return _load(self._first_right + number, *source, BYTES)
+
+    def _dot(self, row: int, column: int, left: int, right: int) -> Any:
+        numbers = (row * self.across + column, self._first_left + left, self._first_right + right)
+        return _call(self.format.dot, *map(_number, numbers))
+
     def store(self, target: Any) -> Statements:
-        """Write all sums to a flat int32 buffer as `row_count` rows of `block`."""
+        """Write all sums to a flat buffer as `row_count` rows of `block`."""
         stride = _size(4 * self.block)
         return [
             _call(

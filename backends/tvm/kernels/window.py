@@ -216,6 +216,11 @@ def gathered_spec(spec: Conv2dSpec) -> Conv2dSpec:
     return replace(spec, height=spec.out_height, width=spec.out_width, stride=(1, 1))
 
 
+def is_pointwise(spec: Conv2dSpec) -> bool:
+    """Whether every output pixel depends on the input pixel of the same position alone."""
+    return spec.kernel == (1, 1) and spec.stride == (1, 1) and not any(spec.pads)
+
+
 def padded_spec(spec: Conv2dSpec) -> Conv2dSpec:
     """The same convolution of an input that already holds the padding."""
     top, left, bottom, right = spec.pads
