@@ -42,6 +42,11 @@ _MOVE = 1e-5
 _MOVES = 3
 _QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear", "Round"}
 
+
+class Disagreement(CompileError):
+    """A compiled model computes something else than the reference."""
+
+
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
@@ -57,7 +62,8 @@ def check_against_reference(
         where: recorded in the result.
 
     Raises:
-        CompileError: an output is off; the line names it with its figures.
+        Disagreement: an output is off; the line names it with its figures.
+        CompileError: the outputs are others.
     """
     reference = Reference(model)
     expected = reference.run(feeds)
@@ -73,7 +79,7 @@ def check_against_reference(
     if missed and not quantized:
         exact = expected[missed[0]].dtype.kind in "biu"
         required = "equality, since it holds integers" if exact else bound
-        raise CompileError(_off(missed[0], found.outputs[missed[0]], required))
+        raise Disagreement(_off(missed[0], found.outputs[missed[0]], required))
     if missed:
         required_db = MIN_QUANTIZED_SQNR_DB
         if min(found.outputs[name].sqnr_db for name in missed) < required_db:
@@ -83,7 +89,7 @@ def check_against_reference(
         bound = f"SQNR >= {required_db:.1f} dB"
         for name in missed:
             if not found.outputs[name].sqnr_db >= required_db:
-                raise CompileError(_off(name, found.outputs[name], bound))
+                raise Disagreement(_off(name, found.outputs[name], bound))
     return Check(True, where, "", bound, found, tuple(notes))
 
 

@@ -39,6 +39,7 @@ class CompileReport:
         tuning: trials and what they gained, where any were to be spent.
         choice: how the backend was chosen, where it was left to measurement.
         batches: what the library holds for each batch size, where there are several.
+        fallback: why the target has lost features on the way; "" where it has not.
         notes: what else the reader should know.
     """
 
@@ -58,6 +59,7 @@ class CompileReport:
     tuning: Outcome | None = None
     choice: Choice | None = None
     batches: BatchReport | None = None
+    fallback: str = ""
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
@@ -93,6 +95,7 @@ class CompileReport:
             "tuning": self.tuning.to_json() if self.tuning else None,
             "choice": self.choice.to_json() if self.choice else None,
             "batches": self.batches.to_json() if self.batches else None,
+            "fallback": self.fallback,
             "notes": list(self.notes),
             "versions": versions(),
         }
@@ -141,7 +144,7 @@ class CompileReport:
             head = ["function", "kind", "calls", "FLOPs", "from", "note"]
             lines += ["", "## Kernels", "", *_table(head, rows)]
         said = [str(each) for each in (self.tuning, self.choice) if each is not None]
-        notes = [*said, *self.notes, *self.check.notes]
+        notes = [*filter(None, [self.fallback]), *said, *self.notes, *self.check.notes]
         if notes:
             lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
         return "\n".join(lines) + "\n"

@@ -62,13 +62,18 @@ def x86_vectors(features: Iterable[str]) -> tuple[int, int]:
     return (256 if "avx2" in features else 128), 16
 
 
-def with_features(target: Target, edits: Sequence[str]) -> Target:
+def with_features(target: Target, edits: Sequence[str], asked: str = "") -> Target:
     """A target with features added ("+avx2") or taken away ("-amx-bf16"), one after the other.
+
+    Args:
+        target: a CPU.
+        edits: signs and names.
+        asked: what the user typed, for errors.
 
     Raises:
         TargetError: a feature is unknown, needed, named twice, or not there to be taken away.
     """
-    asked = ",".join((target.name, *edits))
+    asked = asked or ",".join((target.name, *edits))
     if target.kind != "llvm":
         raise TargetError(f"target '{asked}': features are those of CPUs, and {target.name} is a GPU")
     known = _KNOWN.get(target.arch, ())

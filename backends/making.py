@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -18,10 +18,11 @@ from ..ir.symbols import input_symbols
 from .batch_report import BatchReport, rows_of
 from .batches import Batches
 from .check import Check
-from .checking import check_against_reference
+from .checking import Disagreement, check_against_reference
 from .choice import ONNXRUNTIME
 from .compile_report import CompileReport
 from .executable import Executable, TensorSpec, specs_of
+from .features import with_features
 from .functions import without_functions
 from .host import usable_cores
 from .manifest import ENTRY
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 _WORKING_BYTES = 128 << 20
 """Room for object files and a library; the largest of the usual networks take a third of it."""
+
+SPLIT_FLOATS = "amx-bf16"
+"""The feature by which float32 is multiplied in parts of bfloat16."""
+_SPLIT_DOT = "tdpbf16ps"
 
 CheckMode = bool | Literal["qemu"]
 
@@ -70,24 +75,40 @@ class Maker:
     _programs: dict[str, ir.Model] = field(default_factory=dict)
 
     def __call__(self, backend: str) -> Executable:
-        """Build for one backend and check.
+        """Build for one backend and check; where split float32 is not exact enough, once more without it.
 
         Raises:
             CompileError: something cannot be lowered, or computes something else.
             ShapeError: a dimension of an input is not static.
         """
         report = replace(self.report, backend=backend, notes=list(self.report.notes))
-        executable = self._onnxruntime(report) if backend == ONNXRUNTIME else self._tvm(report)
+        try:
+            return self._checked(report)
+        except Disagreement as error:
+            if not _splits_floats(report.kernels):
+                raise
+            plain = with_features(report.target, [f"-{SPLIT_FLOATS}"])
+            why = f"float32 products on AMX are not exact enough here ({error}): built without {SPLIT_FLOATS}"
+        self.say(why)
+        return self._checked(
+            replace(self.report, backend=backend, target=plain, fallback=why, notes=list(self.report.notes))
+        )
+
+    def _checked(self, report: CompileReport) -> Executable:
+        executable = self._onnxruntime(report) if report.backend == ONNXRUNTIME else self._tvm(report)
         executable.model = self.model
         executable.report = report
-        with report.step("check"):
-            self.say("check")
-            checks = [self._compared(executable, feeds) for feeds in self.cases]
+        checks = self._checks(executable, report)
         report.check = max(checks, key=_error)
         if report.batches is not None:
             for row, check in zip(report.batches.rows, checks, strict=True):
                 row.check = check
         return executable
+
+    def _checks(self, executable: Executable, report: CompileReport) -> list[Check]:
+        with report.step("check"):
+            self.say("check")
+            return [self._compared(executable, feeds) for feeds in self.cases]
 
     def _onnxruntime(self, report: CompileReport) -> Executable:
         from .onnxruntime import OnnxRuntimeExecutable
@@ -118,7 +139,10 @@ class Maker:
         target, records = report.target, self.records
 
         def build(schedules: Schedules | None) -> Executable:
-            return self._library(report, schedules)
+            executable = self._library(report, schedules)
+            if self.trials and _splits_floats(report.kernels):
+                self._checks(executable, report)  # before trials are spent on what may have to go
+            return executable
 
         if records is None:
             return build(None)
@@ -193,6 +217,10 @@ class Maker:
 def _batched(spec: TensorSpec, axis: int, batches: Batches) -> TensorSpec:
     shape = tuple(batches.symbol if each == axis else size for each, size in enumerate(spec.shape))
     return replace(spec, shape=shape)
+
+
+def _splits_floats(kernels: Sequence[Mapping[str, Any]]) -> bool:
+    return any(_SPLIT_DOT in kernel["note"] for kernel in kernels)
 
 
 def _error(check: Check) -> float:

@@ -175,7 +175,7 @@ def resolve_target(target: str | Target) -> Target:
         raise TargetError(f"a target is a name or a Target, not {type(target).__name__}")
     name, edits = split_target(target)
     found = _named(name)
-    return with_features(found, edits) if edits else found
+    return with_features(found, edits, target.strip()) if edits else found
 
 
 def _named(target: str) -> Target:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from ..options import (
     parse_threads,
     pipeline_text,
 )
+
+if TYPE_CHECKING:
+    from ...backends.executable import Executable
 
 RIVALS = ("onnxruntime",)
 
@@ -155,6 +158,7 @@ def bench(
         print_json({"model": model, "backend": backend, "results": [row.to_json() for row in rows]})
         return
     benchmark.print_rows(model, rows)
+    _print_fallback(contenders[benchmark.OURS])
     if backend in rivals:
         print_line(f"{model} was compiled for {backend} itself: both rows are the same program")
 
@@ -189,6 +193,13 @@ def _profile(
         print_json({"model": model, "machine": benchmark.machine(), "profile": found.to_json()})
         return
     profile_report.print_profile(model, found)
+    _print_fallback(contenders[benchmark.OURS])
+
+
+def _print_fallback(executable: Executable) -> None:
+    """Say that what was measured is not what was asked for, where that is so."""
+    if executable.report is not None and executable.report.fallback:
+        print_line(executable.report.fallback)
 
 
 def _names(text: str) -> list[str]:

@@ -160,7 +160,7 @@ def compile_model(
     print_line(str(executable.report.check))
     if executable.report.tuning:
         print_line(str(executable.report.tuning))
-    for note in executable.report.notes:
+    for note in filter(None, [executable.report.fallback, *executable.report.notes]):
         print_line(note)
     if executable.report.choice:
         print_line(str(executable.report.choice))

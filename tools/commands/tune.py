@@ -106,8 +106,11 @@ def tune(
     assert executable.report is not None and executable.report.tuning is not None
     outcome = executable.report.tuning
     if as_json:
-        print_json({"seconds": time.perf_counter() - start, **outcome.to_json()})
+        fallback = executable.report.fallback
+        print_json({"seconds": time.perf_counter() - start, "fallback": fallback, **outcome.to_json()})
         return
+    if executable.report.fallback:
+        print_line(executable.report.fallback)
     _print(outcome, time.perf_counter() - start)
 
 

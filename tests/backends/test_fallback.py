@@ -1,0 +1,148 @@
+"""Where split float32 is not exact enough: compiled once more without it, and said so."""
+
+import json
+
+import graphwright as gw
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphwright.backends import choice, making
+from graphwright.backends.checking import MAX_RELATIVE_ERROR, Disagreement, check_against_reference
+from graphwright.backends.target import host_target, resolve_target
+from graphwright.backends.tuning import step
+
+from .quantized_models import Graph, tensor
+
+AMX = resolve_target("sapphirerapids")
+HOST = host_target()
+with_tiles = pytest.mark.skipif(not AMX.runs_here, reason=f"needs AMX: {AMX.why_not_here()}")
+on_x86 = pytest.mark.skipif(HOST.arch != "x86_64", reason="for x86")
+
+
+def product(rows=64, *, cancels=False, dynamic=False):
+    """x * w; or (x * w - y * w) * 1000 with y near x, whose terms are far larger than what is left."""
+    g, x = Graph(1), tensor("x", (rows, 256))
+    weight = g.constant(g.random.standard_normal((256, 128)).astype(np.float32))
+    output = g("MatMul", x, weight)
+    if cancels:
+        near = g.constant(np.float32(1 + 2**-9))
+        output = g("Sub", g("MatMul", g("Mul", x, near), weight), output)
+    output.type, output.shape = x.type, ir.Shape((rows, 128))
+    if dynamic:
+        for value in (x, output):
+            value.shape = ir.Shape(["n", *value.shape[1:]])
+    return g.model({"x": x}, output)
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    """A checker that is not content until a feature of this machine is taken away; names what it saw."""
+    seen = []
+
+    def check(model, run, feeds, **more):
+        target = run.__self__.target
+        seen.append((target.name, len(next(iter(feeds.values())))))
+        if run.__self__.backend == "tvm" and target.has("popcnt"):
+            raise Disagreement("output 'y' is off")
+        return check_against_reference(model, run, feeds, **more)
+
+    monkeypatch.setattr(making, "SPLIT_FLOATS", "popcnt")
+    monkeypatch.setattr(making, "_splits_floats", lambda kernels: bool(kernels))
+    monkeypatch.setattr(making, "check_against_reference", check)
+    return seen
+
+
+def said(executable):
+    fallback = executable.report.fallback
+    assert "output 'y' is off" in fallback and "built without popcnt" in fallback and "\n" not in fallback
+    assert executable.target == executable.report.target
+    assert executable.target.without == ("popcnt",) and executable.target.name.endswith(",-popcnt")
+    assert fallback in executable.report.to_markdown()
+    assert json.loads(json.dumps(executable.report.to_json()))["fallback"] == fallback
+
+
+@on_x86
+def test_it_is_compiled_again_and_said(strict, tmp_path):
+    told = []
+    executable = gw.compile(product(), HOST, progress=told.append)
+    said(executable)
+    assert told.count(executable.report.fallback) == 1
+    assert [name for name, _ in strict] == ["x86", "x86,-popcnt"]
+    folder = executable.save(tmp_path / "out")
+    assert gw.load_executable(folder).target == executable.target
+
+
+@on_x86
+def test_all_batch_sizes_are_compiled_again(strict):
+    executable = gw.compile(product(dynamic=True), HOST, batch_sizes=(1, 4))
+    said(executable)
+    assert strict == [("x86", 1), ("x86,-popcnt", 1), ("x86,-popcnt", 4)]
+    assert [row.check.checked for row in executable.report.batches.rows] == [True, True]
+
+
+@on_x86
+def test_the_choice_between_backends_is_with_what_is_exact(strict, monkeypatch):
+    timed = []
+    decide = choice.decide
+
+    def watched(made, failures, cases, *, threads):
+        timed.extend(executable.target.name for executable in made.values())
+        assert not failures
+        return decide(
+            {"tvm": made["tvm"]}, {"onnxruntime": gw.GraphwrightError("put aside")}, cases, threads=1
+        )
+
+    monkeypatch.setattr("graphwright.backends.compile.decide", watched)
+    said(gw.compile(product(), HOST, backend="auto"))
+    assert timed == ["x86,-popcnt", "x86"]
+
+
+@on_x86
+def test_no_trials_are_spent_on_what_has_to_go(strict, monkeypatch, tmp_path):
+    tuned = []
+    tune_graph = step.tune_graph
+
+    def watched(programs, target, *arguments, **named):
+        tuned.append(target.name)
+        return tune_graph(programs, target, *arguments, **named)
+
+    monkeypatch.setattr(step, "tune_graph", watched)
+    executable = gw.compile(product(8), HOST, trials=1, database=tmp_path / "records.jsonl")
+    said(executable)
+    assert tuned == ["x86,-popcnt"] and executable.report.trials == 1
+
+
+@on_x86
+def test_other_disagreements_stay_errors(strict, monkeypatch):
+    monkeypatch.setattr(making, "_splits_floats", lambda kernels: False)
+    with pytest.raises(Disagreement, match="is off"):
+        gw.compile(product(), HOST)
+    assert len(strict) == 1
+    # and so does what plain float32 does not settle
+    monkeypatch.setattr(making, "_splits_floats", lambda kernels: True)
+
+    def check(model, run, feeds, **more):
+        raise Disagreement("always off")
+
+    monkeypatch.setattr(making, "check_against_reference", check)
+    with pytest.raises(Disagreement, match="always off"):
+        gw.compile(product(), HOST)
+
+
+@with_tiles
+def test_cancellation_is_found_and_computed_in_plain_float32():
+    model = product(cancels=True)
+    executable = gw.compile(model, "sapphirerapids")
+    report = executable.report
+    assert "built without amx-bf16" in report.fallback
+    assert executable.target == resolve_target("sapphirerapids,-amx-bf16")
+    assert not any("tdpbf16ps" in kernel["note"] for kernel in report.kernels)
+    assert report.check.comparison.max_rel <= MAX_RELATIVE_ERROR
+
+
+@with_tiles
+def test_what_is_well_conditioned_keeps_its_tiles():
+    report = gw.compile(product(), "sapphirerapids").report
+    assert not report.fallback
+    assert any("tdpbf16ps" in kernel["note"] for kernel in report.kernels)
+    assert report.check.comparison.max_rel < 2e-5
