@@ -228,17 +228,20 @@ def profile_library(
         watcher.begin()
         program.invoke(tensors, entry)
         runs.append(watcher.times)
-    measured = _peaks(total.threads, executable.target) if peaks else None
     table, missing = executable.kernel_table()
+    measured = _peaks(total.threads, executable.target, table) if peaks else None
     table = [kernel for kernel in table if kernel.get("entry", ENTRY) == entry]
     calls = _calls(watcher.seen, np.array(runs[_WARMUP:]), table, total.threads, measured)
     return Profile(tuple(calls), total, measured, _notes(calls, total, missing))
 
 
-def _peaks(threads: int, target: Target) -> Peaks:
+def _peaks(threads: int, target: Target, table: Sequence[Mapping[str, Any]]) -> Peaks:
+    """The machine's limits, those of the instructions that the kernels name among them."""
+    from .tvm.dot_peaks import instruction_of
     from .tvm.peaks import measure_peaks
 
-    return measure_peaks(threads, target)
+    dots = {instruction_of(str(kernel.get("note", ""))) for kernel in table}
+    return measure_peaks(threads, target, frozenset(dots - {""}))
 
 
 class _Watcher:
@@ -293,14 +296,15 @@ def _calls(
         nodes = _nodes_of_call(kernel, done[name], counts[name])
         done[name] += 1
         flops = int(kernel.get("flops", 0))
-        bound, roof = _roof(flops, size, peaks)
+        note = str(kernel.get("note", ""))
+        bound, roof = _roof(flops, size, note, peaks)
         kind = str(kernel.get("kind") or re.sub(r"_\d+$", "", name))
         calls.append(
             KernelCall(
                 index,
                 name,
                 kind if nodes or not kernel else _COPY,
-                str(kernel.get("note", "")),
+                note,
                 nodes,
                 tuple(kernel.get("from", ())),
                 shapes,
@@ -325,11 +329,11 @@ def _nodes_of_call(kernel: Mapping[str, Any], call: int, calls: int) -> tuple[st
     return nodes[start : start + sizes[call]]
 
 
-def _roof(flops: int, size: int, peaks: Peaks | None) -> tuple[str, float | None]:
+def _roof(flops: int, size: int, note: str, peaks: Peaks | None) -> tuple[str, float | None]:
     """What limits a kernel at the machine's best, and the milliseconds that it would then take."""
     if peaks is None:
         return (COMPUTE if flops else MEMORY), None
-    compute, memory = flops / peaks.gflops / 1e6, size / peaks.bandwidth(size) / 1e6
+    compute, memory = flops / peaks.operations(note) / 1e6, size / peaks.bandwidth(size) / 1e6
     return (COMPUTE, compute) if compute > memory else (MEMORY, memory)
 
 
@@ -342,6 +346,11 @@ def _notes(calls: Sequence[KernelCall], total: Timing, missing: str | None) -> t
         "The bandwidth is that of the cache level that holds the kernel's tensors; what lies nearer is read "
         "faster, and what a kernel does not touch is counted: the share can exceed 100%.",
     ]
+    if any("tdpbf16ps" in call.note for call in calls):
+        notes.append(
+            "Kernels with tdpbf16ps multiply float32 in three products of bfloat16; their peak is a third of "
+            "what the instruction does."
+        )
     if any("winograd" in call.note for call in calls):
         notes.append(
             "Winograd kernels count the operations of the direct method, of which they do a part: their "

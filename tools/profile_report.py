@@ -66,7 +66,8 @@ def _head(profile: Profile) -> list[str]:
 
 def _limits(peaks: Peaks) -> str:
     rates = ", ".join(f"{rate:.1f} GB/s up to {human_bytes(size)}" for size, rate in peaks.bandwidths)
-    return f"this machine's measured peak: {peaks.gflops:.1f} GFLOP/s; {rates} ({peaks.method})"
+    dots = "".join(f", {name} {rate:.1f} Gop/s" for name, rate in peaks.dots)
+    return f"this machine's measured peak: {peaks.gflops:.1f} GFLOP/s{dots}; {rates} ({peaks.method})"
 
 
 def _call(call: KernelCall) -> list[str]:

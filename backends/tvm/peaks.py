@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..host import host_caches
 from ..target import Target, host_target
 from ..tvm_import import import_tvm
+from .dot_peaks import DotLoop, dot_loop, instruction_of
+from .stack import lowering
 
 _CHAINS = 10
 """Independent sums: two units with a latency of four or five, and registers to spare on every CPU."""
@@ -37,16 +39,22 @@ class Peaks:
     Attributes:
         gflops: float32 operations per nanosecond, a fused multiply-add being two.
         bandwidths: (bytes of the working set, GB/s) of `a = b * s + c`, smallest first.
-        threads: threads that both were measured with.
+        threads: threads that all were measured with.
+        dots: (instruction, operations per nanosecond) of kernels that are made of one, such as `tdpbusd`.
         method: how, in words.
     """
 
     gflops: float
     bandwidths: tuple[tuple[int, float], ...]
     threads: int
+    dots: tuple[tuple[str, float], ...] = ()
     method: str = (
         "float32 fused multiply-adds in registers, and a = b * s + c over arrays, built with TVM; best pass"
     )
+
+    def operations(self, note: str) -> float:
+        """Operations per nanosecond of a kernel at best, by the instruction that its note names."""
+        return dict(self.dots).get(instruction_of(note), self.gflops)
 
     def bandwidth(self, working_set: int) -> float:
         """GB/s for tensors of that many bytes together: that of the smallest measured set that holds them."""
@@ -59,28 +67,25 @@ class Peaks:
             "gflops": self.gflops,
             "bandwidths": [{"working_set_bytes": size, "gb_per_s": rate} for size, rate in self.bandwidths],
             "threads": self.threads,
+            "instructions": {name: {"gops": rate} for name, rate in self.dots},
             "method": self.method,
         }
 
 
 @functools.lru_cache(maxsize=8)
-def measure_peaks(threads: int, target: Target | None = None) -> Peaks:
+def measure_peaks(threads: int, target: Target | None = None, dots: frozenset[str] = frozenset()) -> Peaks:
     """Measure this machine: a second, and the time to import TVM's compiler where it is not loaded.
 
     Args:
         threads: threads to use.
         target: whose instructions to use, which must run here; all that this machine has if None.
+        dots: instructions to measure besides, those that the target does not have are passed over.
     """
     tvm = import_tvm()
     target = target or host_target()
     lanes = target.vector_bits // 32
     sets = _working_sets()
-    functions = {
-        "multiply_add": _multiply_add(lanes, threads),
-        **{f"triad_{i}": _triad(f"triad_{i}", lanes, size, threads) for i, size in enumerate(sets)},
-    }
-    with tvm.target.Target(target.to_tvm()) as chosen:
-        built = tvm.compile(tvm.IRModule(functions), target=chosen)
+    built = peak_kernels(threads, target)
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
     seconds = _fastest(built["multiply_add"], [_tensor((2,)), _tensor((threads, _CHAINS * lanes))])
     gflops = 2.0 * threads * _CHAINS * lanes * _STEPS / seconds / 1e9
@@ -91,7 +96,37 @@ def measure_peaks(threads: int, target: Target | None = None) -> Peaks:
         rates.append((size, moved / _fastest(built[f"triad_{i}"], arrays) / 1e9))
     # Where the caches of a virtual machine are not what they are said to be, larger sets may look faster.
     falling = [(size, max(rate for _, rate in rates[i:])) for i, (size, _) in enumerate(rates)]
-    return Peaks(gflops, tuple(falling), threads)
+    loops = {name: loop for name in sorted(dots) if (loop := dot_loop(name, threads, target))}
+    return Peaks(gflops, tuple(falling), threads, tuple(_dot_rates(loops, target)))
+
+
+def _dot_rates(loops: Mapping[str, DotLoop], target: Target) -> Iterator[tuple[str, float]]:
+    """Operations per nanosecond of each instruction."""
+    import numpy as np
+
+    tvm = import_tvm()
+    for name, dots in loops.items():
+        built = _built({name: dots.function}, target)
+        out = tvm.runtime.tensor(np.zeros(dots.shape, np.int32))
+        yield name, dots.operations / _fastest(built[name], [out]) / 1e9
+
+
+def peak_kernels(threads: int, target: Target) -> Any:
+    """The compiled functions whose times are taken: `multiply_add`, and `triad_N` for every working set."""
+    lanes = target.vector_bits // 32
+    functions = {
+        "multiply_add": _multiply_add(lanes, threads),
+        **{
+            f"triad_{i}": _triad(f"triad_{i}", lanes, size, threads) for i, size in enumerate(_working_sets())
+        },
+    }
+    return _built(functions, target)
+
+
+def _built(functions: Mapping[str, Any], target: Target) -> Any:
+    tvm = import_tvm()
+    with tvm.target.Target(target.to_tvm()) as chosen:
+        return tvm.compile(tvm.IRModule(dict(functions)), target=chosen, tir_pipeline=lowering())
 
 
 def _working_sets() -> list[int]:

@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 
 import graphwright as gw
@@ -6,10 +7,14 @@ import numpy as np
 import pytest
 from graphwright.backends import profile as profiling
 from graphwright.backends.onnxruntime import OnnxRuntimeExecutable
-from graphwright.backends.target import host_target, resolve_target
-from graphwright.backends.tvm.peaks import Peaks, measure_peaks
+from graphwright.backends.target import resolve_target
+from graphwright.backends.tvm import dot_peaks
+from graphwright.backends.tvm import peaks as peaks_module
+from graphwright.backends.tvm.dot_peaks import dot_loop, instruction_of
+from graphwright.backends.tvm.peaks import Peaks, measure_peaks, peak_kernels
 from graphwright.ir.errors import ModelError, TargetError
 
+AMX = resolve_target("sapphirerapids")
 PEAKS = Peaks(100.0, ((1 << 20, 50.0), (1 << 30, 10.0)), 1)
 
 
@@ -44,7 +49,7 @@ def compiled(model):
 @pytest.fixture(scope="module")
 def found(compiled):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiling, "_peaks", lambda threads, target: PEAKS)
+        patch.setattr(profiling, "_peaks", lambda threads, target, table: PEAKS)
         return compiled.profile(repeats=5)
 
 
@@ -146,10 +151,65 @@ def test_the_machine_has_peaks():
     assert peaks.bandwidth(1) == rates[0] and peaks.bandwidth(1 << 50) == rates[-1]
 
 
-@pytest.mark.skipif("avx2" not in host_target().features, reason="for CPUs with AVX2")
-def test_the_peak_is_that_of_the_instructions_used():
-    narrow = measure_peaks(1, resolve_target("x86-64-v2"))
-    assert narrow.gflops < 0.8 * measure_peaks(1, resolve_target("x86-64-v3")).gflops
+@pytest.mark.parametrize(
+    ("name", "used", "unused"),
+    [("x86-64-v2", "%xmm", "%ymm"), ("x86-64-v3", "%ymm", "%zmm"), ("x86-64-v4", "%zmm", "%tmm")],
+)
+def test_the_peak_is_that_of_the_instructions_used(name, used, unused):
+    code = peak_kernels(1, resolve_target(name)).mod.inspect_source("asm")
+    assert used in code and unused not in code
+    assert ("vfmadd" in code) == (name != "x86-64-v2")
+
+
+@pytest.mark.parametrize(
+    ("instruction", "name", "written", "operations"),
+    [
+        ("tdpbf16ps", "sapphirerapids", "tdpbf16ps", 2 * 16 * 16 * 32 * 4 / 3),
+        ("tdpbusd", "sapphirerapids", "tdpbusd", 2 * 16 * 16 * 64 * 4),
+        ("vpdpbusd", "cascadelake", "vpdpbusd", 2 * 4 * 16 * 14),
+        ("vpmaddwd", "x86-64-v3", "vpmaddwd", 2 * 2 * 8 * 14),
+        ("sdot", "cortex-a76", "sdot", 2 * 4 * 4 * 14),
+    ],
+)
+def test_dot_instructions_have_peaks_of_their_own(instruction, name, written, operations):
+    target = resolve_target(name)
+    loop = dot_loop(instruction, 2, target)
+    code = peaks_module._built({"loop": loop.function}, target).mod.inspect_source("asm")
+    # The loop is the stretch between a label and the jump back to it with the most of these instructions.
+    count = 4 if instruction.startswith("t") else 14
+    inside = max(
+        (part for part in re.split(r"(?m)^[.\w$]+:", code)), key=lambda part: part.count(f"\t{written}")
+    )
+    found = inside.count(f"\t{written}")
+    assert found and found % count == 0  # LLVM may unroll a loop
+    steps = dot_peaks._TILE_STEPS if count == 4 else dot_peaks._STEPS
+    assert loop.operations == int(operations * steps * 2)
+    assert dot_loop(instruction, 1, resolve_target("x86-64-v2")) is None or instruction == "vpmaddwd"
+
+
+def test_a_kernel_is_measured_by_the_instruction_in_its_note():
+    assert instruction_of("matmul 32x2x16 tdpbf16ps") == "tdpbf16ps"
+    assert instruction_of("int8 conv 32x2x16 tdpbssd gathered") == "tdpbusd"
+    assert instruction_of("int8 depthwise 4x3x16 vpdpbusd") == "vpdpbusd"
+    assert instruction_of("matmul 8x3x16") == "" == instruction_of("")
+    peaks = Peaks(100.0, ((1 << 30, 50.0),), 1, (("tdpbf16ps", 500.0),))
+    assert peaks.operations("conv2d 4x3x16") == peaks.operations("int8 vpdpbusd") == 100.0
+    assert peaks.operations("matmul 32x2x16 tdpbf16ps") == 500.0
+    assert profiling._roof(10**9, 8, "matmul tdpbf16ps", peaks) == ("compute", pytest.approx(2.0))
+    assert profiling._roof(10**9, 8, "matmul", peaks) == ("compute", pytest.approx(10.0))
+
+
+@pytest.mark.skipif(not AMX.runs_here, reason=f"needs AMX: {AMX.why_not_here()}")
+def test_tiles_stay_below_their_peak(build_model):
+    model = build_model(
+        "net (float[512,512] x, float[512,512] w) => (float[512,512] y) { y = MatMul(x, w) }", w=(512, 512)
+    )
+    profile = gw.compile(model, AMX, check=False).profile(repeats=20)
+    (call,) = (call for call in profile.calls if call.kind == "matmul")
+    assert "tdpbf16ps" in call.note and 0 < call.share_of_peak < 1
+    assert any("third" in note for note in profile.notes)
+    assert dict(profile.peaks.dots).keys() == {"tdpbf16ps"}
+    assert profile.to_json()["peaks"]["instructions"]["tdpbf16ps"]["gops"] > profile.peaks.gflops
 
 
 def test_the_peak_is_that_of_vector_code():

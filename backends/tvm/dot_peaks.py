@@ -1,0 +1,146 @@
+"""Loops of nothing but one dot instruction: what kernels are measured by that are made of it.
+
+`vpdpbusd`, `vpmaddwd` and `sdot` multiply and add several small integers per lane, `tdpb**d` and `tdpbf16ps`
+whole tiles (`kernels.arithmetic`, `kernels.tile_registers`). Which one a kernel uses, its note says.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..target import Target
+
+_IN_NOTES = re.compile(r"\b(tdpbf16ps|tdpb[su][su]d|vpdpbusd|vpmaddwd|sdot)\b")
+_INTEGER_TILES = "tdpbusd"
+"""Stands for all signs, which take the same time."""
+_VECTORS = {"vpdpbusd": ("uint8", "int8"), "sdot": ("int8", "int8"), "vpmaddwd": ("int16", "int16")}
+"""Element types of data and weights of each instruction on vectors."""
+_CHAINS = 14
+"""Independent sums: enough for an addition behind a product, and for two instructions per cycle."""
+_STEPS = 100_000
+_TILE_STEPS = 10_000
+_TILE_ROWS = 16
+
+
+@dataclass(frozen=True)
+class DotLoop:
+    """A function that repeats one instruction.
+
+    Attributes:
+        function: takes one int32 buffer.
+        shape: shape of the buffer.
+        operations: of one call, multiplications and additions of the numbers of the model: three products of
+            bfloat16 make one of float32.
+    """
+
+    function: Any
+    shape: tuple[int, ...]
+    operations: int
+
+
+def instruction_of(note: str) -> str:
+    """The dot instruction that a kernel's note names; "" where it multiplies floats one by one."""
+    found = _IN_NOTES.search(note)
+    if found is None:
+        return ""
+    name = found[1]
+    return _INTEGER_TILES if name.startswith("tdpb") and name != "tdpbf16ps" else name
+
+
+def dot_loop(name: str, threads: int, target: Target) -> DotLoop | None:
+    """The loop for an instruction on some threads; None where the target does not have it."""
+    if name not in _VECTORS:
+        return _tiles(name, threads, target)
+    from .kernels.arithmetic import integer_arithmetic
+
+    arithmetic = integer_arithmetic(*_VECTORS[name], target)
+    return _vectors(arithmetic, threads, target) if arithmetic.name == name else None
+
+
+def _vectors(arithmetic: Any, threads: int, target: Target) -> DotLoop:
+    from .kernels import emit
+
+    lanes = target.vector_bits // 32
+    shape = (threads, _CHAINS * lanes)
+    out = emit.buffer("out", shape, "int32")
+
+    def task(t: Any) -> Any:
+        sums, allocated = emit.allocate("sums", (_CHAINS * lanes,), "int32")
+        value, value_bound = emit.hold("value", emit.load(out, [t, 0]), 1, "int32")
+        column, column_bound = emit.hold("column", emit.load(out, [t, 0], lanes), lanes, "int32")
+
+        def chain(i: Any) -> Any:
+            total = emit.load(sums, [i * lanes], lanes)
+            # A product that is added apart must differ in every step, or it does not stay in the loop.
+            factor = total if arithmetic.depth == 2 else column
+            return emit.store(sums, arithmetic.combine(total, value, factor, lanes), [i * lanes], lanes)
+
+        def start(i: Any) -> Any:
+            return emit.store(sums, emit.load(out, [t, i * lanes], lanes), [i * lanes], lanes)
+
+        def finish(i: Any) -> Any:
+            return emit.store(out, emit.load(sums, [i * lanes], lanes), [t, i * lanes], lanes)
+
+        return [
+            allocated,
+            value_bound,
+            column_bound,
+            emit.unrolled("i", _CHAINS, start),
+            emit.loop("step", _STEPS, lambda step: emit.unrolled("i", _CHAINS, chain)),
+            emit.unrolled("i", _CHAINS, finish),
+        ]
+
+    function = emit.function(arithmetic.name, [out], [emit.parallel("t", threads, task)])
+    return DotLoop(function, shape, 2 * arithmetic.depth * lanes * _CHAINS * _STEPS * threads)
+
+
+def _tiles(name: str, threads: int, target: Target) -> DotLoop | None:
+    from dataclasses import replace
+
+    from .kernels import emit
+    from .kernels.tile_registers import (
+        LANES,
+        REGISTERS,
+        SPLIT,
+        Registers,
+        has_float_tiles,
+        has_tiles,
+        integer_format,
+    )
+
+    is_split = name == SPLIT.dot
+    if not (has_float_tiles(target) if is_split else has_tiles(target)):
+        return None
+    form = SPLIT if is_split else integer_format("uint8", "int8")
+    registers = Registers(_TILE_ROWS, form.most, 2, 2, replace(form, parts=1))
+    shape = (threads, registers.row_count * registers.block)
+    out = emit.buffer("out", shape, "int32")
+    dots = [_tile_call(form.dot, sums, 4 + sums // 2, 6 + sums % 2) for sums in range(4)]
+
+    def task(t: Any) -> Any:
+        sums, allocation = emit.allocate_whole("sums", shape[1], "int32")
+        return [
+            *allocation,
+            *registers.configure(),
+            *(_tile_call("tilezero", number) for number in range(REGISTERS)),
+            emit.loop("step", _TILE_STEPS, lambda _: dots),
+            *registers.store(sums),
+            registers.release(),
+            emit.store(out, emit.load(sums, [0]), [t, 0]),
+        ]
+
+    function = emit.function(name, [out], [emit.parallel("t", threads, task)])
+    products = len(dots) * _TILE_STEPS * threads
+    return DotLoop(function, shape, 2 * _TILE_ROWS * LANES * form.most * products // form.products)
+
+
+def _tile_call(name: str, *registers: int) -> Any:
+    import tvm
+    from tvm import tirx
+
+    number = tvm.target.codegen.llvm_lookup_intrinsic_id(f"llvm.x86.{name}")
+    arguments = [tirx.const(register, "int8") for register in registers]
+    return tirx.Evaluate(tirx.call_llvm_intrin("void", tirx.const(number, "uint32"), *arguments))
