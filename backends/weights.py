@@ -5,7 +5,7 @@ Little-endian throughout::
     char[4]  "GWW1"
     uint32   number of tensors
     per tensor:
-        uint8 type code, uint8 bits, uint16 lanes     (DLPack's DLDataType; code 192: float32, see below)
+        uint8 type code, uint8 bits, uint16 lanes     (DLPack's DLDataType; codes 192 and 193: see below)
         uint32 rank
         uint64 offset of the payload in the file, a multiple of 64
         uint64 bytes of the payload
@@ -13,7 +13,8 @@ Little-endian throughout::
     payloads, C order
 
 Tensors of type code 192 are float32 numbers whose payload is a code of them, see `coding.py`. Writing and
-reading take and give `CodedArray`.
+reading take and give `CodedArray`. Those of type code 193 are int8 numbers of at most 16 levels, see
+`narrow_integers.py`; writing finds them.
 
 The file is mapped read-only, so that several processes share the pages and loading costs no copy. Reading
 believes nothing: every size is held against the file's before memory is taken for it.
@@ -32,6 +33,7 @@ import numpy as np
 
 from ..ir.contiguous import bytes_of
 from ..ir.errors import ToolError
+from .narrow_integers import narrow_bytes, read_narrow
 
 MAGIC = b"GWW1"
 CHECK_FUNCTION = "check_weights"
@@ -39,7 +41,7 @@ CHECK_FUNCTION = "check_weights"
 ALIGNMENT = 64
 _MAX_RANK = 32
 
-_INT, _UINT, _FLOAT, _BFLOAT, _BOOL, _CODED = 0, 1, 2, 4, 6, 192
+_INT, _UINT, _FLOAT, _BFLOAT, _BOOL, _CODED, _NARROW = 0, 1, 2, 4, 6, 192, 193
 _DTYPES: dict[tuple[int, int], np.dtype[Any]] = {
     **{(_INT, 8 * size): np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
     **{(_UINT, 8 * size): np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
@@ -55,8 +57,8 @@ def write_weights(path: str | Path, tensors: Sequence[np.ndarray]) -> int:
     Raises:
         ToolError: an element type has no place in the format.
     """
-    described = [_describe(index, tensor) for index, tensor in enumerate(tensors)]
-    payloads = [_payload(tensor) for tensor in tensors]
+    stored = [_stored(index, tensor) for index, tensor in enumerate(tensors)]
+    described, payloads = [kind for kind, _ in stored], [payload for _, payload in stored]
     header_bytes = 8 + sum(24 + 8 * tensor.ndim for tensor in tensors)
     offset = _aligned(header_bytes)
     header = bytearray(MAGIC + struct.pack("<I", len(tensors)))
@@ -129,6 +131,10 @@ def _parse(data: mmap.mmap) -> list[np.ndarray]:
         if code == _CODED and bits == 32:
             tensors.append(_restored(index, data[offset : offset + size], shape))
             continue
+        if code == _NARROW and bits == 8:
+            numbers = read_narrow(data[offset : offset + size], math.prod(shape))
+            tensors.append(_aligned_copy(numbers).reshape(shape))
+            continue
         dtype, elements = _dtype(index, code, bits), math.prod(shape)
         if elements * dtype.itemsize != size:
             raise ValueError(f"tensor {index} contradicts its own size")
@@ -162,17 +168,21 @@ def layout_number(tensors: Sequence[np.ndarray]) -> int:
 
 def stored_bytes(tensor: np.ndarray) -> int:
     """Bytes that a tensor takes in a file."""
-    return len(_payload(tensor))
+    return len(_stored(0, tensor)[1])
 
 
-def _payload(tensor: np.ndarray) -> memoryview | bytes:
+def _stored(index: int, tensor: np.ndarray) -> tuple[tuple[int, int], memoryview | bytes]:
+    """Type code and bits, and the payload."""
     from .coding import coding_of
 
     coding = coding_of(tensor)
     if coding is not None:
-        return coding.to_bytes()
+        return (_CODED, 32), coding.to_bytes()
+    narrow = narrow_bytes(tensor)
+    if narrow is not None:
+        return (_NARROW, 8), narrow
     native = tensor if tensor.dtype.isnative else tensor.astype(tensor.dtype.newbyteorder())
-    return bytes_of(native).data
+    return _type_of(index, tensor), bytes_of(native).data
 
 
 def _restored(index: int, payload: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -191,14 +201,6 @@ def _aligned_copy(array: np.ndarray) -> np.ndarray:
     made = memory[start : start + array.nbytes].view(array.dtype)
     made[...] = array.reshape(-1)
     return made
-
-
-def _describe(index: int, tensor: np.ndarray) -> tuple[int, int]:
-    from .coding import coding_of
-
-    if coding_of(tensor) is not None:
-        return _CODED, 32
-    return _type_of(index, tensor)
 
 
 def _type_of(index: int, tensor: np.ndarray) -> tuple[int, int]:

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "coding.h"
+#include "narrow.h"
 
 namespace gww {
 
@@ -98,12 +99,15 @@ inline std::vector<Tensor> Read(const MappedFile& file) {
     position += 24;
     if (rank > kMaxRank) throw damaged();
     for (uint32_t axis = 0; axis < rank; ++axis, position += 8) tensor.shape.push_back(file.get<int64_t>(position));
-    const bool coded = tensor.dtype.code == kCoded;
+    const bool coded = tensor.dtype.code == kCoded, narrow = tensor.dtype.code == kNarrow;
     if (coded) tensor.dtype.code = kDLFloat;
+    if (narrow) tensor.dtype.code = kDLInt;
     uint64_t expected = 0;
     if (!SizeOf(tensor, &expected) || offset % kAlignment || (coded && tensor.dtype.bits != 32)) throw damaged();
-    if (coded) {
-      tensor.memory = RestoreCoded(file.at(offset, tensor.bytes), tensor.bytes, expected);
+    if (narrow && tensor.dtype.bits != 8) throw damaged();
+    if (coded || narrow) {
+      const auto restore = coded ? RestoreCoded : RestoreNarrow;
+      tensor.memory = restore(file.at(offset, tensor.bytes), tensor.bytes, expected);
       tensor.data = tensor.memory.get();
       tensor.bytes = expected;
       continue;

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _SIGNED = {"x86": False, "arm": True, "cuda": True}
 """Whether the dot instructions of a family read signed data: `sdot` and `dp4a` do, `vpdpbusd` does not."""
 _SMALL = (ir.DataType.INT8, ir.DataType.UINT8)
+_SMALLER = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2)
+"""Of weights alone: kernels read them as int8, `weights.bin` holds them in fewer bits."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,17 @@ def integerize(model: ir.Model, target: Target) -> None:
 
 
 def quantized(model: ir.Model, value: ir.Value | None) -> Quantized | None:
-    """What `value` is the dequantization of, if the scale is constant and the integers have 8 bits."""
+    """What `value` is the dequantization of, if the scale is constant and the integers have up to 8 bits.
+
+    Integers of fewer than 8 bits must be constant.
+    """
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
         return None
     source = node.inputs[0]
-    if source is None or source.dtype not in _SMALL:
+    if source is None or source.dtype not in (*_SMALL, *_SMALLER):
+        return None
+    if source.dtype in _SMALLER and not _is_constant(source):
         return None
     return parameters(model, node)
 
@@ -121,7 +128,9 @@ class _Builder:
     def data(self, position: int) -> Quantized | None:
         """The same for an activation: one scale."""
         found = self.operand(position)
-        return found if found is not None and found.axis is None else None
+        if found is None or found.axis is not None or found.value.dtype not in _SMALL:
+            return None
+        return found
 
     def contents(self, value: ir.Value) -> np.ndarray | None:
         """The array behind a constant, computed if need be."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+
+_DTYPES = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4}
+"""Of fewer bits than numpy has types for."""
 
 
 @dataclass
@@ -43,7 +47,8 @@ class Graph:
     def dq(
         self, x: ir.Value, scale: Any, zero_point: Any, dtype: str = "uint8", **attributes: Any
     ) -> ir.Value:
-        given = self.constant(np.asarray(scale, np.float32)), self.constant(np.asarray(zero_point, dtype))
+        point = np.asarray(zero_point, np.int32).astype(_DTYPES.get(dtype, dtype))
+        given = self.constant(np.asarray(scale, np.float32)), self.constant(point)
         return self("DequantizeLinear", x, *given, **attributes)
 
     def qdq(self, x: ir.Value, scale: float, zero_point: int, dtype: str = "uint8") -> ir.Value:
@@ -53,8 +58,9 @@ class Graph:
         self, shape: tuple[int, ...], axis: int | None = 0, dtype: str = "int8", zero_point: int = 0
     ) -> tuple[ir.Value, np.ndarray]:
         """A dequantized weight and its scales."""
-        info = np.iinfo(dtype)
-        stored = self.random.integers(info.min, info.max, shape, dtype=dtype, endpoint=True)
+        info = ml_dtypes.iinfo(_DTYPES.get(dtype, dtype))
+        stored = self.random.integers(int(info.min), int(info.max), shape, endpoint=True)
+        stored = stored.astype(_DTYPES.get(dtype, dtype))
         count = () if axis is None else (shape[axis],)
         scale = (self.random.random(count) * 0.02 + 0.005).astype(np.float32)
         attributes = {} if axis is None else {"axis": axis}

@@ -61,7 +61,17 @@ def convolutions(draw):
         "zero_point": draw(st.sampled_from([0, 0, 3, 100])),
         "out_dtype": draw(st.sampled_from(["uint8", "int8"])),
         "weights": draw(
-            st.sampled_from([("int8", 0), ("int8", 0), ("int8", 7), ("uint8", 128), ("uint8", 90)])
+            st.sampled_from(
+                [
+                    ("int8", 0),
+                    ("int8", 0),
+                    ("int8", 7),
+                    ("uint8", 128),
+                    ("uint8", 90),
+                    ("int4", 0),
+                    ("uint4", 7),
+                ]
+            )
         ),
         "per_channel": draw(st.booleans()),
         "bias": draw(st.sampled_from(["int32", "float", None])),
@@ -125,7 +135,7 @@ def products(draw):
         "batch": draw(st.integers(1, 3)),
         "dtypes": draw(st.sampled_from([("uint8", "uint8"), ("int8", "int8"), ("uint8", "int8")])),
         "zero_points": (draw(st.sampled_from([0, 5, 100])), draw(st.sampled_from([0, 9]))),
-        "weights": draw(st.sampled_from([("int8", 0), ("int8", -3), ("uint8", 131)])),
+        "weights": draw(st.sampled_from([("int8", 0), ("int8", -3), ("uint8", 131), ("int4", -2)])),
         "per_channel": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "seed": draw(st.integers(0, 1000)),
