@@ -240,7 +240,7 @@ def _peaks(threads: int, target: Target, table: Sequence[Mapping[str, Any]]) -> 
     from .tvm.dot_peaks import instruction_of
     from .tvm.peaks import measure_peaks
 
-    dots = {instruction_of(str(kernel.get("note", ""))) for kernel in table}
+    dots = {instruction_of(str(kernel.get("note", "")))[0] for kernel in table}
     return measure_peaks(threads, target, frozenset(dots - {""}))
 
 
@@ -346,10 +346,10 @@ def _notes(calls: Sequence[KernelCall], total: Timing, missing: str | None) -> t
         "The bandwidth is that of the cache level that holds the kernel's tensors; what lies nearer is read "
         "faster, and what a kernel does not touch is counted: the share can exceed 100%.",
     ]
-    if any("tdpbf16ps" in call.note for call in calls):
+    if any("bf16" in call.note for call in calls):
         notes.append(
-            "Kernels with tdpbf16ps multiply float32 in three products of bfloat16; their peak is a third of "
-            "what the instruction does."
+            "Kernels with tdpbf16ps multiply float32 in several products of bfloat16 (x3: three); their peak is "
+            "that part of what the instruction does."
         )
     if any("winograd" in call.note for call in calls):
         notes.append(

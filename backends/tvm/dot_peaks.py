@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..target import Target
 
-_IN_NOTES = re.compile(r"\b(tdpbf16ps|tdpb[su][su]d|vpdpbusd|vpmaddwd|sdot)\b")
-_INTEGER_TILES = "tdpbusd"
-"""Stands for all signs, which take the same time."""
+_IN_NOTES = re.compile(r"\b(?:(tdpbf16ps|tdpb[su][su]d|vpdpbusd|vpmaddwd|sdot)(?: x(\d))?|bf16x(\d))\b")
+_INTEGER_TILES, _FLOAT_TILES = "tdpbusd", "tdpbf16ps"
+"""The first stands for all signs, which take the same time."""
 _VECTORS = {"vpdpbusd": ("uint8", "int8"), "sdot": ("int8", "int8"), "vpmaddwd": ("int16", "int16")}
 """Element types of data and weights of each instruction on vectors."""
 _CHAINS = 14
@@ -32,8 +32,7 @@ class DotLoop:
     Attributes:
         function: takes one int32 buffer.
         shape: shape of the buffer.
-        operations: of one call, multiplications and additions of the numbers of the model: three products of
-            bfloat16 make one of float32.
+        operations: of one call, multiplications and additions.
     """
 
     function: Any
@@ -41,13 +40,19 @@ class DotLoop:
     operations: int
 
 
-def instruction_of(note: str) -> str:
-    """The dot instruction that a kernel's note names; "" where it multiplies floats one by one."""
+def instruction_of(note: str) -> tuple[str, int]:
+    """The dot instruction that a kernel's note names, and how many of them make one product.
+
+    Float32 takes several products of bfloat16 ("tdpbf16ps x3", "bf16x3"). ("", 1) where a kernel multiplies
+    floats one by one.
+    """
     found = _IN_NOTES.search(note)
     if found is None:
-        return ""
-    name = found[1]
-    return _INTEGER_TILES if name.startswith("tdpb") and name != "tdpbf16ps" else name
+        return "", 1
+    if found[3]:
+        return _FLOAT_TILES, int(found[3])
+    name = _INTEGER_TILES if found[1].startswith("tdpb") and found[1] != _FLOAT_TILES else found[1]
+    return name, int(found[2] or 1)
 
 
 def dot_loop(name: str, threads: int, target: Target) -> DotLoop | None:
@@ -98,24 +103,14 @@ def _vectors(arithmetic: Any, threads: int, target: Target) -> DotLoop:
 
 
 def _tiles(name: str, threads: int, target: Target) -> DotLoop | None:
-    from dataclasses import replace
-
     from .kernels import emit
-    from .kernels.tile_registers import (
-        LANES,
-        REGISTERS,
-        SPLIT,
-        Registers,
-        has_float_tiles,
-        has_tiles,
-        integer_format,
-    )
+    from .kernels.tile_registers import LANES, REGISTERS, Format, Registers, has_float_tiles, has_tiles
 
-    is_split = name == SPLIT.dot
-    if not (has_float_tiles(target) if is_split else has_tiles(target)):
+    is_float = name == _FLOAT_TILES
+    if not (has_float_tiles(target) if is_float else has_tiles(target)):
         return None
-    form = SPLIT if is_split else integer_format("uint8", "int8")
-    registers = Registers(_TILE_ROWS, form.most, 2, 2, replace(form, parts=1))
+    form = Format("uint16", "uint16", name, "float32", 2) if is_float else Format("uint8", "int8", name)
+    registers = Registers(_TILE_ROWS, form.most, 2, 2, form)
     shape = (threads, registers.row_count * registers.block)
     out = emit.buffer("out", shape, "int32")
     dots = [_tile_call(form.dot, sums, 4 + sums // 2, 6 + sums % 2) for sums in range(4)]
@@ -134,7 +129,7 @@ def _tiles(name: str, threads: int, target: Target) -> DotLoop | None:
 
     function = emit.function(name, [out], [emit.parallel("t", threads, task)])
     products = len(dots) * _TILE_STEPS * threads
-    return DotLoop(function, shape, 2 * _TILE_ROWS * LANES * form.most * products // form.products)
+    return DotLoop(function, shape, 2 * _TILE_ROWS * LANES * form.most * products)
 
 
 def _tile_call(name: str, *registers: int) -> Any:

@@ -54,7 +54,9 @@ class Peaks:
 
     def operations(self, note: str) -> float:
         """Operations per nanosecond of a kernel at best, by the instruction that its note names."""
-        return dict(self.dots).get(instruction_of(note), self.gflops)
+        name, products = instruction_of(note)
+        rate = dict(self.dots).get(name)
+        return self.gflops if rate is None else rate / products
 
     def bandwidth(self, working_set: int) -> float:
         """GB/s for tensors of that many bytes together: that of the smallest measured set that holds them."""
