@@ -348,7 +348,7 @@ def _notes(calls: Sequence[KernelCall], total: Timing, missing: str | None) -> t
     ]
     if any("bf16" in call.note for call in calls):
         notes.append(
-            "Kernels with tdpbf16ps multiply float32 in several products of bfloat16 (x3: three); their peak is "
+            "Those with tdpbf16ps multiply float32 in several products of bfloat16 (x3: three); the peak is "
             "that part of what the instruction does."
         )
     if any("winograd" in call.note for call in calls):
