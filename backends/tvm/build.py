@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .arena import plan_arena
 from .lifetimes import keep_weights
 from .lower import Lowered
 from .stack import lowering
@@ -55,7 +56,10 @@ def build(
     tir_pipeline = lowering() if target.kind == "llvm" else "default"
     with tvm_target, unchecked:
         executable = relax.build(
-            lowered.ir_module, tvm_target, relax_pipeline=_pipeline(), tir_pipeline=tir_pipeline
+            lowered.ir_module,
+            tvm_target,
+            relax_pipeline=_pipeline(target.kind == "llvm"),
+            tir_pipeline=tir_pipeline,
         )
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="objects-", dir=path.parent) as workspace:
@@ -65,7 +69,7 @@ def build(
     return BuildInfo(path, time.perf_counter() - start, path.stat().st_size, functions)
 
 
-def _pipeline() -> Any:
+def _pipeline(on_cpu: bool) -> Any:
     """Memory planning and instructions of the virtual machine; every function is scheduled already."""
     from tvm import relax, tirx, transform
 
@@ -77,6 +81,7 @@ def _pipeline() -> Any:
             relax.transform.RemovePurityChecking(),
             relax.transform.CallTIRRewrite(),
             relax.transform.StaticPlanBlockMemory(),
+            *([plan_arena()] if on_cpu else []),
             relax.transform.LowerAllocTensor(),
             relax.transform.KillAfterLastUse(),
             keep_weights(),

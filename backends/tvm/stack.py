@@ -9,8 +9,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+from .byte_offsets import add_byte_offsets
+
 PIPELINE = "graphwright"
-"""Name of TVM's usual lowering with this pass behind it, once `lowering` was called."""
+"""Name of TVM's usual lowering with these passes behind it, once `lowering` was called."""
 _KEEP = "disable_lower_builtin"
 """Annotation of allocations that TVM leaves alone."""
 _MOST_BYTES = 1 << 14
@@ -24,7 +26,7 @@ def lowering() -> str:
 
     def make() -> Any:
         lower, host, device = pipelines.get_tir_pipeline("s_tir")
-        return transform.Sequential([lower, _keep_on_stack()]), host, device
+        return transform.Sequential([lower, _keep_on_stack(), add_byte_offsets()]), host, device
 
     pipelines.register_tir_pipeline(PIPELINE, make)
     return PIPELINE
