@@ -40,6 +40,8 @@ class BiasCorrection(LayerRepair):
 
     samples: int = field(default=256, kw_only=True)
     """Samples of the calibration data that means are taken over."""
+    shrink: bool = field(default=True, kw_only=True)
+    """Take only as much of a mean as is not chance, judged by how the samples differ; otherwise all of it."""
 
     def apply(self, model: ir.Model, context: PassContext) -> None:
         """Correct layer by layer.
@@ -50,7 +52,7 @@ class BiasCorrection(LayerRepair):
         rewriter = context.rewriter(model)
         rows = []
         for sample in self.layers(model, context):
-            shift = _mean_error(sample)
+            shift = _mean_error(sample, self.shrink)
             if not np.isfinite(shift).all():
                 context.leave(sample.layer.node, "its results are not finite")
                 continue
@@ -63,18 +65,44 @@ class BiasCorrection(LayerRepair):
         context.details["corrected"] = rows
 
 
-def _mean_error(sample: Sample) -> np.ndarray:
-    """E[W x] - E[W~ x~] for each output channel, float64."""
+def _mean_error(sample: Sample, shrink: bool) -> np.ndarray:
+    """E[W x] - E[W~ x~] for each output channel, float64, or as much of it as is not chance."""
     layer = sample.layer
     axis = layer.linear.channel_axis
-    total = np.zeros(layer.linear.outputs)
-    count = 0
+    means = []
     actual = sample.walk.peek(layer.result)
     for expected, found in zip(sample.float_results, actual, strict=True):
-        difference = expected.astype(np.float64) - found
-        total += difference.sum(axis=tuple(i for i in range(difference.ndim) if i != axis))
-        count += difference.size // len(total)
-    return total / max(count, 1)
+        difference = np.moveaxis(expected.astype(np.float64) - found, axis, -1)
+        if difference.size:
+            rows = len(difference) if difference.ndim > 1 else 1
+            means.append(difference.reshape(rows, -1, difference.shape[-1]).mean(axis=1))
+    if not means:
+        return np.zeros(layer.linear.outputs)
+    every = np.concatenate(means)
+    return shrunk_mean(every) if shrink else every.mean(axis=0)
+
+
+def shrunk_mean(samples: np.ndarray) -> np.ndarray:
+    """Means over samples, each drawn towards zero as far as it may be chance.
+
+    A mean over n samples errs by s^2 / n, the variance of the samples over their number, which would be added
+    where the true shift is smaller than that. The shifts of a layer are taken to scatter around zero with one
+    variance t^2, estimated from all channels as the mean of mean^2 - s^2 / n; a channel keeps the share
+    t^2 / (t^2 + s^2 / n) of its mean (empirical Bayes: Efron and Morris 1973).
+
+    Args:
+        samples: float64 `[samples, channels]`; of one sample nothing is known, its mean is taken as it is.
+
+    Returns:
+        float64 `[channels]`.
+    """
+    mean = samples.mean(axis=0)
+    if len(samples) < 2:
+        return mean
+    chance = samples.var(axis=0, ddof=1) / len(samples)
+    real = max(float((mean**2 - chance).mean()), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(real > 0.0, mean * (real / (real + chance)), 0.0 * mean)
 
 
 def add_to_bias(node: ir.Node, shift: np.ndarray, rewriter: Rewriter) -> str | None:

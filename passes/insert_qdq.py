@@ -25,6 +25,7 @@ from .quantization.calibrators import Method
 from .quantization.embeddings import is_embedding, quantize_embeddings
 from .quantization.emit import emit
 from .quantization.extremes import Range
+from .quantization.importance import importance_of
 from .quantization.means import MeanToPool
 from .quantization.mixing import grids_by_steps, mix
 from .quantization.original import remember_original
@@ -184,10 +185,11 @@ class InsertQdq(Pass):
         kinds: Mapping[tuple[int, bool], list[str]] = grids_by_steps(mix(plan, formats))
         if self.calibration not in ("entropy", "mse") and kinds:
             kinds = {next(iter(kinds)): [str(value.name) for value in plan.values]}
+        importance = importance_of(plan) if self.calibration == "mse" else {}
         ranges: dict[str, Range] = {}
         batches = 0
         for (steps, symmetric), names in kinds.items():
-            method = Method(self.calibration, self.percentile, self.deviations, steps, symmetric)
+            method = Method(self.calibration, self.percentile, self.deviations, steps, symmetric, importance)
             found, batches = measure_ranges(model, names, data, method, context.progress)
             ranges.update(found)
         return ranges, batches

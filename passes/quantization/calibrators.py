@@ -6,11 +6,12 @@ Another estimator is one more class beside those in `extremes.py` and `histogram
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 
 from ...ir.errors import PassError
 from .extremes import Calibrator, Clipped, MeanMinMax, MinMax, MovingAverage
 from .histograms import Entropy, MeanSquaredError, Percentile
+from .importance import Importance
 
 __all__ = ["CALIBRATORS", "Calibrator", "Method", "MinMax", "Percentile"]
 
@@ -36,6 +37,7 @@ class Method:
         deviations: standard deviations to both sides of the mean ("clipped").
         levels: steps of the grid that the range is for ("entropy", "mse").
         symmetric: whether that grid is ("mse").
+        importance: of the channels of values, by name ("mse").
     """
 
     name: str
@@ -43,6 +45,17 @@ class Method:
     deviations: float = 6.0
     levels: int = 255
     symmetric: bool = False
+    importance: Mapping[str, Importance] = field(default_factory=dict, compare=False)
+
+    def of(self, value: str) -> Calibrator:
+        """A calibrator for the value of that name, which has seen nothing yet.
+
+        Raises:
+            PassError: there is no calibrator of that name.
+        """
+        if self.name == "mse":
+            return MeanSquaredError(self.levels, self.symmetric, self.importance.get(value))
+        return self()
 
     def __call__(self) -> Calibrator:
         """A calibrator that has seen nothing yet.
@@ -65,4 +78,6 @@ class Method:
     @property
     def key(self) -> str:
         """What distinguishes its results from those of others."""
-        return ",".join(f"{name}={value}" for name, value in asdict(self).items())
+        named = {each.name: getattr(self, each.name) for each in fields(self)}
+        named["importance"] = ";".join(f"{name}:{each.digest}" for name, each in self.importance.items())
+        return ",".join(f"{name}={value}" for name, value in named.items() if value != "")

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .extremes import MinMax, ProbeGraph, Range, Remembering
+from .importance import Importance
 
 # Of larger values every so-many-th number is counted; counting costs more than computing them.
 _NUMBERS_PER_BATCH = 1 << 16
@@ -23,9 +24,10 @@ class Histogram(Remembering):
     rounds = 2
     bins = 2048
 
-    def __init__(self) -> None:
+    def __init__(self, importance: Importance | None = None) -> None:
         self._extremes = MinMax()
-        self._counts = np.zeros(self.bins, np.int64)
+        self._importance = importance
+        self._counts = np.zeros(self.bins, np.int64 if importance is None else np.float64)
 
     def probe(self, graph: ProbeGraph, value: ir.Value, round_index: int) -> list[ir.Value]:
         """Extremes in the first round; in the second a histogram, counted by scattering ones."""
@@ -44,10 +46,17 @@ class Histogram(Remembering):
         inside = graph.op("Clip", [scaled, graph.constant(np.asarray(0, np.float32)), last], {})
         # 32 bits, as these take more memory than the value itself; a batch has fewer numbers than that.
         index = graph.op("Cast", [inside], {"to": int(ir.DataType.INT32)})
-        ones = graph.op("Sub", [index, index], {})
-        ones = graph.op("Add", [ones, graph.constant(np.asarray(1, np.int32))], {})
-        zeros = graph.constant(np.zeros(self.bins, np.int32))
-        return [graph.op("ScatterElements", [zeros, index, ones], {"axis": 0, "reduction": "add"})]
+        zeros = graph.constant(np.zeros(self.bins, np.int32 if self._importance is None else np.float32))
+        added = self._weights(graph, value, index)
+        return [graph.op("ScatterElements", [zeros, index, added], {"axis": 0, "reduction": "add"})]
+
+    def _weights(self, graph: ProbeGraph, value: ir.Value, index: ir.Value) -> ir.Value:
+        """What every number counts: one, or as much as its channel matters."""
+        if self._importance is None:
+            zeros = graph.op("Sub", [index, index], {})
+            return graph.op("Add", [zeros, graph.constant(np.asarray(1, np.int32))], {})
+        channels = graph.constant(self._importance.spread)
+        return _sampled(graph, graph.op("Expand", [channels, graph.op("Shape", [value], {})], {}))
 
     def observe(self, results: Sequence[np.ndarray], round_index: int) -> None:
         """Widens the extremes, then adds to the histogram."""
@@ -67,7 +76,7 @@ class Histogram(Remembering):
         """The range that is best for a distribution.
 
         Args:
-            counts: int64 `[bins]`, not all zero.
+            counts: `[bins]`, not all zero; int64, or float64 where channels differ in what they count.
             edges: float64 `[bins + 1]`, ascending.
         """
         raise NotImplementedError
@@ -125,13 +134,16 @@ class MeanSquaredError(Histogram):
     """The range of least squared error: what rounding costs inside and what clipping costs outside.
 
     Both ends are searched independently. Inside, the error of rounding is that of an even distribution,
-    step^2 / 12 per number; exact zeros, which stay exact, cost nothing.
+    step^2 / 12 per number; exact zeros, which stay exact, cost nothing. Errors count as much as they matter
+    to the layers that read the value, where that is known.
     """
 
     candidates = 96
 
-    def __init__(self, levels: int = 255, symmetric: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self, levels: int = 255, symmetric: bool = False, importance: Importance | None = None
+    ) -> None:
+        super().__init__(importance)
         self._levels = levels
         self._symmetric = symmetric
 

@@ -12,6 +12,7 @@ from ...ir.clone import clone
 from ...ir.errors import PassError
 from ...ir.reference import Reference
 from .calibration import Calibration
+from .calibrators import Method
 from .extremes import Calibrator, Range
 from .range_cache import RangeCache
 
@@ -23,7 +24,7 @@ def measure_ranges(
     model: ir.Model,
     names: Sequence[str],
     calibration: Calibration,
-    make_calibrator: Callable[[], Calibrator],
+    make_calibrator: Callable[[], Calibrator] | Method,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Range], int]:
     """Runs all batches and returns the range of each value.
@@ -52,7 +53,7 @@ def measure_ranges(
         return {}, 0
     cache = None
     if calibration.cache is not None:
-        method = getattr(make_calibrator, "key", None) or repr(make_calibrator)
+        method = make_calibrator.key if isinstance(make_calibrator, Method) else repr(make_calibrator)
         cache = RangeCache(calibration.cache, model, method)
     known, batches = (
         ({}, 0) if cache is None else cache.find(calibration.identity, any_data=not calibration.has_data)
@@ -68,11 +69,16 @@ def _measure(
     model: ir.Model,
     names: Sequence[str],
     calibration: Calibration,
-    make_calibrator: Callable[[], Calibrator],
+    make_calibrator: Callable[[], Calibrator] | Method,
     cache: RangeCache | None,
     progress: Progress | None,
 ) -> tuple[dict[str, Range], int]:
-    run = _Run({name: make_calibrator() for name in names})
+    run = _Run(
+        {
+            name: make_calibrator.of(name) if isinstance(make_calibrator, Method) else make_calibrator()
+            for name in names
+        }
+    )
     rounds = max(calibrator.rounds for calibrator in run.calibrators.values())
     if rounds > 1 and not calibration.repeatable:
         raise PassError(

@@ -163,27 +163,14 @@ OURS, OURS_ON_ORT, PLAIN = "graphwright", "graphwright for ONNX Runtime", "graph
 RIVALS = ("ONNX Runtime", "NNCF", "torchao")
 PIPELINES = {
     OURS: {
+        "full": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm calibration=mse},gptq,"
+        "bias-correction",
         "quick": "equalize-activations,insert-qdq{target=tvm calibration=mse},bias-correction",
-        "full": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm calibration=percentile "
-        "percentile=99.999},gptq,bias-correction",
-        "GPTQ": "equalize-activations,insert-qdq{target=tvm calibration=mse},gptq,bias-correction",
-        "GPTQ, percentile": "equalize-activations,insert-qdq{target=tvm calibration=percentile "
-        "percentile=99.999},gptq,bias-correction",
-        "smooth": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm calibration=mse},"
-        "bias-correction",
-        "smooth, minmax": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm},"
-        "bias-correction",
     },
     OURS_ON_ORT: {
         "quick": "equalize-activations,insert-qdq{target=generic calibration=mse},bias-correction",
-        "GPTQ": "equalize-activations,insert-qdq{target=generic calibration=mse},gptq,bias-correction",
-        "GPTQ, percentile": "equalize-activations,insert-qdq{target=generic calibration=percentile "
-        "percentile=99.999},gptq,bias-correction",
     },
-    PLAIN: {
-        method: f"insert-qdq{{target=tvm calibration={method}}}"
-        for method in ("minmax", "moving-average", "percentile", "entropy", "mse", "clipped")
-    },
+    PLAIN: {method: f"insert-qdq{{target=tvm calibration={method}}}" for method in ("minmax", "mse")},
 }
 """The same for all models. With the table `tvm` a layer's sums go on in float, as with NNCF and torchao."""
 WAYS: dict[str, dict[str, Way]] = {

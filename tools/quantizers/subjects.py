@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Arrays = tuple[np.ndarray, ...]
 Metric = Callable[[Sequence[np.ndarray], Sequence[np.ndarray]], str]
 
-CALIBRATION_SAMPLES, TEST_SAMPLES, HELD_OUT_SAMPLES = 8, 4, 4
+CALIBRATION_SAMPLES, TEST_SAMPLES, HELD_OUT_SAMPLES = 8, 16, 8
 _IMAGES = 50
 
 

@@ -108,7 +108,7 @@ def every(way, record, **others):
 def test_lines_where_a_rival_is_ahead_are_named():
     metrics = {"metric": "accuracy 90%", "float_metric": "accuracy 91%"}
     records = {
-        **every(OURS, measured(1.0, 1.0), quick=measured(31.0, 30.0, **metrics)),
+        **every(OURS, measured(1.0, 1.0), full=measured(31.0, 30.0, **metrics)),
         **every(OURS_ON_ORT, measured(28.0, 29.0)),
         **every("ONNX Runtime", measured(12.0, 12.0), MinMax=measured(29.0, 29.5)),
         **every("NNCF", {"error": "TypeError: no"}),
@@ -118,7 +118,7 @@ def test_lines_where_a_rival_is_ahead_are_named():
     text = markdown(records, ["m"], list(WAYS))
     assert "| 29.5 (MinMax) |" in text and "refused" in text and "accuracy 91%" in text
     assert "- m, NNCF (bias correction): TypeError: no" in text
-    assert f"torchao (X86InductorQuantizer) over {OURS} (quick): 1.5 dB" in text
+    assert f"torchao (X86InductorQuantizer) over {OURS} (full): 1.5 dB" in text
     del records["m/torchao/X86InductorQuantizer"], records[f"m/{OURS_ON_ORT}/quick"]
     assert markdown(records, ["m"], list(WAYS)).count("No rival is ahead") == 2
 
@@ -126,21 +126,21 @@ def test_lines_where_a_rival_is_ahead_are_named():
 def test_what_is_not_measured_is_not_compared():
     records = {**every(OURS, measured(20.0, 20.0)), **every("torchao", measured(30.0, 30.0))}
     assert [lead for *_, lead in behind(records, ["m"])] == [10.0]
-    del records[f"m/{OURS}/GPTQ"]
+    del records[f"m/{OURS}/quick"]
     assert behind(records, ["m"]) == [] and len(behind(records, ["m"], first)) == 1
     text = markdown(records, ["m"], list(WAYS))
     assert "| not all run | not all run |" in text
     missing = text.split("Not measured yet on held-out data:")[1]
-    assert f"- m: {OURS} (GPTQ); {OURS_ON_ORT}; " in missing
+    assert f"- m: {OURS} (quick); {OURS_ON_ORT}; " in missing
 
 
 def test_variants_are_picked_on_held_out_data_alone():
     records = {
-        **every(OURS, measured(1.0, 1.0), quick=measured(20.0, 30.0), GPTQ=measured(25.0, 22.0)),
+        **every(OURS, measured(1.0, 1.0), full=measured(20.0, 30.0), quick=measured(25.0, 22.0)),
         **every("torchao", measured(40.0, 23.0)),
     }
-    assert picked(records, "m", OURS) == ("GPTQ", records[f"m/{OURS}/GPTQ"])
-    assert first(records, "m", OURS) == ("quick", records[f"m/{OURS}/quick"])
+    assert picked(records, "m", OURS) == ("quick", records[f"m/{OURS}/quick"])
+    assert first(records, "m", OURS) == ("full", records[f"m/{OURS}/full"])
     assert [lead for *_, lead in behind(records, ["m"])] == [1.0] and behind(records, ["m"], first) == []
 
 
