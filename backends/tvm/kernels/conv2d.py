@@ -29,7 +29,7 @@ from .tile import (
 )
 from .tile_conv import choose_way, split_conv2d
 from .tile_matmul import split_pays
-from .tile_registers import SPLIT, has_float_tiles
+from .tile_registers import float_format
 from .window import choose_padded, gather_stage, gathered_spec, is_pointwise, pad_stage, padded_spec
 from .winograd import choose_winograd, winograd
 
@@ -42,14 +42,16 @@ def conv2d(spec: Conv2dSpec, epilogue: Epilogue | None, target: TargetNumbers) -
     if suits_small_groups(spec, target):
         return depthwise(spec, epilogue, target)
     writer = Writer(epilogue, spec.out_shape, nhwc)
-    if has_float_tiles(target):
-        way = choose_way(spec, SPLIT)
+    plan = choose_winograd(spec, _direct_cycles(spec, target), target)
+    form = float_format(target)
+    way = choose_way(spec, form) if form is not None else None
+    if way is not None:
         pixels = spec.batch * spec.out_height * spec.out_width
-        if way is not None and split_pays(way.tiling.cycles, pixels, _direct_cycles(spec, target)):
+        other = _direct_cycles(spec, target) if plan is None else plan.cycles
+        if split_pays(way.tiling.cycles, pixels, other):
             return split_conv2d(spec, way, writer, target)
     if is_pointwise(spec) or _is_gathered(spec, target):
         return _pointwise(spec, writer, target)
-    plan = choose_winograd(spec, _direct_cycles(spec, target), target)
     if plan is not None:
         return winograd(spec, epilogue, plan, target)
     return _spatial(spec, writer, target)

@@ -24,7 +24,8 @@ from .microkernel import Writer
 from .product import SERIAL_FLOPS
 from .tile import TargetNumbers
 from .tile_matmul import tiles_pay
-from .tile_product import Reduction, TileProduct, Tiling, flat_rows, plan_tiling
+from .tile_panels import Reduction
+from .tile_product import TileProduct, Tiling, flat_rows, plan_tiling
 from .tile_registers import LANES, WORD, has_tiles, integer_format
 
 _GROUP = LANES * WORD

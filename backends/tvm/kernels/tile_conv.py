@@ -22,19 +22,11 @@ from .interface import Conv2dSpec, Index, Kernel
 from .microkernel import Writer
 from .tile import TargetNumbers
 from .tile_matmul import tiles_pay
-from .tile_product import (
-    Reduction,
-    TileProduct,
-    Tiling,
-    flat_rows,
-    image_rows,
-    pack_panels,
-    panel_shape,
-    plan_tiling,
-)
+from .tile_panels import Reduction, pack_panels, panel_shape
+from .tile_product import TileProduct, Tiling, flat_rows, image_rows, plan_tiling, split_cycles
 from .tile_registers import BYTES, Format, has_tiles, integer_format
-from .tile_split import STAGED_PER_CYCLE, Planes, allocate_planes, split_image
-from .window import is_pointwise, padded_spec
+from .tile_split import Planes, Rows, allocate_planes, split_image
+from .window import gathered_spec, is_pointwise, padded_spec
 
 _COPIED_PER_CYCLE = 16.0
 """Bytes of a padded copy or of gathered windows."""
@@ -89,21 +81,33 @@ def tile_conv2d(
 
 
 def split_conv2d(spec: Conv2dSpec, way: Way, writer: Writer, target: TargetNumbers) -> Kernel:
-    """A convolution of float32, split into two bfloat16 ahead of the product.
+    """A convolution of float32, split into bfloat16 ahead of the product.
 
     Buffers: data (N, H, W, C), packed weights, extra inputs, output (N, OH, OW, O).
     """
     data = emit.buffer("data", spec.data_shape)
     source, declaration = emit.flat_view(data, prod(spec.data_shape))
-    planes = split_image(source, spec, BYTES if way.name == _ROWS else 0)
+    parts = way.tiling.registers.format.parts
+    if way.name == _PIXELS:
+        place = None
+        if spec.stride != (1, 1):
+            height, width = spec.stride
+
+            def place(pixel: Any) -> Any:
+                n, h, w = emit.unravel(pixel, (spec.batch, spec.out_height, spec.out_width))
+                return ((n * spec.height + h * height) * spec.width + w * width) * spec.in_channels
+
+        matrix = Rows(source, spec.batch * spec.out_height * spec.out_width, spec.in_channels, place)
+        return way_kernel(spec, way, data, Planes(source, 0, [declaration]), writer, target, matrix)
+    planes = split_image(source, spec, parts, BYTES if way.name == _ROWS else 0)
     statements = [declaration, *planes.statements]
     if way.name == _GATHER:
         run, outer = _runs(way.spec)
         size = way.spec.batch * way.spec.out_height * way.spec.out_width * way.reduction.run * spec.groups
-        flat, plane, allocation = allocate_planes("gathered", size, BYTES)
+        flat, plane, allocation = allocate_planes("gathered", size, parts, BYTES)
         gathers = [
             gather_windows(planes.flat, way.spec, run, outer, flat, part * planes.plane, part * plane)
-            for part in range(2)
+            for part in range(parts)
         ]
         planes = Planes(flat, plane, [*statements, *allocation, *gathers])
     else:
@@ -115,6 +119,8 @@ def choose_way(spec: Conv2dSpec, form: Format) -> Way | None:
     """How to see a convolution as products, by estimated time or by a record; None where no way does."""
     if is_pointwise(spec):
         return _way(_PIXELS, spec, form)
+    if form.parts > 1 and spec.kernel == (1, 1) and not any(spec.pads):
+        return _way(_PIXELS, gathered_spec(spec), form)
     ways = {name: way for name in (_ROWS, _GATHER) if (way := _way(name, spec, form))}
     if not ways:
         return None
@@ -132,13 +138,13 @@ def _way(name: str, spec: Conv2dSpec, form: Format) -> Way | None:
     own, columns = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     pixels = spec.batch * spec.out_height * spec.out_width
     is_split = form.parts > 1
-    cycles = prod(spec.data_shape) / _COPIED_PER_CYCLE if pads else 0.0
-    if is_split:
-        cycles = prod(spec.data_shape) / STAGED_PER_CYCLE
+    cycles = prod(spec.data_shape) / _COPIED_PER_CYCLE if pads and not is_split else 0.0
     if name == _ROWS:
         run, outer = _runs(spec)
-        # Beyond a window of float32 there may be NaN, which zero weights do not silence.
-        reduction = Reduction.of(form, run, outer, slack=run < form.word if is_split else pads)
+        # Beyond a window of float32 there may be NaN, which zero weights do not silence: only where a single
+        # step would become two it reads one number more.
+        slack = run < form.most and run % form.word > 0 if is_split else pads
+        reduction = Reduction.of(form, run, outer, slack)
         rows = image_rows(spec.out_width, spec.batch * spec.out_height)
     else:
         reduction = Reduction.of(form, prod(spec.kernel) * own, slack=name == _GATHER and not is_split)
@@ -150,7 +156,10 @@ def _way(name: str, spec: Conv2dSpec, form: Format) -> Way | None:
         runs = prod(count for count, _ in outer) * spec.groups * form.parts
         cycles += pixels * runs * (run * form.size / _COPIED_PER_CYCLE + _RUN_CYCLES)
     tiling = plan_tiling(rows, columns, spec.groups, reduction, form)
-    return Way(name, spec, reduction, replace(tiling, cycles=tiling.cycles + cycles))
+    own_cycles = tiling.cycles
+    if is_split:
+        own_cycles = split_cycles(tiling, prod(spec.kernel) * own * spec.out_channels, prod(spec.data_shape))
+    return Way(name, spec, reduction, replace(tiling, cycles=own_cycles + cycles))
 
 
 def _runs(spec: Conv2dSpec) -> tuple[int, tuple[tuple[int, int], ...]]:
@@ -181,9 +190,15 @@ def _integer_data(data: Any, spec: Conv2dSpec, way: Way, zero_point: int) -> tup
 
 
 def way_kernel(
-    spec: Conv2dSpec, way: Way, data: Any, planes: Planes, writer: Writer, target: TargetNumbers
+    spec: Conv2dSpec,
+    way: Way,
+    data: Any,
+    planes: Planes,
+    writer: Writer,
+    target: TargetNumbers,
+    matrix: Rows | None = None,
 ) -> Kernel:
-    """The function: registers read `planes`, which their statements make of `data`."""
+    """The function: registers read `planes`, which their statements make of `data`, or `matrix` split."""
     tiling, reduction, seen = way.tiling, way.reduction, way.spec
     registers, groups = tiling.registers, spec.groups
     shape = panel_shape(groups, tiling.panels, reduction, registers)
@@ -209,7 +224,10 @@ def way_kernel(
         index,
         plane=planes.plane,
     )
-    loops = product.body(writer, target, registers.row_count * stride, spec.flops)
+    if matrix is None:
+        loops = product.body(writer, target, registers.row_count * stride, spec.flops)
+    else:
+        loops = product.split_body(matrix, writer, target, spec.flops)
     is_split = registers.format.parts > 1
     name = "conv2d_1x1" if way.name == _PIXELS else "conv2d"
     func = emit.function(

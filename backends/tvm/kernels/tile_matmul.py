@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -12,10 +14,11 @@ from .arithmetic import integer_arithmetic
 from .choices import choose_flag
 from .interface import Kernel, MatmulSpec, Operand
 from .microkernel import Writer
-from .tile import TargetNumbers, blocks, tile_cycles
-from .tile_product import Reduction, TileProduct, Tiling, flat_rows, pack_panels, panel_shape, plan_tiling
-from .tile_registers import SPLIT, has_float_tiles, has_tiles, integer_format
-from .tile_split import STAGED_PER_CYCLE, Planes, split_rows
+from .tile import MEMORY_BYTES_PER_CYCLE, TargetNumbers, blocks, tile_cycles
+from .tile_panels import Reduction, pack_panels, panel_shape
+from .tile_product import TileProduct, Tiling, flat_rows, plan_tiling, split_cycles
+from .tile_registers import float_format, has_tiles, integer_format
+from .tile_split import Rows
 
 _SMALL = ("int8", "uint8")
 _FEWEST_ROWS = 4
@@ -63,21 +66,27 @@ def tile_matmul(
         return None
     a = emit.buffer("a", spec.a.shape, types[0])
     flat, declare = emit.flat_view(a, prod(spec.a.shape))
-    planes = Planes(flat, 0, [declare])
-    return _kernel("integer_matmul", spec, a, planes, reduction, tiling, writer, target)
+    product, weights = _product(spec, flat, reduction, tiling)
+    loops = product.body(writer, target, tiling.registers.row_count * spec.k, spec.flops)
+    func = emit.function(
+        "integer_matmul", [a, weights.buffer, *writer.extras, writer.output], [declare, weights.view, loops]
+    )
+    return Kernel(func, (weights.pack,), spec.flops, f"int8 matmul {tiling}")
 
 
 def split_matmul(spec: MatmulSpec, writer: Writer, target: TargetNumbers) -> Kernel | None:
     """A product of float32 by constant weights; None where tile registers are missing or do not pay."""
-    if not has_float_tiles(target):
+    form = float_format(target)
+    if form is None:
         return None
     rows, columns = prod(spec.out_shape[:-1]), spec.out_shape[-1]
-    reduction = Reduction.of(SPLIT, spec.k)
+    reduction = Reduction.of(form, spec.k)
     if reduction is None or spec.a.strides[-1] != 1:
         return None
-    tiling = plan_tiling(flat_rows(rows), columns, 1, reduction, SPLIT)
-    copy = rows * spec.k / STAGED_PER_CYCLE
-    if not split_pays(tiling.cycles + copy, rows, tile_cycles(rows, columns, spec.k, target)):
+    tiling = plan_tiling(flat_rows(rows), columns, 1, reduction, form)
+    cycles = split_cycles(tiling, spec.k * columns, rows * spec.k)
+    stream = 4 * spec.k * columns / MEMORY_BYTES_PER_CYCLE
+    if not split_pays(cycles, rows, max(tile_cycles(rows, columns, spec.k, target), stream)):
         return None
     a = emit.buffer("a", spec.a.shape)
     flat, declare = emit.flat_view(a, prod(spec.a.shape))
@@ -89,9 +98,13 @@ def split_matmul(spec: MatmulSpec, writer: Writer, target: TargetNumbers) -> Ker
             place = place + index * stride
         return place
 
-    planes = split_rows(flat, rows, row, spec.k)
-    planes = Planes(planes.flat, planes.plane, [declare, *planes.statements])
-    return _kernel("matmul", spec, a, planes, reduction, tiling, writer, target)
+    matrix = Rows(flat, rows, spec.k, None if spec.a.strides == Operand(spec.a.logical).strides else row)
+    product, weights = _product(spec, flat, reduction, tiling)
+    loops = product.split_body(matrix, writer, target, spec.flops)
+    func = emit.function(
+        "matmul", [a, weights.buffer, *writer.extras, writer.output], [declare, weights.view, loops]
+    )
+    return Kernel(func, (weights.pack,), spec.flops, f"matmul {tiling}")
 
 
 def split_pays(cycles: float, rows: int, other: float) -> bool:
@@ -99,16 +112,18 @@ def split_pays(cycles: float, rows: int, other: float) -> bool:
     return choose_flag("tiles", rows >= _FEWEST_ROWS and cycles < other)
 
 
-def _kernel(
-    name: str,
-    spec: MatmulSpec,
-    a: Any,
-    planes: Planes,
-    reduction: Reduction,
-    tiling: Tiling,
-    writer: Writer,
-    target: TargetNumbers,
-) -> Kernel:
+@dataclass(frozen=True)
+class _Weights:
+    """Packed weights: their buffer, its view as one axis, and how they are packed."""
+
+    buffer: Any
+    view: Any
+    pack: Callable[[np.ndarray], np.ndarray]
+
+
+def _product(
+    spec: MatmulSpec, left: Any, reduction: Reduction, tiling: Tiling
+) -> tuple[TileProduct, _Weights]:
     registers = tiling.registers
     rows, columns = prod(spec.out_shape[:-1]), spec.out_shape[-1]
     shape = panel_shape(1, tiling.panels, reduction, registers)
@@ -123,21 +138,14 @@ def _kernel(
         reduction,
         (),
         columns,
-        planes.flat,
+        left,
         lambda _, tile: first_row(tile) * spec.k,
         spec.k,
         flat_b,
         lambda _, tile, row, column: (*emit.unravel(first_row(tile) + row, spec.out_shape[:-1]), column),
-        plane=planes.plane,
     )
-    loops = product.body(writer, target, registers.row_count * spec.k, spec.flops)
-    func = emit.function(name, [a, b, *writer.extras, writer.output], [*planes.statements, declare_b, loops])
-    kind = "int8 matmul" if registers.format.parts == 1 else "matmul"
-    return Kernel(
-        func,
-        (lambda weights: pack_matrix_panels(weights, spec.b, reduction, tiling),),
-        spec.flops,
-        f"{kind} {tiling}",
+    return product, _Weights(
+        b, declare_b, lambda weights: pack_matrix_panels(weights, spec.b, reduction, tiling)
     )
 
 

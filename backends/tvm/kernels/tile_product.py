@@ -1,4 +1,4 @@
-"""Products on tile registers, of 8-bit integers or of split float32: panels of packed weights swept by blocks of rows.
+"""Products on tile registers, of 8-bit integers or split float32: panels of packed weights, blocks of rows.
 
 A block is `down x across` registers of sums. Its rows are read where they lie, every row of a register a
 fixed number of bytes behind the one above; its columns are a panel that was packed in the order in which it
@@ -8,12 +8,9 @@ is read. Finished sums go through a few kilobytes of the stack to what follows t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
-
-import ml_dtypes
-import numpy as np
 
 from . import emit
 from .choices import Option, choose, choose_flag, choose_size
@@ -21,8 +18,10 @@ from .emit import Statements
 from .interface import Index
 from .microkernel import Writer
 from .product import SERIAL_FLOPS
-from .tile import TargetNumbers, Tile, blocks
+from .tile import MEMORY_BYTES_PER_CYCLE, TargetNumbers, Tile, blocks
+from .tile_panels import Reduction
 from .tile_registers import LANES, ROWS, Format, Registers
+from .tile_split import STAGED_PER_CYCLE, Rows, allocate_planes
 
 _SHAPES = ((2, 2), (1, 4), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
 """Registers of sums down and across that leave room for operands."""
@@ -31,60 +30,15 @@ _LOAD_CYCLES = 8.0
 _STORE_CYCLES = 16.0
 _VECTOR_CYCLES = 2.0
 _BLOCK_CYCLES = 40.0
+_SPLIT_SLOWNESS = 1.3
+"""Measured over estimated time of products of float32, whose operands come from farther away."""
+_FEWEST_ROWS = 96
+"""Rows per task that make reading all weights, which come from the third-level cache, worth while."""
 _LINE = 64
 _AHEAD = 4096
 """Bytes between use and request of weights that are used once."""
 _WORST = 2.0
 """Shapes that are estimated to take longer than this many times the best are not worth trying."""
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """What is summed for one output: `outer` nested loops around runs of neighbouring elements, in steps.
-
-    The last step of a run is moved up to end with the run; weights of what is read twice are zero. Where the
-    data end in elements to spare (`slack`), it reads beyond the run instead, and weights are zero there.
-
-    Attributes:
-        outer: (iterations, elements between them) per loop.
-        run: elements of a run.
-        steps: steps of a run.
-        depth: elements per step.
-        slack: whether there are elements to spare.
-    """
-
-    outer: tuple[tuple[int, int], ...]
-    run: int
-    steps: int
-    depth: int
-    slack: bool = False
-
-    @classmethod
-    def of(
-        cls, form: Format, run: int, outer: tuple[tuple[int, int], ...] = (), slack: bool = False
-    ) -> Reduction | None:
-        """The fewest steps of equal length; None for runs shorter than four bytes."""
-        steps = blocks(run, form.most)
-        depth = blocks(blocks(run, steps), form.word) * form.word
-        if depth > run and not slack:
-            steps, depth = 2, run // form.word * form.word
-        return cls(outer, run, steps, depth, slack) if depth else None
-
-    @property
-    def runs(self) -> int:
-        """How many runs there are."""
-        return prod(count for count, _ in self.outer)
-
-    @property
-    def total(self) -> int:
-        """Steps of all runs."""
-        return self.runs * self.steps
-
-    def place(self, step: Any) -> Any:
-        """First element of a step of a run."""
-        if self.slack or self.steps * self.depth == self.run:
-            return step * self.depth
-        return emit.minimum(step * self.depth, self.run - self.depth)
 
 
 @dataclass(frozen=True)
@@ -100,8 +54,8 @@ class Tiling:
     """Estimated, of one core for everything."""
 
     def __str__(self) -> str:
-        own = self.registers
-        return f"{own.row_count}x{own.across}x{LANES} {own.format.dot}"
+        own, count = self.registers, len(self.registers.format.pairs)
+        return f"{own.row_count}x{own.across}x{LANES} {own.format.dot}{f' x{count}' if count > 1 else ''}"
 
 
 RowTiles = Callable[[int], tuple[int, int]]
@@ -148,51 +102,22 @@ def plan_tiling(rows: RowTiles, columns: int, batch: int, reduction: Reduction, 
 
 def _block_cycles(registers: Registers, steps: int) -> float:
     sums, form = registers.down * registers.across, registers.format
-    loads = form.parts * (registers.down + registers.across) * _LOAD_CYCLES
-    step = max(form.products * max(sums * registers.rows, _LATENCY), loads)
+    loads = len(form.pairs) * (registers.down + registers.across) * _LOAD_CYCLES / min(form.parts, 2)
+    step = max(len(form.pairs) * max(sums * registers.rows, _LATENCY), loads)
     finish = sums * (_STORE_CYCLES + registers.rows * _VECTOR_CYCLES) + _BLOCK_CYCLES
     return steps * step + _LATENCY + finish
 
 
-def pack_panels(weights: np.ndarray, reduction: Reduction, registers: Registers) -> np.ndarray:
-    """(groups, runs, run, columns) -> panels as `panel_shape` says, float32 in parts."""
-    groups, runs, _, columns = weights.shape
-    panels = blocks(columns, registers.block)
-    wide = np.zeros((groups, runs, reduction.steps, reduction.depth, panels * registers.block), weights.dtype)
-    for step in range(reduction.steps):
-        first, known = int(reduction.place(step)), step * reduction.depth
-        own = weights[:, :, known : first + reduction.depth]
-        wide[:, :, step, known - first : known - first + own.shape[2], :columns] = own
-    word = registers.format.word
-    split = wide.reshape(
-        groups,
-        runs * reduction.steps,
-        reduction.depth // word,
-        word,
-        panels,
-        registers.across,
-        LANES,
-    )
-    packed = np.ascontiguousarray(split.transpose(0, 4, 1, 5, 2, 6, 3))
-    if registers.format.parts > 1:
-        packed = np.stack(split_float32(packed), axis=4)
-    return packed.reshape(panel_shape(groups, panels, reduction, registers))
+def split_cycles(tiling: Tiling, weights: int, numbers: int) -> float:
+    """Estimated cycles of one core for a product of float32, the splitting of its left operand included.
 
-
-def panel_shape(groups: int, panels: int, reduction: Reduction, registers: Registers) -> tuple[int, ...]:
-    """Shape of packed panels: (groups * panels, steps, across, parts * depth / word, 16, word)."""
-    form = registers.format
-    words = form.parts * registers.depth // form.word
-    return (groups * panels, reduction.total, registers.across, words, LANES, form.word)
-
-
-def split_float32(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bits (uint16) of two bfloat16 whose sum is nearest to `values`; infinite numbers have no second."""
-    high = values.astype(ml_dtypes.bfloat16)
-    rounded = high.astype(np.float32)
-    rest = np.zeros_like(values)
-    np.subtract(values, rounded, out=rest, where=np.isfinite(rounded))
-    return high.view(np.uint16), rest.astype(ml_dtypes.bfloat16).view(np.uint16)
+    Args:
+        tiling: the registers.
+        weights: elements that are packed, which come from memory.
+        numbers: how many are split.
+    """
+    stream = weights * tiling.registers.format.parts * tiling.registers.format.size / MEMORY_BYTES_PER_CYCLE
+    return max(_SPLIT_SLOWNESS * tiling.cycles, stream) + numbers / STAGED_PER_CYCLE
 
 
 Correct = Callable[[Any, Any, Any], Any]
@@ -267,28 +192,92 @@ class TileProduct:
         def task(t: Any) -> Any:
             *batch, part, panel = emit.unravel(t, (*self.batch, chunks, tiling.panels))
             panel, bound = emit.bind("panel", panel)
-            first = part * chunk
-            count: Any = chunk
-            if tiling.row_blocks % chunk:
-                count = emit.minimum(chunk, tiling.row_blocks - first)
-            sums, allocation = emit.allocate_whole(
-                "sums", tiling.registers.row_count * tiling.registers.block, form.sums
+            return self._configured(
+                [*bound],
+                lambda sums: self._sweep(writer, tuple(batch), part * chunk, chunk, panel, sums, ahead),
             )
-            return [
-                *bound,
-                *allocation,
-                *tiling.registers.configure(),
-                emit.loop(
-                    "rows",
-                    count,
-                    lambda i: self._block(
-                        writer, tuple(batch), first + i, panel, sums, (i, chunk) if ahead else None
-                    ),
-                ),
-                tiling.registers.release(),
-            ]
 
         return emit.parallel("task", tasks, task, enabled=flops > SERIAL_FLOPS)
+
+    def _configured(self, before: Statements, body: Callable[[Any], Any]) -> Statements:
+        """`body` of a buffer for finished sums, with the registers' shapes declared."""
+        registers = self.tiling.registers
+        sums, allocation = emit.allocate_whole(
+            "sums", registers.row_count * registers.block, registers.format.sums
+        )
+        return [*before, *allocation, *registers.configure(), body(sums), registers.release()]
+
+    def _sweep(
+        self, writer: Writer, batch: Index, first: Any, chunk: int, panel: Any, sums: Any, ahead: bool
+    ) -> Any:
+        """Blocks of rows from `first` on, all by one panel."""
+        count: Any = chunk
+        if self.tiling.row_blocks % chunk:
+            count = emit.minimum(chunk, self.tiling.row_blocks - first)
+        return emit.loop(
+            "rows",
+            count,
+            lambda i: self._block(writer, batch, first + i, panel, sums, (i, chunk) if ahead else None),
+        )
+
+    def split_body(self, matrix: Rows, writer: Writer, target: TargetNumbers, flops: int) -> Any:
+        """The loops for a left operand of float32, whose rows are split on the way.
+
+        Where there are enough rows every task splits those it reads, which then lie in its cache. Otherwise
+        all are split before, and tasks share them.
+        """
+        form, chunk = self.tiling.registers.format, self._split_chunk(matrix, target)
+        if choose_flag("fused", bool(chunk)) and chunk:
+            return self._fused_body(matrix, chunk, writer, target, flops)
+        planes = matrix.split_all(form.parts)
+        own = replace(self, left=planes.flat, plane=planes.plane)
+        size = self.tiling.registers.row_count * matrix.length
+        return [*planes.statements, own.body(writer, target, size, flops)]
+
+    def _split_chunk(self, matrix: Rows, target: TargetNumbers) -> int:
+        """Blocks of rows per task; 0 where there are too few rows for tasks of their own."""
+        tiling, form = self.tiling, self.tiling.registers.format
+        block = tiling.registers.row_count
+        most = target.l2_bytes // 4 // (matrix.length * form.parts * form.size * block)
+        weights = self.panel_size * form.size * tiling.panels * prod(self.batch)
+        least = 1 if weights <= target.l2_bytes // 2 else blocks(_FEWEST_ROWS, block)
+        size = min(most, tiling.row_blocks)
+        while size > least and _imbalance(blocks(tiling.row_blocks, size), target.cores) > 1.1:
+            size -= 1
+        if size < max(least, 1) or blocks(tiling.row_blocks, size) < target.cores:
+            return 0
+        return size
+
+    def _fused_body(self, matrix: Rows, chunk: int, writer: Writer, target: TargetNumbers, flops: int) -> Any:
+        tiling, form = self.tiling, self.tiling.registers.format
+        weights = self.panel_size * form.size * tiling.panels * prod(self.batch)
+        ahead = choose_flag("ahead", weights > target.l2_bytes // 2)
+        most = chunk * tiling.registers.row_count
+        rows = min(most, matrix.count)
+
+        def task(t: Any) -> Any:
+            base, bound = emit.bind("base", emit.minimum(t * most, matrix.count - rows))
+            flat, plane, allocation = allocate_planes("split", rows * matrix.length, form.parts)
+            own = replace(
+                self,
+                left=flat,
+                plane=plane,
+                row=lambda batch, tile: self.row(batch, tile) - base * matrix.length,
+            )
+
+            def sweep(number: Any, sums: Any) -> Any:
+                *batch, panel = emit.unravel(number, (*self.batch, tiling.panels))
+                return own._sweep(writer, tuple(batch), t * chunk, chunk, panel, sums, ahead)
+
+            fill = matrix.split(flat, 0, plane, form.parts, base, rows)
+            return self._configured(
+                [*bound, *allocation, *fill],
+                lambda sums: emit.loop(
+                    "sweep", prod(self.batch) * tiling.panels, lambda number: sweep(number, sums)
+                ),
+            )
+
+        return emit.parallel("task", blocks(tiling.row_blocks, chunk), task, enabled=flops > SERIAL_FLOPS)
 
     def _chunk(self, row_bytes: int, target: TargetNumbers) -> int:
         """Blocks of rows that a panel sweeps: what the second-level cache holds, shared by the cores."""

@@ -4,8 +4,9 @@
 the same with 16 x 32 bfloat16, and adds to float32. The right register holds rows of 16 columns by the
 neighbours along the reduction that fill four bytes, as `vpdpbusd` reads them.
 
-float32 is multiplied as the sum of two bfloat16: `(a + b)(c + d)` without `bd`, three products ("bf16x3"; Henry
-et al., 2019, arXiv:1904.06376). What is left out is below 2^-16 of a product, 3e-6 of a sum on average.
+float32 is multiplied as the sum of two or three bfloat16, without the products that matter least. Three of
+four are left ("bf16x3"), which leaves out some 2^-16 of a product at most, or six of nine ("bf16x6"), which
+is as exact as float32 itself (Henry et al., 2019, arXiv:1904.06376).
 
 Registers are named by immediates, so nothing allocates them; every thread configures its own before it uses
 them (Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter 18). They are volatile
@@ -63,6 +64,8 @@ class Format:
         sums: element type of the sums.
         size: bytes of an element.
         parts: how many elements one number is the sum of, the largest first.
+        pairs: the parts of left and right that are multiplied; of neighbours only one differs, so that few
+            registers are loaded.
     """
 
     left: str
@@ -71,6 +74,7 @@ class Format:
     sums: str = "int32"
     size: int = 1
     parts: int = 1
+    pairs: tuple[tuple[int, int], ...] = ((0, 0),)
 
     @property
     def word(self) -> int:
@@ -82,11 +86,6 @@ class Format:
         """Elements of the reduction that one register holds."""
         return BYTES // self.size
 
-    @property
-    def products(self) -> int:
-        """Instructions per register of sums and step."""
-        return 2 * self.parts - 1
-
 
 def integer_format(left: str, right: str) -> Format:
     """Two 8-bit element types: "tdpbusd" for uint8 by int8."""
@@ -94,8 +93,17 @@ def integer_format(left: str, right: str) -> Format:
     return Format(left, right, f"tdpb{signs[left]}{signs[right]}d")
 
 
-SPLIT = Format("uint16", "uint16", "tdpbf16ps", "float32", 2, 2)
-"""float32 as two bfloat16, whose bits are kept in 16-bit integers."""
+_BFLOAT16 = ("uint16", "uint16", "tdpbf16ps", "float32", 2)
+"""The bits of bfloat16 are kept in integers."""
+BF16X3 = Format(*_BFLOAT16, 2, ((0, 1), (0, 0), (1, 0)))
+BF16X6 = Format(*_BFLOAT16, 3, ((0, 2), (0, 1), (1, 1), (1, 0), (2, 0), (0, 0)))
+
+
+def float_format(target: TargetNumbers) -> Format | None:
+    """How a target multiplies float32 with these registers; None where it does not."""
+    if not has_float_tiles(target):
+        return None
+    return BF16X6 if getattr(target, "float_parts", 2) == 3 else BF16X3
 
 
 @dataclass(frozen=True)
@@ -131,20 +139,10 @@ class Registers:
         """Elements of one register of the right operand as it is stored, all parts of its numbers."""
         return self.depth * LANES * self.format.parts
 
-    @property
-    def left_count(self) -> int:
-        """Registers that hold the left operand."""
-        return self.down if self._holds_right else self.down * self.format.parts
-
-    @property
-    def _holds_right(self) -> bool:
-        """Whether one part of a whole row of the right operand fits besides one of the left operand."""
-        return self.format.parts == 1 or self.down * self.across + self.down + self.across <= REGISTERS
-
     def configure(self) -> Statements:
         """Declare the shapes of the registers, in this thread."""
         columns, rows = [0] * ROWS, [0] * ROWS
-        sums, left = self.down * self.across, self.left_count
+        sums, left = self.down * self.across, self.down
         for number in range(REGISTERS):
             is_left, is_right = sums <= number < sums + left, number >= sums + left
             columns[number] = self.depth * self.format.size if is_left else BYTES
@@ -175,70 +173,34 @@ class Registers:
             left: (register, part) -> (flat buffer, its first element, elements between rows).
             right: (register, part) -> (flat buffer, its first element).
         """
-        if self.format.parts == 1:
-            return self._whole(left, right)
-        return self._held_right(left, right) if self._holds_right else self._held_left(left, right)
-
-    def _whole(self, left: Any, right: Any) -> Statements:
-        free = REGISTERS - self._first_right
+        first_left = self.down * self.across
+        first_right = first_left + self.down
+        free = REGISTERS - first_right
+        held: dict[int, tuple[int, int]] = {}
         done: Statements = []
-        for column in range(self.across):
-            done.append(self._load_right(column % free, right(column, 0)))
-            for row in range(self.down):
-                if not column:
-                    done.append(self._load_left(row, left(row, 0)))
-                done.append(self._dot(row, column, row, column % free))
+
+        def missing(register: int, what: tuple[int, int]) -> bool:
+            if held.get(register) == what:
+                return False
+            held[register] = what
+            return True
+
+        for part, other in self.format.pairs:
+            for column in range(self.across):
+                own = first_right + column % free
+                if missing(own, (column, other)):
+                    done.append(_load(own, *right(column, other), BYTES))
+                for row in range(self.down):
+                    above = first_left + row
+                    if missing(above, (row, part)):
+                        done.append(self._load_left(above, left(row, part)))
+                    numbers = (row * self.across + column, above, own)
+                    done.append(_call(self.format.dot, *map(_number, numbers)))
         return done
 
-    def _held_right(self, left: Any, right: Any) -> Statements:
-        """A register of sums comes again after all others: what it waits for is done by then."""
-        rows, columns = range(self.down), range(self.across)
-        done = [self._load_left(row, left(row, 0)) for row in rows]
-        for part in (1, 0):
-            for column in columns:
-                done.append(self._load_right(column, right(column, part)))
-                done += [self._dot(row, column, row, column) for row in rows]
-        for row in rows:
-            done.append(self._load_left(row, left(row, 1)))
-            done += [self._dot(row, column, row, column) for column in columns]
-        return done
-
-    def _held_left(self, left: Any, right: Any) -> Statements:
-        """Both parts of the left operand stay, and the right one passes."""
-        free = REGISTERS - self._first_right
-        done = [
-            self._load_left(row * 2 + part, left(row, part)) for row in range(self.down) for part in (0, 1)
-        ]
-        for first in range(0, self.across, free):
-            columns = range(first, min(first + free, self.across))
-            for part, others in ((1, (0,)), (0, (0, 1))):
-                done += [self._load_right(column - first, right(column, part)) for column in columns]
-                done += [
-                    self._dot(row, column, row * 2 + other, column - first)
-                    for other in others
-                    for row in range(self.down)
-                    for column in columns
-                ]
-        return done
-
-    @property
-    def _first_left(self) -> int:
-        return self.down * self.across
-
-    @property
-    def _first_right(self) -> int:
-        return self._first_left + self.left_count
-
-    def _load_left(self, number: int, source: tuple[Any, Any, int]) -> Any:
+    def _load_left(self, register: int, source: tuple[Any, Any, int]) -> Any:
         buffer, first, stride = source
-        return _load(self._first_left + number, buffer, first, stride * self.format.size)
-
-    def _load_right(self, number: int, source: tuple[Any, Any]) -> Any:
-        return _load(self._first_right + number, *source, BYTES)
-
-    def _dot(self, row: int, column: int, left: int, right: int) -> Any:
-        numbers = (row * self.across + column, self._first_left + left, self._first_right + right)
-        return _call(self.format.dot, *map(_number, numbers))
+        return _load(register, buffer, first, stride * self.format.size)
 
     def store(self, target: Any) -> Statements:
         """Write all sums to a flat buffer as `row_count` rows of `block`."""

@@ -1,4 +1,4 @@
-"""float32 in the form that tile registers multiply: two planes of bfloat16, the second holding what is left.
+"""float32 in the form that tile registers multiply: planes of bfloat16, each holding what those before leave.
 
 A copy is made ahead of the product, padded where windows reach over the border. Infinite numbers leave NaN in
 the second plane: a sum that would be infinite is NaN.
@@ -6,6 +6,7 @@ the second plane: a sum that would be infinite is NaN.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -30,28 +31,29 @@ STAGED_PER_CYCLE = 3.0
 
 @dataclass(frozen=True)
 class Planes:
-    """Split numbers: a flat uint16 buffer, elements from one plane to the next, and what fills both."""
+    """Split numbers: a flat buffer, elements from one plane to the next, and what fills them."""
 
     flat: Any
     plane: int
     statements: Statements
 
 
-def allocate_planes(name: str, size: int, slack: int = 0) -> tuple[Any, int, Statements]:
-    """A buffer for two planes of `size` numbers, its plane size, and its allocation; `slack` zeros follow."""
+def allocate_planes(name: str, size: int, parts: int, slack: int = 0) -> tuple[Any, int, Statements]:
+    """A buffer for planes of `size` numbers, its plane size, and its allocation; `slack` zeros follow."""
     plane = blocks(size, _LINE) * _LINE
-    flat, allocation = emit.allocate_whole(name, 2 * plane + max(slack, 1), "uint16", "global")
+    flat, allocation = emit.allocate_whole(name, parts * plane + max(slack, 1), "uint16", "global")
     zero = tirx.const(0, "uint16")
-    clear = emit.loop("i", slack, lambda i: emit.store(flat, zero, [2 * plane + i])) if slack else []
+    clear = _fill(flat, parts * plane, slack, zero) if slack else []
     return flat, plane, [*allocation, clear]
 
 
-def split(value: Any, lanes: int) -> tuple[list[tuple[Any, Any]], Any, Any]:
-    """Vectors of uint16 for both planes, and the variables with values that they use.
+def split(value: Any, lanes: int, parts: int) -> tuple[list[tuple[Any, Any]], list[Any]]:
+    """Vectors of uint16 per plane, behind the variables with values that they use.
 
     Args:
         value: a float32 vector (or scalar) of `lanes`.
         lanes: how many; sixteen use the CPU's own conversion.
+        parts: how many planes.
     """
     vector = "" if lanes == 1 else f"x{lanes}"
     held: list[tuple[Any, Any]] = []
@@ -71,72 +73,104 @@ def split(value: Any, lanes: int) -> tuple[list[tuple[Any, Any]], Any, Any]:
         rounded = (bits + emit.constant(0x7FFF, lanes, "uint32") + odd) >> emit.constant(16, lanes, "uint32")
         return keep(name, tirx.Cast(f"uint16{vector}", rounded), "uint16")
 
-    x = keep("x", value, "float32")
-    high = narrow("high", x)
-    wide = tirx.Cast(f"uint32{vector}", high) << emit.constant(16, lanes, "uint32")
-    rest = keep("rest", x - tirx.reinterpret(f"float32{vector}", wide), "float32")
-    return held, high, narrow("low", rest)
+    rest = keep("x", value, "float32")
+    found = []
+    for part in range(parts):
+        found.append(narrow("part", rest))
+        if part < parts - 1:
+            wide = tirx.Cast(f"uint32{vector}", found[-1]) << emit.constant(16, lanes, "uint32")
+            rest = keep("rest", rest - tirx.reinterpret(f"float32{vector}", wide), "float32")
+    return held, found
 
 
-def split_run(source: Any, at: Any, target: Any, to: Any, plane: int, count: int) -> Statements:
+def split_run(source: Any, at: Any, target: Any, to: Any, plane: int, parts: int, count: int) -> Statements:
     """Split `count` neighbours from `at` of a flat buffer to `to` of the planes."""
 
-    def part(place: Any, lanes: int) -> Statements:
-        held, high, low = split(emit.load(source, [at + place], lanes), lanes)
+    def vector(place: Any, lanes: int) -> Statements:
+        held, found = split(emit.load(source, [at + place], lanes), lanes, parts)
         return [
             *(tirx.Bind(variable, value) for variable, value in held),
-            emit.store(target, high, [to + place], lanes),
-            emit.store(target, low, [to + plane + place], lanes),
+            *(
+                emit.store(target, part, [to + number * plane + place], lanes)
+                for number, part in enumerate(found)
+            ),
         ]
 
     if count < _LANES:
-        return [emit.loop("i", count, lambda i: part(i, 1))]
+        return [emit.loop("i", count, lambda i: vector(i, 1))]
     whole, rest = divmod(count, _LANES)
     # The last vector ends with the run: what it shares with the one before is written twice.
     return [
-        emit.loop("i", whole, lambda i: part(i * _LANES, _LANES)),
-        *(part(count - _LANES, _LANES) if rest else []),
+        emit.loop("i", whole, lambda i: vector(i * _LANES, _LANES)),
+        *(vector(count - _LANES, _LANES) if rest else []),
     ]
 
 
-def split_rows(source: Any, rows: int, row: Any, length: int) -> Planes:
-    """Planes of (rows, length); `row` gives the place of a row in the flat buffer `source`."""
-    flat, plane, allocation = allocate_planes("split", rows * length)
-    each = max(1, min(rows, _LEAST // length))
+@dataclass(frozen=True)
+class Rows:
+    """A matrix in memory whose rows are contiguous.
 
-    def task(t: Any) -> Any:
-        def one(i: Any) -> Statements:
-            number = emit.minimum(t * each, rows - each) + i
-            return split_run(source, row(number), flat, number * length, plane, length)
+    Attributes:
+        source: the flat buffer.
+        count: rows.
+        length: elements of a row.
+        place: number of a row -> where it begins; None where rows follow each other.
+    """
 
-        return emit.loop("r", each, one)
+    source: Any
+    count: int
+    length: int
+    place: Callable[[Any], Any] | None = None
 
-    enabled = rows * length > SERIAL_FLOPS
-    return Planes(flat, plane, [*allocation, emit.parallel("stage", blocks(rows, each), task, enabled)])
+    def split(self, flat: Any, to: Any, plane: int, parts: int, first: Any, rows: int) -> Statements:
+        """Split `rows` of them from `first` on to `to` of the planes of `flat`."""
+        length, place = self.length, self.place
+        if place is None:
+            return split_run(self.source, first * length, flat, to, plane, parts, rows * length)
+        return [
+            emit.loop(
+                "r",
+                rows,
+                lambda r: split_run(
+                    self.source, place(first + r), flat, to + r * length, plane, parts, length
+                ),
+            )
+        ]
+
+    def split_all(self, parts: int) -> Planes:
+        """Planes of the whole matrix."""
+        flat, plane, allocation = allocate_planes("split", self.count * self.length, parts)
+        each = max(1, min(self.count, _LEAST // self.length))
+
+        def task(t: Any) -> Statements:
+            first, bound = emit.bind("first", emit.minimum(t * each, self.count - each))
+            return [*bound, *self.split(flat, first * self.length, plane, parts, first, each)]
+
+        enabled = self.count * self.length > SERIAL_FLOPS
+        stage = emit.parallel("stage", blocks(self.count, each), task, enabled)
+        return Planes(flat, plane, [*allocation, stage])
 
 
-def split_image(source: Any, spec: Conv2dSpec, slack: int) -> Planes:
+def split_image(source: Any, spec: Conv2dSpec, parts: int, slack: int) -> Planes:
     """Planes of (N, H + pads, W + pads, C); padding is zero.
 
     Args:
         source: the data as one axis.
         spec: the convolution that reads them.
+        parts: how many planes.
         slack: zeros behind the planes, for what reads beyond a window.
     """
     top, left, bottom, right = spec.pads
     channels = spec.in_channels
     height, width = spec.height + top + bottom, spec.width + left + right
     lines = spec.batch * height
-    flat, plane, allocation = allocate_planes("split", lines * width * channels, slack)
+    flat, plane, allocation = allocate_planes("split", lines * width * channels, parts, slack)
     zero = tirx.const(0, "uint16")
 
     def blank(at: Any, count: int) -> Statements:
         if not count:
             return []
-        return [
-            emit.loop("i", count * channels, lambda i: emit.store(flat, zero, [at + i])),
-            emit.loop("i", count * channels, lambda i: emit.store(flat, zero, [at + plane + i])),
-        ]
+        return [_fill(flat, at + part * plane, count * channels, zero) for part in range(parts)]
 
     def line(t: Any) -> Any:
         n, h = emit.unravel(t, (spec.batch, height))
@@ -144,7 +178,7 @@ def split_image(source: Any, spec: Conv2dSpec, slack: int) -> Planes:
         own = (n * spec.height + h - top) * (spec.width * channels)
         body = [
             *blank(begin, left),
-            *split_run(source, own, flat, begin + left * channels, plane, spec.width * channels),
+            *split_run(source, own, flat, begin + left * channels, plane, parts, spec.width * channels),
             *blank(begin + (left + spec.width) * channels, right),
         ]
         if not top and not bottom:
@@ -153,3 +187,7 @@ def split_image(source: Any, spec: Conv2dSpec, slack: int) -> Planes:
 
     enabled = prod(spec.data_shape) > SERIAL_FLOPS
     return Planes(flat, plane, [*allocation, emit.parallel("stage", lines, line, enabled)])
+
+
+def _fill(flat: Any, begin: Any, count: int, value: Any) -> Any:
+    return emit.loop("i", count, lambda i: emit.store(flat, value, [begin + i]))
