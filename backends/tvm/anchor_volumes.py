@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .anchor_views import AnchorKernel, as_is, external, same_index, with_bias
 from .anchors import conv_window, pool_window, transpose_window
 from .lazy import Index, floordiv, floormod
 from .spec import GroupSpec
 
+if TYPE_CHECKING:
+    from .kernels.volume import Conv3dSpec
 
-def volume_conv(spec: GroupSpec) -> AnchorKernel | None:
-    """A convolution."""
-    from .kernels.volume import Conv3dSpec, VolumeView, conv3d
+
+def volume_of(spec: GroupSpec) -> tuple[Conv3dSpec, tuple[int, int]] | None:
+    """A convolution as kernels see it, numbers of its data and weights; None where pads are negative."""
+    from .kernels.volume import Conv3dSpec
 
     op, operands = spec.anchor_op, _operands(spec)
     window = conv_window(op)
@@ -25,8 +30,17 @@ def volume_conv(spec: GroupSpec) -> AnchorKernel | None:
         window.pads,
         op.attr("group", 1),
     )
-    if shape.plane.out_shape[1:3] != tuple(op.outputs[0].shape[3:]):
+    return (shape, operands) if shape.plane.out_shape[1:3] == tuple(op.outputs[0].shape[3:]) else None
+
+
+def volume_conv(spec: GroupSpec) -> AnchorKernel | None:
+    """A convolution."""
+    from .kernels.volume import VolumeView, conv3d
+
+    found = volume_of(spec)
+    if found is None:
         return None
+    shape, operands = found
     view = VolumeView(shape)
     return AnchorKernel(
         lambda epilogue, target: conv3d(shape, epilogue, target),

@@ -19,6 +19,7 @@ from .anchor_views import (
     widened,
     with_bias,
 )
+from .anchor_volumes import volume_of
 from .integer_ops import AVERAGE, CONV, MATMUL, TABLE, WEIGHT_MATMUL
 from .spec import GroupSpec
 
@@ -34,6 +35,9 @@ def integer_kernel(spec: GroupSpec) -> AnchorKernel | None:
 def _conv(spec: GroupSpec) -> AnchorKernel | None:
     from .kernels.integer_conv import integer_conv2d
 
+    if spec.anchor_op.rank == 5:
+        return _volume_conv(spec)
+
     op, operands = spec.anchor_op, convolved(spec)
     shape = conv2d_spec(op) if operands else None
     if operands is None or shape is None:
@@ -45,6 +49,30 @@ def _conv(spec: GroupSpec) -> AnchorKernel | None:
         operands[1:],
         spatial(op.outputs[0].shape),
         logical_of(op.rank),
+        with_bias(spec, 1),
+        value_dtype="int32",
+    )
+
+
+def _volume_conv(spec: GroupSpec) -> AnchorKernel | None:
+    from .kernels.integer_volume import integer_conv3d
+    from .kernels.volume import VolumeView
+
+    op, found = spec.anchor_op, volume_of(spec)
+    if found is None:
+        return None
+    shape, operands = found
+    types, zero_point, view = (
+        (op.input(0).dtype, op.input(1).dtype),
+        op.attr("zero_point", 0),
+        VolumeView(shape),
+    )
+    return AnchorKernel(
+        lambda epilogue, target: integer_conv3d(shape, types, zero_point, epilogue, target),
+        operands[:1],
+        operands[1:],
+        view.shape,
+        view.logical,
         with_bias(spec, 1),
         value_dtype="int32",
     )

@@ -19,7 +19,7 @@ from . import emit
 from .conv2d import conv2d
 from .depthwise import suits_small_groups
 from .emit import Statements
-from .interface import Conv2dSpec, Epilogue, Index, Kernel, nhwc
+from .interface import Conv2dSpec, ConvTransposeSpec, Epilogue, Index, Kernel, nhwc
 from .microkernel import Accumulators, Writer
 from .prefetch import PanelPrefetch
 from .spatial import SpatialConvolution, pack_conv_weights, tap_runs
@@ -52,14 +52,53 @@ class DepthWindow:
 
 
 @dataclass(frozen=True)
-class Conv3dSpec:
-    """A convolution over three axes, weights as ONNX orders them (O, C / groups, KD, KH, KW).
+class VolumeSpec:
+    """What convolutions over three axes, transposed or not, have in common.
 
-    `plane` is the convolution within one plane, its batch counting all output planes.
+    `plane` is the convolution within one plane, its batch counting the planes of all volumes.
     """
 
     depth: DepthWindow
+    plane: Conv2dSpec | ConvTransposeSpec
+
+    @property
+    def planes(self) -> int:
+        """How many planes of a volume `plane` counts."""
+        return self.depth.outputs
+
+    @property
+    def batch(self) -> int:
+        """Volumes."""
+        return self.plane.batch // self.planes
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of the stored input."""
+        return (self.batch, self.depth.size, *self.plane.data_shape[1:])
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of the stored output."""
+        return (self.batch, self.depth.outputs, *self.plane.out_shape[1:])
+
+    @property
+    def flops(self) -> int:
+        """Additions and multiplications."""
+        return self.plane.flops * self.depth.kernel
+
+    @property
+    def is_one_plane(self) -> bool:
+        """Whether every output plane is made from the input plane of the same number alone."""
+        depth = self.depth
+        return depth.kernel == depth.stride == 1 and depth.before == 0 and depth.size == depth.outputs
+
+
+@dataclass(frozen=True)
+class Conv3dSpec(VolumeSpec):
+    """A convolution over three axes, weights as ONNX orders them (O, C / groups, KD, KH, KW)."""
+
     plane: Conv2dSpec
+    """Its batch counts all output planes."""
 
     @classmethod
     def of(
@@ -89,35 +128,9 @@ class Conv3dSpec:
         return cls(depth, plane)
 
     @property
-    def batch(self) -> int:
-        """Volumes."""
-        return self.plane.batch // self.depth.outputs
-
-    @property
-    def data_shape(self) -> tuple[int, ...]:
-        """Shape of the stored input."""
-        return (self.batch, self.depth.size, *self.plane.data_shape[1:])
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Shape of the stored output."""
-        return (self.batch, self.depth.outputs, *self.plane.out_shape[1:])
-
-    @property
     def images(self) -> Conv2dSpec:
         """Every input plane as an image."""
         return replace(self.plane, batch=self.batch * self.depth.size)
-
-    @property
-    def flops(self) -> int:
-        """Additions and multiplications."""
-        return self.plane.flops * self.depth.kernel
-
-    @property
-    def is_one_plane(self) -> bool:
-        """Whether every output plane is made from the input plane of the same number alone."""
-        depth = self.depth
-        return depth.kernel == depth.stride == 1 and depth.before == 0 and depth.size == depth.outputs
 
     @property
     def is_depth_only(self) -> bool:
@@ -171,10 +184,10 @@ def conv3d(spec: Conv3dSpec, epilogue: Epilogue | None, target: TargetNumbers) -
 def _made(spec: Conv3dSpec, epilogue: Epilogue | None, target: TargetNumbers) -> Kernel:
     if spec.is_one_plane:
         kernel = conv2d(spec.plane, epilogue, target)
-        return _repacked(kernel, lambda weights: weights[:, :, 0])
+        return repacked(kernel, lambda weights: weights[:, :, 0])
     if spec.is_depth_only:
-        kernel = conv2d(_along_depth(spec), epilogue, target)
-        return _repacked(kernel, lambda weights: weights[..., 0])
+        kernel = conv2d(along_depth(spec), epilogue, target)
+        return repacked(kernel, lambda weights: weights[..., 0])
     if suits_small_groups(spec.plane, target) and spec.plane.in_channels == spec.plane.groups:
         return volume_depthwise(spec, epilogue, target)
     plan = _winograd_plan(spec, target)
@@ -200,7 +213,7 @@ def as_volume(kernel: Kernel, data: tuple[int, ...], out: tuple[int, ...]) -> Ke
     return replace(kernel, func=emit.function(name, parameters, [*declarations, func.body]))
 
 
-def _repacked(kernel: Kernel, view: Callable[[np.ndarray], np.ndarray]) -> Kernel:
+def repacked(kernel: Kernel, view: Callable[[np.ndarray], np.ndarray]) -> Kernel:
     """A kernel over two axes whose packing takes weights over three."""
 
     def packing(pack: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
@@ -209,7 +222,8 @@ def _repacked(kernel: Kernel, view: Callable[[np.ndarray], np.ndarray]) -> Kerne
     return replace(kernel, pack=tuple(packing(each) for each in kernel.pack))
 
 
-def _along_depth(spec: Conv3dSpec) -> Conv2dSpec:
+def along_depth(spec: Conv3dSpec) -> Conv2dSpec:
+    """A convolution that only reaches along the depth as one over (depth, pixels of a plane)."""
     depth, plane = spec.depth, spec.plane
     reach = (depth.outputs - 1) * depth.stride + (depth.kernel - 1) * depth.dilation + 1
     after = max(0, reach - depth.before - depth.size)
