@@ -29,12 +29,15 @@ import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
 from ..passes.quantization.weight_forms import codes_per_byte
+
+if TYPE_CHECKING:
+    from .lossless import Lossless
 
 CODES, FLOAT16, BFLOAT16, PIECES = 0, 1, 2, 3
 _CHUNK = 1 << 20
@@ -293,19 +296,19 @@ def _check_transform(transform: Transform, count: int) -> None:
 
 
 class CodedArray(np.ndarray):
-    """A float32 array that knows how a file may hold it; what is computed from it does not."""
+    """An array that knows how a file may hold it; what is computed from it does not."""
 
-    coding: Coding | Pieces | None = None
+    coding: Coding | Pieces | Lossless | None = None
 
     @classmethod
-    def of(cls, array: np.ndarray, coding: Coding | Pieces) -> CodedArray:
+    def of(cls, array: np.ndarray, coding: Coding | Pieces | Lossless) -> CodedArray:
         """The array, with its coding."""
         made = array.view(cls)
         made.coding = coding
         return made
 
 
-def coding_of(array: np.ndarray) -> Coding | Pieces | None:
+def coding_of(array: np.ndarray) -> Coding | Pieces | Lossless | None:
     """How a file may hold an array, if it knows."""
     return getattr(array, "coding", None)
 

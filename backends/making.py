@@ -22,7 +22,7 @@ from .checking import Disagreement, check_against_reference
 from .choice import ONNXRUNTIME
 from .compile_report import CompileReport
 from .executable import Executable, TensorSpec, specs_of
-from .features import with_features
+from .float_products import SPLIT_FEATURE, first_target, next_target, splits_floats, too_near_the_bound
 from .functions import without_functions
 from .host import usable_cores
 from .manifest import ENTRY
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 _WORKING_BYTES = 128 << 20
 """Room for object files and a library; the largest of the usual networks take a third of it."""
-
-SPLIT_FLOATS = "amx-bf16"
-"""The feature by which float32 is multiplied in parts of bfloat16."""
-_SPLIT_DOT = "tdpbf16ps"
 
 CheckMode = bool | Literal["qemu"]
 
@@ -75,24 +71,35 @@ class Maker:
     _programs: dict[str, ir.Model] = field(default_factory=dict)
 
     def __call__(self, backend: str) -> Executable:
-        """Build for one backend and check; where split float32 is not exact enough, once more without it.
+        """Build for one backend and check; where products of float32 are not exact enough, with better ones.
 
         Raises:
             CompileError: something cannot be lowered, or computes something else.
             ShapeError: a dimension of an input is not static.
         """
-        report = replace(self.report, backend=backend, notes=list(self.report.notes))
-        try:
-            return self._checked(report)
-        except Disagreement as error:
-            if not _splits_floats(report.kernels):
-                raise
-            plain = with_features(report.target, [f"-{SPLIT_FLOATS}"])
-            why = f"float32 products on AMX are not exact enough here ({error}): built without {SPLIT_FLOATS}"
-        self.say(why)
-        return self._checked(
-            replace(self.report, backend=backend, target=plain, fallback=why, notes=list(self.report.notes))
-        )
+        is_checked = bool(self.check) and self.report.target.runs_here
+        target, said = first_target(self.report.target, is_checked), ""
+        while True:
+            report = replace(
+                self.report, backend=backend, target=target, fallback=said, notes=list(self.report.notes)
+            )
+            try:
+                executable = self._checked(report)
+                why = too_near_the_bound(target, report.check) if splits_floats(report.kernels) else ""
+                if not why:
+                    return executable
+            except Disagreement as error:
+                if not splits_floats(report.kernels) or next_target(target) is None:
+                    raise
+                why = str(error)
+            better = next_target(target)
+            if better is None:
+                return executable
+            how = "with six of them" if better.float_parts else f"without {SPLIT_FEATURE}"
+            products = "six" if target.float_parts == 3 else "three"
+            said = f"{products} products of bfloat16 for one of float32 are not exact enough here ({why}): built {how}"
+            self.say(said)
+            target = better
 
     def _checked(self, report: CompileReport) -> Executable:
         executable = self._onnxruntime(report) if report.backend == ONNXRUNTIME else self._tvm(report)
@@ -140,8 +147,11 @@ class Maker:
 
         def build(schedules: Schedules | None) -> Executable:
             executable = self._library(report, schedules)
-            if self.trials and _splits_floats(report.kernels):
-                self._checks(executable, report)  # before trials are spent on what may have to go
+            if self.trials and splits_floats(report.kernels):
+                # Before trials are spent on what may have to go.
+                check = max(self._checks(executable, report), key=_error)
+                if too_near_the_bound(target, check):
+                    raise Disagreement(too_near_the_bound(target, check))
             return executable
 
         if records is None:
@@ -158,6 +168,7 @@ class Maker:
         from .code_sizes import code_sizes
         from .compiled import TvmExecutable
         from .library import build_library
+        from .lossless import shrunk
 
         batches = self.special.batches if self.special is not None else None
         shapes = batches.functions if batches is not None else None
@@ -177,13 +188,12 @@ class Maker:
             raise
         report.kernels = built.kernels
         report.library_bytes = built.path.stat().st_size
-        report.weight_bytes = sum(stored_bytes(weight) for weight in built.weights)
+        weights = shrunk(built.weights)
+        report.weight_bytes = sum(stored_bytes(weight) for weight in weights)
         if batches is not None:
-            rows = rows_of(batches, built.kernels, code_sizes(built.path), built.weights, built.used)
+            rows = rows_of(batches, built.kernels, code_sizes(built.path), weights, built.used)
             report.batches = BatchReport(batches, rows)
-        return TvmExecutable(
-            built.path, built.weights, *self._signature(batches), report.target, folder, batches
-        )
+        return TvmExecutable(built.path, weights, *self._signature(batches), report.target, folder, batches)
 
     def _signature(self, batches: Batches | None) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """What the executable takes and returns; the batch dimension by its name."""
@@ -217,10 +227,6 @@ class Maker:
 def _batched(spec: TensorSpec, axis: int, batches: Batches) -> TensorSpec:
     shape = tuple(batches.symbol if each == axis else size for each, size in enumerate(spec.shape))
     return replace(spec, shape=shape)
-
-
-def _splits_floats(kernels: Sequence[Mapping[str, Any]]) -> bool:
-    return any(_SPLIT_DOT in kernel["note"] for kernel in kernels)
 
 
 def _error(check: Check) -> float:

@@ -5,16 +5,17 @@ Little-endian throughout::
     char[4]  "GWW1"
     uint32   number of tensors
     per tensor:
-        uint8 type code, uint8 bits, uint16 lanes     (DLPack's DLDataType; codes 192 and 193: see below)
+        uint8 type code, uint8 bits, uint16 lanes     (DLPack's DLDataType, but for the codes below)
         uint32 rank
-        uint64 offset of the payload in the file, a multiple of 64
+        uint64 offset of the payload in the file, a multiple of 64 unless the code is 208 or more
         uint64 bytes of the payload
         int64  sizes[rank]
     payloads, C order
 
 Tensors of type code 192 are float32 numbers whose payload is a code of them, see `coding.py`. Writing and
 reading take and give `CodedArray`. Those of type code 193 are int8 numbers of at most 16 levels, see
-`narrow_integers.py`; writing finds them.
+`narrow_integers.py`; writing finds them. Type codes from 208 on are DLPack's plus 208: numbers that a payload
+of `lossless.py` holds in fewer bits, given and taken as `CodedArray`.
 
 The file is mapped read-only, so that several processes share the pages and loading costs no copy. Reading
 believes nothing: every size is held against the file's before memory is taken for it.
@@ -41,7 +42,7 @@ CHECK_FUNCTION = "check_weights"
 ALIGNMENT = 64
 _MAX_RANK = 32
 
-_INT, _UINT, _FLOAT, _BFLOAT, _BOOL, _CODED, _NARROW = 0, 1, 2, 4, 6, 192, 193
+_INT, _UINT, _FLOAT, _BFLOAT, _BOOL, _CODED, _NARROW, _PACKED = 0, 1, 2, 4, 6, 192, 193, 208
 _DTYPES: dict[tuple[int, int], np.dtype[Any]] = {
     **{(_INT, 8 * size): np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
     **{(_UINT, 8 * size): np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
@@ -60,21 +61,23 @@ def write_weights(path: str | Path, tensors: Sequence[np.ndarray]) -> int:
     stored = [_stored(index, tensor) for index, tensor in enumerate(tensors)]
     described, payloads = [kind for kind, _ in stored], [payload for _, payload in stored]
     header_bytes = 8 + sum(24 + 8 * tensor.ndim for tensor in tensors)
-    offset = _aligned(header_bytes)
+    # What is not read in place follows the rest, without gaps.
+    order = sorted(range(len(tensors)), key=lambda index: described[index][0] >= _PACKED)
+    offsets, end = [0] * len(tensors), header_bytes
+    for index in order:
+        offsets[index] = end if described[index][0] >= _PACKED else _aligned(end)
+        end = offsets[index] + len(payloads[index])
     header = bytearray(MAGIC + struct.pack("<I", len(tensors)))
-    offsets = []
-    for tensor, payload, (code, bits) in zip(tensors, payloads, described, strict=True):
+    for tensor, payload, offset, (code, bits) in zip(tensors, payloads, offsets, described, strict=True):
         header += struct.pack("<BBHIQQ", code, bits, 1, tensor.ndim, offset, len(payload))
         header += struct.pack(f"<{tensor.ndim}q", *tensor.shape)
-        offsets.append(offset)
-        offset = _aligned(offset + len(payload))
     with open(path, "wb") as file:
         file.write(header)
-        for payload, start in zip(payloads, offsets, strict=True):
-            file.write(bytes(start - file.tell()))
-            file.write(payload)
-        file.write(bytes(offset - file.tell()))
-    return offset
+        for index in order:
+            file.write(bytes(offsets[index] - file.tell()))
+            file.write(payloads[index])
+        file.write(bytes(_aligned(end) - file.tell()))
+    return _aligned(end)
 
 
 def read_weights(path: str | Path) -> list[np.ndarray]:
@@ -126,7 +129,8 @@ def _parse(data: mmap.mmap) -> list[np.ndarray]:
         position += 24 + 8 * rank
         if min(shape, default=0) < 0:
             raise ValueError(f"tensor {index} contradicts its own size")
-        if offset % ALIGNMENT or offset < position or offset + size > len(data):
+        gap = 0 if code >= _PACKED else offset % ALIGNMENT
+        if gap or offset < position or offset + size > len(data):
             raise ValueError(f"tensor {index} lies outside of the file, which may be truncated")
         if code == _CODED and bits == 32:
             tensors.append(_restored(index, data[offset : offset + size], shape))
@@ -134,6 +138,10 @@ def _parse(data: mmap.mmap) -> list[np.ndarray]:
         if code == _NARROW and bits == 8:
             numbers = read_narrow(data[offset : offset + size], math.prod(shape))
             tensors.append(_aligned_copy(numbers).reshape(shape))
+            continue
+        if code >= _PACKED:
+            packed = data[offset : offset + size]
+            tensors.append(_unpacked(packed, _dtype(index, code - _PACKED, bits), shape))
             continue
         dtype, elements = _dtype(index, code, bits), math.prod(shape)
         if elements * dtype.itemsize != size:
@@ -174,8 +182,12 @@ def stored_bytes(tensor: np.ndarray) -> int:
 def _stored(index: int, tensor: np.ndarray) -> tuple[tuple[int, int], memoryview | bytes]:
     """Type code and bits, and the payload."""
     from .coding import coding_of
+    from .lossless import Lossless
 
     coding = coding_of(tensor)
+    if isinstance(coding, Lossless):
+        code, bits = _type_of(index, tensor)
+        return (_PACKED + code, bits), coding.data
     if coding is not None:
         return (_CODED, 32), coding.to_bytes()
     narrow = narrow_bytes(tensor)
@@ -192,6 +204,16 @@ def _restored(index: int, payload: bytes, shape: tuple[int, ...]) -> np.ndarray:
         raise ValueError(f"tensor {index} contradicts its own size")
     coding = read_coding(payload, math.prod(shape))
     return CodedArray.of(_aligned_copy(coding.restore()).reshape(shape), coding)
+
+
+def _unpacked(payload: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray:
+    from .coding import CodedArray
+    from .lossless import Lossless, restore
+
+    words = restore(payload, math.prod(shape), dtype.itemsize)
+    if dtype.kind == "b" and words.size and int(words.max()) > 1:
+        raise ValueError("a packed tensor has truth values that are none")
+    return CodedArray.of(_aligned_copy(words).view(dtype).reshape(shape), Lossless(payload))
 
 
 def _aligned_copy(array: np.ndarray) -> np.ndarray:

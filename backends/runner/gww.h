@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "coding.h"
+#include "lossless.h"
 #include "narrow.h"
 
 namespace gww {
@@ -82,8 +83,8 @@ inline bool SizeOf(const Tensor& tensor, uint64_t* bytes) {
   return *bytes <= INT64_MAX;
 }
 
-// The tensors of a file, in place as far as they are not coded; they live as long as the mapping. Nothing that the
-// file says is believed before it has been held against the file's size.
+// The tensors of a file, in place as far as they are not coded or packed; they live as long as the mapping. Nothing
+// that the file says is believed before it has been held against the file's size.
 inline std::vector<Tensor> Read(const MappedFile& file) {
   const auto damaged = [&file] { return std::runtime_error(file.path() + " is damaged"); };
   if (std::memcmp(file.at(0, 4), "GWW1", 4) != 0) throw std::runtime_error(file.path() + " is no GWW1 file");
@@ -100,14 +101,19 @@ inline std::vector<Tensor> Read(const MappedFile& file) {
     if (rank > kMaxRank) throw damaged();
     for (uint32_t axis = 0; axis < rank; ++axis, position += 8) tensor.shape.push_back(file.get<int64_t>(position));
     const bool coded = tensor.dtype.code == kCoded, narrow = tensor.dtype.code == kNarrow;
+    const bool packed = tensor.dtype.code >= kPacked;
     if (coded) tensor.dtype.code = kDLFloat;
     if (narrow) tensor.dtype.code = kDLInt;
+    if (packed) tensor.dtype.code = static_cast<uint8_t>(tensor.dtype.code - kPacked);
     uint64_t expected = 0;
-    if (!SizeOf(tensor, &expected) || offset % kAlignment || (coded && tensor.dtype.bits != 32)) throw damaged();
+    if (!SizeOf(tensor, &expected) || (!packed && offset % kAlignment)) throw damaged();
+    if (coded && tensor.dtype.bits != 32) throw damaged();
     if (narrow && tensor.dtype.bits != 8) throw damaged();
-    if (coded || narrow) {
+    if (coded || narrow || packed) {
+      const char* payload = file.at(offset, tensor.bytes);
       const auto restore = coded ? RestoreCoded : RestoreNarrow;
-      tensor.memory = restore(file.at(offset, tensor.bytes), tensor.bytes, expected);
+      tensor.memory = packed ? RestorePacked(payload, tensor.bytes, expected, tensor.dtype.bits)
+                             : restore(payload, tensor.bytes, expected);
       tensor.data = tensor.memory.get();
       tensor.bytes = expected;
       continue;
