@@ -92,18 +92,28 @@ class Database:
     def verdict(self, key: Key, cpu: str = "") -> Record | None:
         """The last verdict on a workload; one of the same CPU comes before those of others.
 
-        Own verdicts come before those of the fallback, also where they say that the analytic choice is best.
+        Own verdicts come before those of the fallback, also where they say that the analytic choice is best;
+        those for tile registers before those of CPUs without.
         """
-        verdicts = [record for record in self._records.get(key, []) if record.kind == VERDICT]
-        own = [record for record in verdicts if record.cpu == cpu]
-        found = own or verdicts
-        if found:
-            return found[-1]
-        return self.fallback.verdict(key, cpu) if self.fallback is not None else None
+        found = self._last(key, cpu)
+        if found is None and self.fallback is not None:
+            found = self.fallback._last(key, cpu)
+        if found is None and key.without_tiles is not None:
+            found = self.verdict(key.without_tiles, cpu)
+        return found
 
     def is_own(self, key: Key) -> bool:
-        """Whether this has a verdict of its own, rather than the fallback."""
-        return any(record.kind == VERDICT for record in self._records.get(key, []))
+        """Whether the verdict is one of its own, rather than of the fallback."""
+        if self._last(key) is not None:
+            return True
+        if key.without_tiles is None or (self.fallback is not None and self.fallback._last(key) is not None):
+            return False
+        return self.is_own(key.without_tiles)
+
+    def _last(self, key: Key, cpu: str = "") -> Record | None:
+        verdicts = [record for record in self._records.get(key, []) if record.kind == VERDICT]
+        own = [record for record in verdicts if record.cpu == cpu]
+        return next(reversed(own or verdicts), None)
 
     def schedules(self, target: Target, threads: int) -> Schedules:
         """Looks up what a target's kernels were found to run best with."""

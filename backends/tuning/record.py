@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..target import Target
@@ -11,7 +11,9 @@ from ..target import Target
 Value = int | str | tuple[int, ...]
 
 TRIAL, VERDICT = "trial", "verdict"
-_FEATURES = frozenset(
+_TILES = frozenset({"amx-int8", "amx-bf16"})
+_SIX_PRODUCTS = "bf16x6"
+_FEATURES = _TILES | frozenset(
     {"sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni"}
     | {"avx512fp16", "avxvnni", "neon", "dotprod", "fullfp16", "i8mm", "sve"}
 )
@@ -20,7 +22,10 @@ _FEATURES = frozenset(
 
 def isa_of(target: Target) -> str:
     """The instruction set that records are kept for: "x86_64:avx+avx2+fma+sse4.2/256"."""
-    used = "+".join(sorted(_FEATURES.intersection(target.features))) or "base"
+    features = _FEATURES.intersection(target.features)
+    if target.float_parts == 3:
+        features |= {_SIX_PRODUCTS}
+    used = "+".join(sorted(features)) or "base"
     return f"{target.arch}:{used}/{target.vector_bits}"
 
 
@@ -31,6 +36,17 @@ class Key:
     workload: str
     isa: str
     threads: int
+
+    @property
+    def without_tiles(self) -> Key | None:
+        """The same on a CPU without tile registers, whose records serve where there is no other: most kernels
+        are the same there, and a record of vectors is passed over where tiles are used. None for such a CPU.
+        """
+        arch, _, rest = self.isa.partition(":")
+        used, _, bits = rest.partition("/")
+        left = [feature for feature in used.split("+") if feature not in {*_TILES, _SIX_PRODUCTS}]
+        isa = f"{arch}:{'+'.join(left) or 'base'}/{bits}"
+        return None if isa == self.isa or not rest else replace(self, isa=isa)
 
 
 @dataclass(frozen=True)

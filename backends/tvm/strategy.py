@@ -70,6 +70,9 @@ class CpuStrategy:
 
         with choosing(Choices(self._schedules(workload) or {})) as choices:
             emitted = self._emit(spec)
+        if choices.is_stale:
+            with choosing(Choices()) as choices:
+                emitted = self._emit(spec)
         return replace(emitted, workload=workload, choices=choices)
 
     def _emit(self, spec: GroupSpec) -> Emitted:

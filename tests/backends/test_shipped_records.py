@@ -79,7 +79,7 @@ def shipping(conv, monkeypatch):
     algorithm = "F(2,3)" if "F(2,3)" not in untuned["note"] else "F(4,3)"
     shipped = Database()
     key = Key(untuned["workload"], isa_of(host_target()), 1)
-    shipped.add(verdict(key, algorithm=algorithm))
+    shipped.add(verdict(key, algorithm=algorithm, tiles=0))
     monkeypatch.setattr(session, "shipped_records", lambda: shipped)
     return key, algorithm
 
@@ -157,7 +157,9 @@ def test_records_are_shipped_only_where_the_model_gains(conv, shipping, monkeypa
         return {}, ratio
 
     monkeypatch.setattr(tune_shipped, "in_turns", in_turns)
-    assert tune_shipped.pays(conv, [verdict(key, algorithm=algorithm)], host_target(), 1) == (ratio < 1)
+    assert tune_shipped.pays(conv, [verdict(key, algorithm=algorithm, tiles=0)], host_target(), 1) == (
+        ratio < 1
+    )
     assert algorithm not in built[0] and algorithm in built[1]
 
 

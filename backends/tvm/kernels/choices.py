@@ -18,6 +18,9 @@ Value = int | str | tuple[int, ...]
 Schedule = Mapping[str, Value]
 """Values by the name of the parameter."""
 
+TILES = "tiles"
+"""The parameter that decides between tile registers (1) and vectors (0, also where it is not asked for)."""
+
 _STRANGENESS = 1.02
 """What an option is taken to cost per factor of two away from a choice whose effect no model estimates."""
 
@@ -55,6 +58,14 @@ class Choices:
     def schedule(self) -> dict[str, Value]:
         """What was decided, analytic values included."""
         return {name: each.value for name, each in self.asked.items()}
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether what was given is a record of the other kernel: of vectors for a layer that has got tile
+        registers since, or of tiles for one that has none here. Their parameters share names.
+        """
+        decided, recorded = self.schedule.get(TILES, 0), self.given.get(TILES, 0)
+        return bool(self.given) and decided != recorded
 
     @property
     def ignored(self) -> dict[str, Value]:
