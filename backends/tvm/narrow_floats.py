@@ -94,8 +94,8 @@ def widen_narrow_floats(model: ir.Model) -> None:
         for value in values:
             if value.dtype in NARROW:
                 raise CompileError(
-                    f"{kind} '{value.name}' is {value.dtype.name}, which the TVM backend cannot pass; keep "
-                    "inputs and outputs float32 (convert-float{io=float32})"
+                    f"{kind} '{value.name}' is {value.dtype.name}, which the TVM backend cannot pass; trace "
+                    "module.float(), which convert-float{to=bfloat16 io=float32} makes narrow inside"
                 )
     known = {value for value in graph.initializers.values() if value not in set(graph.inputs)}
     rewriter = Rewriter(model, origin="lowering")

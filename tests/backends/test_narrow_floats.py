@@ -71,6 +71,20 @@ def test_inputs_of_a_narrow_type_are_refused_in_one_line():
     y = g("MatMul", x, g.constant(np.ones((64, 64), np.float32)))
     model = gw.optimize(g.model({"x": x}, y), "convert-float{to=bfloat16 io=converted}").model
     assert run_reference(model, {"x": np.ones((4, 64), ml_dtypes.bfloat16)})
-    with pytest.raises(CompileError, match="input 'x' is BFLOAT16.*io=float32") as caught:
+    with pytest.raises(CompileError, match=r"input 'x' is BFLOAT16.*trace module\.float\(\)") as caught:
         gw.compile(model, target="x86", pipeline="")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_bfloat16_module_is_told_to_be_float():
+    """And what it is told to do works, with weights in 16 bits again where that is asked for."""
+    import torch
+
+    module = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU()).to(torch.bfloat16).eval()
+    x = torch.randn(4, 64)
+    with pytest.raises(CompileError, match=r"is BFLOAT16.*trace module\.float\(\)"):
+        gw.compile(gw.trace(module, (x.to(torch.bfloat16),)))
+    model = gw.trace(module.float(), (x,))
+    for pipeline in (None, "convert-float{to=bfloat16 io=float32}"):
+        found = gw.compile(model, pipeline=pipeline)(x.numpy())
+        np.testing.assert_allclose(found, module(x).detach().numpy(), atol=3e-2)
