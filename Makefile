@@ -125,7 +125,7 @@ bench-int8: $(STAMP)
 	$(BIN)/python -m graphwright.tools.readme README.md --table int8=$(DEMO_OUT)/int8-summary.md
 
 # Every integer kernel of whole models on ONNX Runtime's own integers; fails where one is not exact.
-# EXACTNESS holds further options, as in EXACTNESS='--target x86,x86-64-v3'.
+# EXACTNESS holds further options, as in EXACTNESS='--target amx --only resnet18'.
 EXACTNESS ?=
 bench-exactness: $(STAMP)
 	mkdir -p $(DEMO_OUT)

@@ -169,7 +169,9 @@ def compare_kernels(
     used: Counter[str] = Counter()
     for each in integer:
         instruction = _INSTRUCTION.search(each["note"])
-        used[instruction[0] if instruction is not None else "other"] += each["calls"]
+        used[instruction[0] if instruction is not None else each["kind"].removeprefix("integer ")] += each[
+            "calls"
+        ]
     return Exactness(
         name,
         target if isinstance(target, str) else target.name,

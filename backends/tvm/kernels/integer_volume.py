@@ -4,8 +4,8 @@
     channels:  stacked[n, d, h, w, (g * KD + kd) * C + c] = the same
 
 A window over planes and rows is one over KH * KD rows of the first image, so depthwise convolutions stay what
-they are. Where rows of a window do not lie together (dilation), planes become channels. The copy has KD times the
-bytes of the data and is small beside the products. Padding holds the zero point, as in integer_conv.py.
+they are. Where rows of a window do not lie together (dilation), planes become channels. The copy has KD times
+the bytes of the data and is small beside the products. Padding holds the zero point, as in integer_conv.py.
 """
 
 from __future__ import annotations
