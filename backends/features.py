@@ -24,6 +24,9 @@ X86_FEATURES = (
 )
 """Everything that code for x86 may be made to use, in LLVM's spelling."""
 
+FLOAT_PARTS = {"bf16x3": 2, "bf16x6": 3}
+"""How float32 is multiplied with "amx-bf16": products of bfloat16, and the parts of a number."""
+
 ARM_FEATURES = ("neon", "dotprod", "fullfp16", "i8mm")
 
 WIDE = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
@@ -78,7 +81,12 @@ def with_features(target: Target, edits: Sequence[str], asked: str = "") -> Targ
         raise TargetError(f"target '{asked}': features are those of CPUs, and {target.name} is a GPU")
     known = _KNOWN.get(target.arch, ())
     features, effective, named = set(target.features), [], set()
+    parts = target.float_parts
     for edit in edits:
+        if edit.removeprefix("+") in FLOAT_PARTS:
+            parts = FLOAT_PARTS[edit.removeprefix("+")]
+            effective.append(f"+{edit.removeprefix('+')}")
+            continue
         sign, feature = _parsed(edit, asked, known, target.arch)
         if feature in named:
             raise TargetError(f"target '{asked}' names {feature} twice")
@@ -94,6 +102,8 @@ def with_features(target: Target, edits: Sequence[str], asked: str = "") -> Targ
         effective.append(sign + feature)
     if not effective:
         return target
+    if parts and "amx-bf16" not in features:
+        raise TargetError(f"target '{asked}': bf16x3 and bf16x6 need amx-bf16, which {target.name} has not")
     bits, registers = target.vector_bits, target.vector_registers
     if target.arch == "x86_64":
         bits, registers = x86_vectors(features)
@@ -106,6 +116,7 @@ def with_features(target: Target, edits: Sequence[str], asked: str = "") -> Targ
             for feature in known
             if feature in {*target.features, *target.without} and feature not in features
         ),
+        float_parts=parts,
         vector_bits=bits,
         vector_registers=registers,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -27,6 +27,7 @@ from .functions import without_functions
 from .host import usable_cores
 from .manifest import ENTRY
 from .specialize import Specialized
+from .target import Target
 from .tuning.database import Database
 from .tuning.session import records_used
 from .tuning.step import tuned
@@ -95,9 +96,7 @@ class Maker:
             better = next_target(target)
             if better is None:
                 return executable
-            how = "with six of them" if better.float_parts else f"without {SPLIT_FEATURE}"
-            products = "six" if target.float_parts == 3 else "three"
-            said = f"{products} products of bfloat16 for one of float32 are not exact enough here ({why}): built {how}"
+            said = _said(target, better, why)
             self.say(said)
             target = better
 
@@ -168,7 +167,6 @@ class Maker:
         from .code_sizes import code_sizes
         from .compiled import TvmExecutable
         from .library import build_library
-        from .lossless import shrunk
 
         batches = self.special.batches if self.special is not None else None
         shapes = batches.functions if batches is not None else None
@@ -188,10 +186,9 @@ class Maker:
             raise
         report.kernels = built.kernels
         report.library_bytes = built.path.stat().st_size
-        weights = shrunk(built.weights)
-        report.weight_bytes = sum(stored_bytes(weight) for weight in weights)
+        report.weight_bytes = sum(stored_bytes(weight) for weight in built.weights)
         if batches is not None:
-            rows = rows_of(batches, built.kernels, code_sizes(built.path), weights, built.used)
+            rows = rows_of(batches, built.kernels, code_sizes(built.path), built.weights, built.used)
             report.batches = BatchReport(batches, rows)
         return TvmExecutable(built.path, weights, *self._signature(batches), report.target, folder, batches)
 
@@ -227,6 +224,12 @@ class Maker:
 def _batched(spec: TensorSpec, axis: int, batches: Batches) -> TensorSpec:
     shape = tuple(batches.symbol if each == axis else size for each, size in enumerate(spec.shape))
     return replace(spec, shape=shape)
+
+
+def _said(target: Target, better: Target, why: str) -> str:
+    number = "six" if target.float_parts == 3 else "three"
+    how = "with six of them" if better.float_parts else f"without {SPLIT_FEATURE}"
+    return f"{number} products of bfloat16 for one of float32 are not exact enough here ({why}): built {how}"
 
 
 def _error(check: Check) -> float:

@@ -38,6 +38,9 @@ class Target:
     features: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     """Features that the CPU of that name has and code must not use: those taken away by hand."""
+    float_parts: int = 0
+    """bfloat16 numbers that a float32 is split into for products on tile registers: 2 for three products, 3
+    for six; 0 for as few as are exact enough for the model."""
     vector_bits: int = 128
     """Widest vector register worth using."""
     vector_registers: int = 16
@@ -118,6 +121,8 @@ class Target:
         data = {**dataclasses.asdict(self), "features": list(self.features), "without": list(self.without)}
         if not self.without:
             del data["without"]
+        if not self.float_parts:
+            del data["float_parts"]
         return data
 
     @classmethod

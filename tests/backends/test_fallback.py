@@ -6,8 +6,9 @@ import graphwright as gw
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphwright.backends import choice, making
+from graphwright.backends import choice, float_products, making
 from graphwright.backends.checking import MAX_RELATIVE_ERROR, Disagreement, check_against_reference
+from graphwright.backends.features import with_features
 from graphwright.backends.target import host_target, resolve_target
 from graphwright.backends.tuning import step
 
@@ -46,8 +47,13 @@ def strict(monkeypatch):
             raise Disagreement("output 'y' is off")
         return check_against_reference(model, run, feeds, **more)
 
-    monkeypatch.setattr(making, "SPLIT_FLOATS", "popcnt")
-    monkeypatch.setattr(making, "_splits_floats", lambda kernels: bool(kernels))
+    monkeypatch.setattr(making, "SPLIT_FEATURE", "popcnt")
+    monkeypatch.setattr(making, "splits_floats", lambda kernels: bool(kernels))
+    monkeypatch.setattr(
+        making,
+        "next_target",
+        lambda target: with_features(target, ["-popcnt"]) if target.has("popcnt") else None,
+    )
     monkeypatch.setattr(making, "check_against_reference", check)
     return seen
 
@@ -114,12 +120,12 @@ def test_no_trials_are_spent_on_what_has_to_go(strict, monkeypatch, tmp_path):
 
 @on_x86
 def test_other_disagreements_stay_errors(strict, monkeypatch):
-    monkeypatch.setattr(making, "_splits_floats", lambda kernels: False)
+    monkeypatch.setattr(making, "splits_floats", lambda kernels: False)
     with pytest.raises(Disagreement, match="is off"):
         gw.compile(product(), HOST)
     assert len(strict) == 1
     # and so does what plain float32 does not settle
-    monkeypatch.setattr(making, "_splits_floats", lambda kernels: True)
+    monkeypatch.setattr(making, "splits_floats", lambda kernels: True)
 
     def check(model, run, feeds, **more):
         raise Disagreement("always off")
@@ -130,19 +136,42 @@ def test_other_disagreements_stay_errors(strict, monkeypatch):
 
 
 @with_tiles
-def test_cancellation_is_found_and_computed_in_plain_float32():
-    model = product(cancels=True)
-    executable = gw.compile(model, "sapphirerapids")
+def test_cancellation_is_found_and_computed_more_exactly():
+    executable = gw.compile(product(cancels=True), "sapphirerapids")
     report = executable.report
-    assert "built without amx-bf16" in report.fallback
-    assert executable.target == resolve_target("sapphirerapids,-amx-bf16")
-    assert not any("tdpbf16ps" in kernel["note"] for kernel in report.kernels)
+    assert report.fallback.startswith("three products") and "built with six of them" in report.fallback
+    assert executable.target == resolve_target("sapphirerapids,+bf16x6")
     assert report.check.comparison.max_rel <= MAX_RELATIVE_ERROR
 
 
 @with_tiles
-def test_what_is_well_conditioned_keeps_its_tiles():
+def test_what_is_well_conditioned_keeps_three_products():
     report = gw.compile(product(), "sapphirerapids").report
     assert not report.fallback
-    assert any("tdpbf16ps" in kernel["note"] for kernel in report.kernels)
+    assert any("tdpbf16ps x3" in kernel["note"] for kernel in report.kernels)
     assert report.check.comparison.max_rel < 2e-5
+
+
+@with_tiles
+def test_three_products_may_take_up_half_of_the_bound(monkeypatch):
+    monkeypatch.setattr(float_products, "MAX_RELATIVE_ERROR", 1e-7)
+    report = gw.compile(product(512), "sapphirerapids").report
+    assert "with inputs of which others may come out worse" in report.fallback
+    assert any("tdpbf16ps x6" in kernel["note"] for kernel in report.kernels)
+
+
+@with_tiles
+def test_nothing_that_has_to_be_tried_is_used_unchecked():
+    report = gw.compile(product(), "sapphirerapids", check=False).report
+    assert report.target.float_parts == 3 and not report.fallback
+    asked = gw.compile(product(), "sapphirerapids,+bf16x3", check=False).report
+    assert any("tdpbf16ps x3" in kernel["note"] for kernel in asked.kernels)
+
+
+@pytest.mark.parametrize("name", ["sapphirerapids", "sapphirerapids,+bf16x6"])
+def test_the_last_resort_is_plain_float32(name):
+    targets = [resolve_target(name)]
+    while (better := float_products.next_target(targets[-1])) is not None:
+        targets.append(better)
+    assert targets[-1] == resolve_target("sapphirerapids,-amx-bf16")
+    assert [target.float_parts for target in targets] == [0, 3, 0][-len(targets) :]
