@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -49,19 +49,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("compile", cls=OnceCommand)(compile_model)
-app.command("tune", cls=OnceCommand)(tune)
-app.command("opt", cls=OnceCommand)(opt)
-app.command("run", cls=OnceCommand)(run)
-app.command("bench", cls=OnceCommand)(bench)
-app.command("inspect", cls=OnceCommand)(inspect_model)
-app.command("diff", cls=OnceCommand)(diff)
-app.command("sensitivity", cls=OnceCommand)(sensitivity)
-app.command("coverage", cls=OnceCommand)(coverage)
-app.command("bisect", cls=OnceCommand)(bisect)
-app.command("reduce", cls=OnceCommand)(reduce)
-app.command("passes", cls=OnceCommand)(passes)
-app.command("targets", cls=OnceCommand)(targets)
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "compile": compile_model,
+    "tune": tune,
+    "opt": opt,
+    "run": run,
+    "bench": bench,
+    "inspect": inspect_model,
+    "diff": diff,
+    "sensitivity": sensitivity,
+    "coverage": coverage,
+    "bisect": bisect,
+    "reduce": reduce,
+    "passes": passes,
+    "targets": targets,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, cls=OnceCommand)(_command)
 
 
 class Interruption(KeyboardInterrupt):

@@ -73,13 +73,18 @@ def _kernel(node: ir.Node) -> list[int]:
     return sizes[2:]
 
 
-def _conv(emitter: Emitter, node: ir.Node) -> Any:
+def _parts(node: ir.Node) -> tuple[ir.Value | None, ir.Value | None, ir.Value | None, Window, int, int]:
+    """Data, weight, bias, window, spatial axes and groups of a convolution, transposed or not."""
     window = Window(node, _kernel(node))
-    x, weight, bias = node.inputs[0], node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     count = len(window.kernel)
     if not 1 <= count <= 3:
         raise refusal(node, f"torch has no convolution over {count} axes")
-    groups = node.attributes.get_int("group", 1)
+    x, weight, bias = (*node.inputs, None)[:3]
+    return x, weight, bias, window, count, node.attributes.get_int("group", 1)
+
+
+def _conv(emitter: Emitter, node: ir.Node) -> Any:
+    x, weight, bias, window, count, groups = _parts(node)
     tensor = emitter.tensor(x)
     if not window.even:
         tensor = emitter.call(F.pad, tensor, window.spread)
@@ -122,12 +127,7 @@ def conv_transposed(
 
 
 def _conv_transpose(emitter: Emitter, node: ir.Node) -> Any:
-    window = Window(node, _kernel(node))
-    x, weight, bias = node.inputs[0], node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
-    count = len(window.kernel)
-    if not 1 <= count <= 3:
-        raise refusal(node, f"torch has no convolution over {count} axes")
-    groups = node.attributes.get_int("group", 1)
+    x, weight, bias, window, count, groups = _parts(node)
     output_padding = list(node.attributes.get_ints("output_padding", [0] * count))
     _fit_output(node, window, output_padding)
     torch_like = all(extra < max(stride, dilation) for extra, stride, dilation in zip(

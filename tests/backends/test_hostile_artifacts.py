@@ -21,6 +21,8 @@ from graphwright.ir.errors import GraphwrightError, ToolError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from .hostile_headers import PROMISES, promising
+
 NASTY = (
     None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**400, 1.5, float("inf"), float("nan"), "", "x", "../x",
     "/etc/passwd", "a\nb", "\0", "x" * 5000, [], [[]], {}, {"": None}, [-1], [2**62] * 8, ["a", 1, None],
@@ -160,9 +162,6 @@ def _written(folder, name, data):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-HEADER = struct.Struct("<BBHIQQ")
-
-
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_weights_with_other_bytes(tmp_path_factory, data):
@@ -189,23 +188,9 @@ def test_weights_with_other_bytes(tmp_path_factory, data):
     _ends_well(act)
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        (2, 32, 1, 2, 64, 2**64 - 64, 2**31, 2**31),
-        (2, 32, 1, 2, 64, 0, 2**62, 0),
-        (2, 32, 1, 2, 64, 4, -1, -1),
-        (2, 32, 1, 2**32 - 1, 64, 4),
-        (2, 32, 1, 1, 2**64 - 64, 4, 1),
-        (9, 32, 1, 1, 64, 4, 1),
-        (2, 32, 7, 1, 64, 4, 1),
-        (192, 32, 1, 1, 64, 64, 2**40),
-    ],
-)
+@pytest.mark.parametrize("header", PROMISES)
 def test_weights_that_promise_too_much(folder, header):
-    numbers = HEADER.pack(*header[:6]) + struct.pack(f"<{len(header) - 6}q", *header[6:])
-    content = (b"GWW1" + struct.pack("<I", 1) + numbers).ljust(64, b"\0") + bytes(64)
-    _written(folder, "weights.bin", content)
+    _written(folder, "weights.bin", promising(header))
     assert not _ends_well(lambda: load_executable(folder))
     _written(folder, "weights.bin", b"GWW1" + struct.pack("<I", 2**32 - 1))
     assert not _ends_well(lambda: load_executable(folder))

@@ -14,7 +14,7 @@ from graphwright.backends.runner.build import build_runner
 from graphwright.backends.target import host_target
 from graphwright.backends.weights import read_weights, write_weights
 
-HEADER = struct.Struct("<BBHIQQ")
+from .hostile_headers import PROMISES, promising
 
 LITTLE_MEMORY = 1 << 30
 
@@ -90,25 +90,10 @@ def test_files_with_other_bytes(runner, folder, tmp_path):
         target.write_bytes(sound)
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        (2, 32, 1, 2, 64, 2**64 - 64, 2**31, 2**31),
-        (2, 32, 1, 2, 64, 0, 2**62, 0),
-        (2, 32, 1, 2, 64, 4, -1, -1),
-        (2, 32, 1, 2**32 - 1, 64, 4),
-        (2, 32, 1, 1, 2**64 - 64, 4, 1),
-        (2, 33, 1, 1, 64, 4, 1),
-        (2, 32, 7, 1, 64, 4, 1),
-        (192, 32, 1, 1, 64, 64, 2**40),
-        (192, 32, 1, 2, 64, 64, 2**32, 2**32),
-    ],
-)
+@pytest.mark.parametrize("header", PROMISES)
 def test_weights_that_promise_too_much(runner, folder, tmp_path, header):
-    numbers = HEADER.pack(*header[:6]) + struct.pack(f"<{len(header) - 6}q", *header[6:])
     inputs = _inputs(tmp_path / "in.bin")
-    content = (b"GWW1" + struct.pack("<I", 1) + numbers).ljust(64, b"\0") + bytes(64)
-    (folder / "weights.bin").write_bytes(content)
+    (folder / "weights.bin").write_bytes(promising(header))
     assert run(runner, folder, inputs).returncode == 2
     (folder / "weights.bin").write_bytes(b"GWW1" + struct.pack("<I", 2**32 - 1) + bytes(64))
     assert run(runner, folder, inputs).returncode == 2

@@ -15,45 +15,23 @@ from .emit import Statements
 from .interface import Conv2dSpec, ConvTransposeSpec, Epilogue, Index, Kernel, nhwc
 from .microkernel import Writer
 from .tile import TargetNumbers, blocks, choose_tile
-from .volume import DepthWindow, VolumeConvolution, as_volume, pack_volume_weights
+from .volume import DepthWindow, VolumeConvolution, VolumeSpec, as_volume, pack_volume_weights
 from .window import MAX_BORDER_TILES, border_tiles, pad_stage
 
 _MOST_PHASES = 18
 
 
 @dataclass(frozen=True)
-class ConvTranspose3dSpec:
-    """A transposed convolution over three axes; `plane` has all input planes as its batch."""
+class ConvTranspose3dSpec(VolumeSpec):
+    """A transposed convolution over three axes: `depth.size` input planes become `depth.outputs`."""
 
-    depth: DepthWindow
-    """Of the transposed convolution: `size` input planes, `outputs` output planes."""
     plane: ConvTransposeSpec
+    """Its batch counts all input planes."""
 
     @property
-    def batch(self) -> int:
-        """Volumes."""
-        return self.plane.batch // self.depth.size
-
-    @property
-    def data_shape(self) -> tuple[int, ...]:
-        """Shape of the stored input."""
-        return (self.batch, self.depth.size, *self.plane.data_shape[1:])
-
-    @property
-    def out_shape(self) -> tuple[int, ...]:
-        """Shape of the stored output."""
-        return (self.batch, self.depth.outputs, *self.plane.out_shape[1:])
-
-    @property
-    def is_one_plane(self) -> bool:
-        """Whether every output plane is made from the input plane of the same number alone."""
-        depth = self.depth
-        return depth.kernel == depth.stride == 1 and depth.before == 0 and depth.size == depth.outputs
-
-    @property
-    def flops(self) -> int:
-        """Additions and multiplications."""
-        return self.plane.flops * self.depth.kernel
+    def planes(self) -> int:
+        """Of the input."""
+        return self.depth.size
 
 
 def has_few_phases(spec: ConvTranspose3dSpec) -> bool:
