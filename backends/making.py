@@ -167,6 +167,7 @@ class Maker:
         from .code_sizes import code_sizes
         from .compiled import TvmExecutable
         from .library import build_library
+        from .lossless import shrunk
 
         batches = self.special.batches if self.special is not None else None
         shapes = batches.functions if batches is not None else None
@@ -186,9 +187,10 @@ class Maker:
             raise
         report.kernels = built.kernels
         report.library_bytes = built.path.stat().st_size
-        report.weight_bytes = sum(stored_bytes(weight) for weight in built.weights)
+        weights = shrunk(built.weights)
+        report.weight_bytes = sum(stored_bytes(weight) for weight in weights)
         if batches is not None:
-            rows = rows_of(batches, built.kernels, code_sizes(built.path), built.weights, built.used)
+            rows = rows_of(batches, built.kernels, code_sizes(built.path), weights, built.used)
             report.batches = BatchReport(batches, rows)
         return TvmExecutable(built.path, weights, *self._signature(batches), report.target, folder, batches)
 
