@@ -83,9 +83,10 @@ def with_features(target: Target, edits: Sequence[str], asked: str = "") -> Targ
     features, effective, named = set(target.features), [], set()
     parts = target.float_parts
     for edit in edits:
-        if edit.removeprefix("+") in FLOAT_PARTS:
-            parts = FLOAT_PARTS[edit.removeprefix("+")]
-            effective.append(f"+{edit.removeprefix('+')}")
+        way = edit.lower().removeprefix("+").strip()
+        if way in FLOAT_PARTS:
+            parts = FLOAT_PARTS[way]
+            effective.append(f"+{way}")
             continue
         sign, feature = _parsed(edit, asked, known, target.arch)
         if feature in named:

@@ -38,10 +38,11 @@ def lowered_with(target, records=None):
 
 
 def test_targets_that_differ_in_tiles_have_records_of_their_own():
-    isas = [isa_of(resolve_target(AMX + edits)) for edits in ("", ",-amx-bf16", ",-amx-int8", ",-amx-tile")]
-    assert len(set(isas)) == 4
+    edits = ("", ",+bf16x6", ",-amx-bf16", ",-amx-int8", ",-amx-tile")
+    isas = [isa_of(resolve_target(AMX + each)) for each in edits]
+    assert len(set(isas)) == 5 and isa_of(resolve_target(f"{AMX},+bf16x3")) == isas[0]
     keys = [Key("w", isa, 1) for isa in isas]
-    assert [key.without_tiles for key in keys] == [keys[3], keys[3], keys[3], None]
+    assert [key.without_tiles for key in keys] == [*4 * [keys[4]], None]
     assert Key("w", "x86_64:amx-bf16/512", 1).without_tiles == Key("w", "x86_64:base/512", 1)
     assert Key("w", "anything", 1).without_tiles is None
 
