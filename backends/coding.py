@@ -11,7 +11,7 @@ of float32).
 
 Payload of such a tensor in `weights.bin`, little-endian::
 
-    uint32 kind (0 codes, 1 float16, 2 bfloat16, 3 pieces one behind the other)
+    uint32 kind (0 codes, 1 float16, 2 bfloat16, 3 pieces one behind the other, 4 split)
     uint32 rank, levels, codes per byte        of the codes
     int64  sizes[rank], f strides[rank], g strides[rank]
     int64  block, step, number of scales, 1 if there are zeros, where f and g start
@@ -20,7 +20,9 @@ Payload of such a tensor in `weights.bin`, little-endian::
     float32 levels[], scales[], zeros[]
     codes
 
-Of pieces, `levels` is their number, and each follows as uint64 bytes and its own payload.
+Of pieces, `levels` is their number, and each follows as uint64 bytes and its own payload. Split numbers are
+uint16: each float32 as the bits of `levels` bfloat16 that add up to it; a uint64 follows, the numbers after
+which the next part begins, and the payload of the numbers.
 """
 
 from __future__ import annotations
@@ -35,13 +37,15 @@ import ml_dtypes
 import numpy as np
 
 from ..passes.quantization.weight_forms import codes_per_byte
+from .split_floats import split_float32
 
 if TYPE_CHECKING:
     from .lossless import Lossless
 
-CODES, FLOAT16, BFLOAT16, PIECES = 0, 1, 2, 3
+CODES, FLOAT16, BFLOAT16, PIECES, SPLIT = 0, 1, 2, 3, 4
 _CHUNK = 1 << 20
 _MOST_NUMBERS, _FARTHEST = 1 << 40, 1 << 31
+_MOST_PARTS = 3
 _MOST_LANES, _MOST_PRODUCTS_PER_TAP = 256, 16
 """Of transforms, by which restored weights are larger than their codes."""
 
@@ -231,7 +235,36 @@ class Pieces:
         return head + b"".join(struct.pack("<Q", len(each)) + each for each in payloads)
 
 
-def read_coding(data: Any, size: int) -> Coding | Pieces:
+@dataclass(frozen=True)
+class Split:
+    """The coding of float32 numbers that a kernel reads as sums of bfloat16.
+
+    Attributes:
+        numbers: how the float32 numbers are restored.
+        parts: bfloat16 per number.
+        run: numbers whose first parts lie side by side, then their second ones.
+    """
+
+    numbers: Coding | Pieces
+    parts: int
+    run: int
+
+    @property
+    def size(self) -> int:
+        """Numbers of what `restore` makes."""
+        return self.numbers.size * self.parts
+
+    def restore(self) -> np.ndarray:
+        """The bits, uint16, on one axis."""
+        runs = self.numbers.restore().reshape(-1, self.run)
+        return np.stack(split_float32(runs, self.parts), axis=1).reshape(-1)
+
+    def to_bytes(self) -> bytes:
+        """The payload, see above."""
+        return struct.pack("<4IQ", SPLIT, 0, self.parts, 0, self.run) + self.numbers.to_bytes()
+
+
+def read_coding(data: Any, size: int) -> Coding | Pieces | Split:
     """What `to_bytes` wrote.
 
     Nothing larger than the payload is taken for it here; restoring takes `size` numbers, some thousands of
@@ -251,8 +284,14 @@ def read_coding(data: Any, size: int) -> Coding | Pieces:
     return found
 
 
-def _read_parts(data: Any) -> Coding | Pieces:
+def _read_parts(data: Any) -> Coding | Pieces | Split:
     kind, _, count, _ = struct.unpack_from("<4I", data, 0)
+    if kind == SPLIT:
+        (run,) = struct.unpack_from("<Q", data, 16)
+        numbers = _read_parts(data[24:])
+        if isinstance(numbers, Split) or not 1 <= count <= _MOST_PARTS or not run or numbers.size % run:
+            raise ValueError("a coded tensor is split into parts that no kernel reads")
+        return Split(numbers, count, run)
     if kind != PIECES:
         return Coding.from_bytes(data)
     at, parts = 16, []
@@ -298,17 +337,17 @@ def _check_transform(transform: Transform, count: int) -> None:
 class CodedArray(np.ndarray):
     """An array that knows how a file may hold it; what is computed from it does not."""
 
-    coding: Coding | Pieces | Lossless | None = None
+    coding: Coding | Pieces | Split | Lossless | None = None
 
     @classmethod
-    def of(cls, array: np.ndarray, coding: Coding | Pieces | Lossless) -> CodedArray:
+    def of(cls, array: np.ndarray, coding: Coding | Pieces | Split | Lossless) -> CodedArray:
         """The array, with its coding."""
         made = array.view(cls)
         made.coding = coding
         return made
 
 
-def coding_of(array: np.ndarray) -> Coding | Pieces | Lossless | None:
+def coding_of(array: np.ndarray) -> Coding | Pieces | Split | Lossless | None:
     """How a file may hold an array, if it knows."""
     return getattr(array, "coding", None)
 

@@ -12,10 +12,10 @@ Little-endian throughout::
         int64  sizes[rank]
     payloads, C order
 
-Tensors of type code 192 are float32 numbers whose payload is a code of them, see `coding.py`. Writing and
-reading take and give `CodedArray`. Those of type code 193 are int8 numbers of at most 16 levels, see
-`narrow_integers.py`; writing finds them. Type codes from 208 on are DLPack's plus 208: numbers that a payload
-of `lossless.py` holds in fewer bits, given and taken as `CodedArray`.
+Tensors of type code 192 are float32 numbers, or uint16 if they have 16 bits, whose payload is a code of them,
+see `coding.py`. Writing and reading take and give `CodedArray`. Those of type code 193 are int8 numbers of at
+most 16 levels, see `narrow_integers.py`; writing finds them. Type codes from 208 on are DLPack's plus 208:
+numbers that a payload of `lossless.py` holds in fewer bits, given and taken as `CodedArray`.
 
 The file is mapped read-only, so that several processes share the pages and loading costs no copy. Reading
 believes nothing: every size is held against the file's before memory is taken for it.
@@ -132,8 +132,8 @@ def _parse(data: mmap.mmap) -> list[np.ndarray]:
         gap = 0 if code >= _PACKED else offset % ALIGNMENT
         if gap or offset < position or offset + size > len(data):
             raise ValueError(f"tensor {index} lies outside of the file, which may be truncated")
-        if code == _CODED and bits == 32:
-            tensors.append(_restored(index, data[offset : offset + size], shape))
+        if code == _CODED and bits in (16, 32):
+            tensors.append(_restored(index, data[offset : offset + size], shape, bits))
             continue
         if code == _NARROW and bits == 8:
             numbers = read_narrow(data[offset : offset + size], math.prod(shape))
@@ -189,7 +189,7 @@ def _stored(index: int, tensor: np.ndarray) -> tuple[tuple[int, int], memoryview
         code, bits = _type_of(index, tensor)
         return (_PACKED + code, bits), coding.data
     if coding is not None:
-        return (_CODED, 32), coding.to_bytes()
+        return (_CODED, 8 * tensor.itemsize), coding.to_bytes()
     narrow = narrow_bytes(tensor)
     if narrow is not None:
         return (_NARROW, 8), narrow
@@ -197,12 +197,12 @@ def _stored(index: int, tensor: np.ndarray) -> tuple[tuple[int, int], memoryview
     return _type_of(index, tensor), bytes_of(native).data
 
 
-def _restored(index: int, payload: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    from .coding import CodedArray, read_coding
+def _restored(index: int, payload: bytes, shape: tuple[int, ...], bits: int) -> np.ndarray:
+    from .coding import CodedArray, Split, read_coding
 
-    if min(shape, default=0) < 0:
-        raise ValueError(f"tensor {index} contradicts its own size")
     coding = read_coding(payload, math.prod(shape))
+    if isinstance(coding, Split) != (bits == 16):
+        raise ValueError(f"tensor {index} contradicts its own type")
     return CodedArray.of(_aligned_copy(coding.restore()).reshape(shape), coding)
 
 

@@ -242,4 +242,41 @@ inline std::shared_ptr<char> RestoreCoded(const char* data, uint64_t bytes, uint
   return owned;
 }
 
+// The nearest bfloat16, ties to even.
+inline uint16_t ToBrain(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  if (std::isnan(value)) return static_cast<uint16_t>((bits >> 16 & 0x8000) | 0x7fc0);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+constexpr uint32_t kSplit = 4;
+
+// uint16: the bits of bfloat16 that add up to coded numbers, in runs by part.
+inline std::shared_ptr<char> RestoreSplit(const char* data, uint64_t bytes, uint64_t expected) {
+  Payload payload(data, bytes);
+  const auto head = payload.take<uint32_t>(4);
+  const uint64_t run = payload.take<uint64_t>(1)[0], parts = head[2], each = parts * sizeof(uint16_t);
+  if (head[0] != kSplit || parts < 1 || parts > 3 || !run || expected % each || expected / each % run) {
+    throw std::runtime_error("a coded tensor is split into parts that no kernel reads");
+  }
+  const uint64_t count = expected / each;
+  const std::shared_ptr<char> restored = RestoreCoded(data + 24, bytes - 24, count * sizeof(float));
+  const auto* numbers = reinterpret_cast<const float*>(restored.get());
+  auto* memory = static_cast<char*>(std::aligned_alloc(64, (expected + 127) / 64 * 64));
+  if (!memory) throw std::bad_alloc();
+  std::shared_ptr<char> owned(memory, std::free);
+  auto* out = reinterpret_cast<uint16_t*>(memory);
+  for (uint64_t n = 0; n < count; ++n) {
+    float rest = numbers[n];
+    for (uint64_t part = 0; part < parts; ++part) {
+      const uint16_t brain = ToBrain(rest);
+      out[n / run * run * parts + part * run + n % run] = brain;
+      const float rounded = FromBrain(brain);
+      rest = std::isfinite(rounded) ? rest - rounded : 0;
+    }
+  }
+  return owned;
+}
+
 }  // namespace gww

@@ -102,16 +102,17 @@ inline std::vector<Tensor> Read(const MappedFile& file) {
     for (uint32_t axis = 0; axis < rank; ++axis, position += 8) tensor.shape.push_back(file.get<int64_t>(position));
     const bool coded = tensor.dtype.code == kCoded, narrow = tensor.dtype.code == kNarrow;
     const bool packed = tensor.dtype.code >= kPacked;
-    if (coded) tensor.dtype.code = kDLFloat;
+    if (coded) tensor.dtype.code = tensor.dtype.bits == 16 ? kDLUInt : kDLFloat;
     if (narrow) tensor.dtype.code = kDLInt;
     if (packed) tensor.dtype.code = static_cast<uint8_t>(tensor.dtype.code - kPacked);
     uint64_t expected = 0;
     if (!SizeOf(tensor, &expected) || (!packed && offset % kAlignment)) throw damaged();
-    if (coded && tensor.dtype.bits != 32) throw damaged();
+    if (coded && tensor.dtype.bits != 32 && tensor.dtype.bits != 16) throw damaged();
     if (narrow && tensor.dtype.bits != 8) throw damaged();
     if (coded || narrow || packed) {
       const char* payload = file.at(offset, tensor.bytes);
-      const auto restore = coded ? RestoreCoded : RestoreNarrow;
+      const bool split = coded && tensor.dtype.bits == 16;
+      const auto restore = split ? RestoreSplit : coded ? RestoreCoded : RestoreNarrow;
       tensor.memory = packed ? RestorePacked(payload, tensor.bytes, expected, tensor.dtype.bits)
                              : restore(payload, tensor.bytes, expected);
       tensor.data = tensor.memory.get();

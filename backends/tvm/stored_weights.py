@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import onnx_ir as ir
 
 from ...ir.constants import constant_array, evaluate_values
 from ...ir.static import input_of, static_shape
-from ..coding import CodedArray, Coding, Pieces
+from ..coding import CodedArray, Coding, Pieces, Split
 from ..encoding import Source, encode_halves, encode_packed, transformed
 from .op import attributes_of
 
@@ -29,10 +30,27 @@ def coded(
         array: what that holds.
         packing: what packed it.
     """
-    if packed.dtype != np.float32 or packed.size < _FEWEST or value.producer() is None:
+    if packed.size < _FEWEST or value.producer() is None or array.dtype != np.float32:
         return packed
-    coding = _any_coding(packed, value, array, packing)
+    if packed.dtype == np.uint16:
+        return _coded_parts(packed, value, array, packing)
+    coding = _any_coding(packed, value, array, packing) if packed.dtype == np.float32 else None
     return packed if coding is None else CodedArray.of(packed, coding)
+
+
+def _coded_parts(
+    packed: np.ndarray, value: ir.Value, array: np.ndarray, packing: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Numbers split into bfloat16: those of other types are packed in the same order, but not split."""
+    numbers = packing(array.astype(np.float64)).astype(np.float32)
+    parts = packed.size // max(numbers.size, 1)
+    if numbers.size * parts != packed.size or numbers.ndim < 3:
+        return packed
+    plain = _any_coding(numbers, value, array, packing)
+    if plain is None:
+        return packed
+    coding = Split(plain, parts, math.prod(numbers.shape[-3:]))
+    return CodedArray.of(packed, coding) if np.array_equal(coding.restore(), packed.reshape(-1)) else packed
 
 
 def _any_coding(

@@ -7,10 +7,11 @@ import tracemalloc
 from pathlib import Path
 
 import graphwright as gw
+import ml_dtypes
 import numpy as np
 import pytest
 from graphwright.backends import runner
-from graphwright.backends.coding import CodedArray, Coding, Pieces, Transform, coding_of, read_coding
+from graphwright.backends.coding import CodedArray, Coding, Pieces, Split, Transform, coding_of, read_coding
 from graphwright.backends.encoding import Source, encode_halves, encode_packed
 from graphwright.backends.runner.build import program_flags
 from graphwright.backends.weights import ALIGNMENT, read_weights, stored_bytes, write_weights
@@ -91,8 +92,6 @@ def test_an_order_that_no_strides_describe_is_left_alone():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_halves(dtype):
-    import ml_dtypes
-
     rng = np.random.default_rng(0)
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     array = rng.normal(size=(30, 50)).astype(kind).astype(np.float32)
@@ -219,6 +218,51 @@ def test_cpp_restores_the_same_numbers(reader, compiled_forms, tmp_path):
                 np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_numbers_split_into_bfloat16_are_stored_as_codes_of_them(reader, tmp_path, parts):
+    array, source = blocks_of(np.random.default_rng(0).choice(np.float32([-1, 0, 1]), (64, 64)), 16)
+    split = Split(encode_packed(array, source, lambda given: given), parts, 256)
+    bits = split.restore()
+    planes = bits.view(ml_dtypes.bfloat16).astype(np.float32).reshape(-1, parts, 256)
+    np.testing.assert_allclose(planes.sum(axis=1).reshape(array.shape), array, rtol=2.0 ** (-8 * parts))
+    write_weights(tmp_path / "w.bin", [CodedArray.of(bits.reshape(64, -1), split)])
+    assert (tmp_path / "w.bin").stat().st_size < array.size / 4 + 2048
+    (found,) = read_weights(tmp_path / "w.bin")
+    assert found.dtype == np.uint16 and stored_bytes(found) == len(split.to_bytes())
+    np.testing.assert_array_equal(found.reshape(-1), bits)
+    subprocess.run([str(reader), str(tmp_path / "w.bin"), str(tmp_path / "out.bin")], check=True, timeout=60)
+    np.testing.assert_array_equal(read_weights(tmp_path / "out.bin")[0], found)
+
+
+@pytest.mark.parametrize("special", [0.0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, 1e-40])
+def test_special_numbers_are_split_alike_in_cpp(reader, tmp_path, special):
+    array = np.resize(np.float32([special, 1.00390625, 1.01171875, -3.3]), (32, 32))
+    numbers = encode_packed(array, Source(array.shape, array.shape, array, np.ones((1, 1), np.float32)),
+                            lambda given: given)  # fmt: skip
+    if numbers is None:
+        assert np.isnan(special)
+        return
+    split = Split(numbers, 3, 32)
+    write_weights(tmp_path / "w.bin", [CodedArray.of(split.restore(), split)])
+    subprocess.run([str(reader), str(tmp_path / "w.bin"), str(tmp_path / "out.bin")], check=True, timeout=60)
+    np.testing.assert_array_equal(*(read_weights(tmp_path / each)[0] for each in ("w.bin", "out.bin")))
+
+
+def test_weights_of_tile_registers_stay_in_their_form():
+    g = Graph(0)
+    x = tensor("x", (1, 192, 28, 28))
+    y = g("Relu", g("Conv", x, g.constant(g.random.standard_normal((192, 192, 3, 3)).astype(np.float32)),
+                    pads=[1, 1, 1, 1]))  # fmt: skip
+    y = g("Conv", y, g.constant(g.random.standard_normal((96, 192, 1, 1)).astype(np.float32)))
+    model = gw.optimize(g.model({"x": x}, y), "quantize-weights{form=int4}").model
+    compiled = gw.compile(model, target="sapphirerapids", pipeline="", check=False)
+    large = [each for each in compiled.weights if each.size > 4096]
+    assert any(each.dtype == np.uint16 for each in large)
+    assert all(coding_of(each) is not None for each in large)
+    numbers = 192 * 192 * 9 + 96 * 192
+    assert compiled.report.weight_bytes < 0.16 * 4 * numbers
+
+
 def test_damaged_codes_end_in_one_line(reader, tmp_path):
     array, source = blocks_of(np.random.default_rng(0).choice(np.float32([-1, 1]), (64, 64)), 16)
     coding = encode_packed(array, source, lambda given: given)
@@ -248,7 +292,7 @@ def _payloads():
         halves, shape=(4, 4, 4), f_strides=(0,) * 3, g_strides=(0,) * 3,
         transform=Transform(rng.normal(size=(8, 4)), 4, 4, 16),
     )  # fmt: skip
-    return [plain, halves, taps, Pieces((plain, halves))]
+    return [plain, halves, taps, Pieces((plain, halves)), Split(plain, 2, 64)]
 
 
 @given(st.data())

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from ...split_floats import split_float32
 from . import emit
 from .tile import blocks
 from .tile_registers import LANES, Format, Registers
@@ -64,7 +64,10 @@ class Reduction:
 
 
 def pack_panels(weights: np.ndarray, reduction: Reduction, registers: Registers) -> np.ndarray:
-    """(groups, runs, run, columns) -> panels as `panel_shape` says, float32 in parts."""
+    """(groups, runs, run, columns) -> panels as `panel_shape` says, float32 in parts, if there are several.
+
+    Other types are packed as one part, so that what becomes of each element can be followed.
+    """
     groups, runs, _, columns = weights.shape
     panels = blocks(columns, registers.block)
     wide = np.zeros((groups, runs, reduction.steps, reduction.depth, panels * registers.block), weights.dtype)
@@ -84,6 +87,8 @@ def pack_panels(weights: np.ndarray, reduction: Reduction, registers: Registers)
     )
     packed = np.ascontiguousarray(split.transpose(0, 4, 1, 5, 2, 6, 3))
     if registers.format.parts > 1:
+        if packed.dtype != np.float32:
+            return packed.reshape(groups * panels, reduction.total, registers.across, -1, LANES, word)
         packed = np.stack(split_float32(packed, registers.format.parts), axis=4)
     return packed.reshape(panel_shape(groups, panels, reduction, registers))
 
@@ -93,17 +98,3 @@ def panel_shape(groups: int, panels: int, reduction: Reduction, registers: Regis
     form = registers.format
     words = form.parts * registers.depth // form.word
     return (groups * panels, reduction.total, registers.across, words, LANES, form.word)
-
-
-def split_float32(values: np.ndarray, parts: int) -> list[np.ndarray]:
-    """The bits (uint16) of as many bfloat16, each nearest to what the ones before leave of `values`.
-
-    Infinite numbers have no second part.
-    """
-    found, rest = [], values
-    for _ in range(parts):
-        part = rest.astype(ml_dtypes.bfloat16)
-        found.append(part.view(np.uint16))
-        rounded = part.astype(np.float32)
-        rest = np.subtract(rest, rounded, out=np.zeros_like(values), where=np.isfinite(rounded))
-    return found
