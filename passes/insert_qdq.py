@@ -20,7 +20,7 @@ from ..ir.errors import PassError
 from .base import Pass, PassContext
 from .functions import flatten_functions
 from .quantization.arithmetic import range_problem
-from .quantization.calibration import Calibration, as_calibration
+from .quantization.calibration import Calibration, NoRanges, as_calibration
 from .quantization.calibrators import Method
 from .quantization.embeddings import is_embedding, quantize_embeddings
 from .quantization.emit import emit
@@ -75,10 +75,10 @@ class InsertQdq(Pass):
     ends: Literal["table", "quantize", "float"] = "table"
     """Whether the first and the last layers are quantized or stay in float; `table` asks the table."""
     calibration: Literal[
-        "minmax", "mean", "moving-average", "percentile", "entropy", "mse", "clipped"
-    ] = "minmax"  # fmt: skip
+        "auto", "minmax", "mean", "moving-average", "percentile", "entropy", "mse", "clipped"
+    ] = "auto"  # fmt: skip
     """How activation ranges are estimated from the batches; percentile, entropy and mse go through the data
-    twice."""
+    twice. `auto` is mse, or minmax for data that can be read once only, random data, and 8-bit floats."""
     percentile: float = 99.99
     """With `calibration=percentile`: the share of numbers, in percent, that neither end of a range cuts."""
     deviations: float = 6.0
@@ -182,17 +182,35 @@ class InsertQdq(Pass):
         context: PassContext,
     ) -> tuple[dict[str, Range], int]:
         """Ranges of all values; calibrators that ask how fine a grid is run once for each kind of grid."""
-        kinds: Mapping[tuple[int, bool], list[str]] = grids_by_steps(mix(plan, formats))
-        if self.calibration not in ("entropy", "mse") and kinds:
+        kinds: Mapping[tuple[int, bool, bool], list[str]] = grids_by_steps(mix(plan, formats))
+        if self.calibration not in ("auto", "entropy", "mse") and kinds:
             kinds = {next(iter(kinds)): [str(value.name) for value in plan.values]}
-        importance = importance_of(plan) if self.calibration == "mse" else {}
+        values = {str(value.name): value for value in plan.values}
         ranges: dict[str, Range] = {}
         batches = 0
-        for (steps, symmetric), names in kinds.items():
-            method = Method(self.calibration, self.percentile, self.deviations, steps, symmetric, importance)
-            found, batches = measure_ranges(model, names, data, method, context.progress)
-            ranges.update(found)
+        for (steps, symmetric, floats), names in kinds.items():
+            for name in self._calibrators(data, floats):
+                method = Method(
+                    *(name, self.percentile, self.deviations, steps, symmetric),
+                    importance=(lambda each: importance_of(values[each])) if name == "mse" else None,
+                )
+                try:
+                    found, batches = measure_ranges(model, names, data, method, context.progress)
+                except NoRanges:
+                    if name == self._calibrators(data, floats)[-1]:
+                        raise
+                    continue
+                ranges.update(found)
+                break
         return ranges, batches
+
+    def _calibrators(self, data: Calibration, floats: bool) -> tuple[str, ...]:
+        """The calibrator, or several of which the first counts that saved ranges are of."""
+        if self.calibration != "auto":
+            return (self.calibration,)
+        if not data.has_data:
+            return ("mse", "minmax")
+        return ("minmax",) if floats or data.random or not data.repeatable else ("mse",)
 
     def _data(self, context: PassContext) -> Calibration:
         if context.calibration is not None:

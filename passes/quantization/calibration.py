@@ -28,6 +28,10 @@ Array = np.ndarray | Member
 DEFAULT_BATCH = 8
 
 
+class NoRanges(PassError):
+    """There is no data, and the ranges that are asked for were not saved."""
+
+
 class Calibration:
     """A source of example inputs.
 
@@ -84,7 +88,7 @@ class Calibration:
         """No data, only ranges that were saved before; asking for others is refused."""
 
         def open_batches(model: ir.Model) -> Iterator[Feeds]:
-            raise PassError(
+            raise NoRanges(
                 f"there is no calibration data, and '{path}' holds no ranges for this model and method"
             )
 

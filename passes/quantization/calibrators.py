@@ -37,7 +37,7 @@ class Method:
         deviations: standard deviations to both sides of the mean ("clipped").
         levels: steps of the grid that the range is for ("entropy", "mse").
         symmetric: whether that grid is ("mse").
-        importance: of the channels of values, by name ("mse").
+        importance: of the channels of a value, by its name; follows from the model ("mse").
     """
 
     name: str
@@ -45,7 +45,7 @@ class Method:
     deviations: float = 6.0
     levels: int = 255
     symmetric: bool = False
-    importance: Mapping[str, Importance] = field(default_factory=dict, compare=False)
+    importance: Callable[[str], Importance | None] | None = field(default=None, compare=False)
 
     def of(self, value: str) -> Calibrator:
         """A calibrator for the value of that name, which has seen nothing yet.
@@ -53,8 +53,8 @@ class Method:
         Raises:
             PassError: there is no calibrator of that name.
         """
-        if self.name == "mse":
-            return MeanSquaredError(self.levels, self.symmetric, self.importance.get(value))
+        if self.name == "mse" and self.importance is not None:
+            return MeanSquaredError(self.levels, self.symmetric, self.importance(value))
         return self()
 
     def __call__(self) -> Calibrator:
@@ -78,6 +78,6 @@ class Method:
     @property
     def key(self) -> str:
         """What distinguishes its results from those of others."""
-        named = {each.name: getattr(self, each.name) for each in fields(self)}
-        named["importance"] = ";".join(f"{name}:{each.digest}" for name, each in self.importance.items())
-        return ",".join(f"{name}={value}" for name, value in named.items() if value != "")
+        plain = [each.name for each in fields(self) if each.name != "importance"]
+        key = ",".join(f"{name}={getattr(self, name)}" for name in plain)
+        return key if self.importance is None else f"{key},weighted by readers"

@@ -9,15 +9,14 @@ activations into weights.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from ...ir.constants import constant_array
 from ...ir.static import rank_of
-from .operators import WeightedNode
-from .placement import Plan
+from .operators import DEFAULT_DOMAINS
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,30 +38,39 @@ class Importance:
         """The numbers in a shape that broadcasts against the value."""
         return self.channels.reshape([-1 if i == self.axis else 1 for i in range(self.rank)])
 
-    @property
-    def digest(self) -> str:
-        """What tells it from others."""
-        return hashlib.blake2b(self.channels.tobytes(), digest_size=8).hexdigest()
 
+def importance_of(value: ir.Value) -> Importance | None:
+    """What the channels of a value matter to the layers with constant weights that read it.
 
-def importance_of(plan: Plan) -> dict[str, Importance]:
-    """Of every value of a plan that quantized layers read, by name.
-
-    Several layers count alike. Values whose layers differ in where they have the channels, or whose weights
-    say nothing (zeros, not finite), are left out: there all channels matter alike.
+    It depends on the model alone, not on which of the layers are quantized, so that ranges can be reused.
+    Several layers count alike. None, where all channels count alike: no such layer, layers that differ in
+    where they have the channels, weights that say nothing (zeros, not finite).
     """
-    found: dict[str, list[Importance | None]] = {}
-    for part in plan.weighted:
-        found.setdefault(str(part.data.name), []).append(_read_by(part))
-    return {name: joined for name, each in found.items() if (joined := _joined(each)) is not None}
-
-
-def _read_by(part: WeightedNode) -> Importance | None:
-    node, rank = part.node, rank_of(part.data)
-    array = constant_array(part.weight)
-    turned = node.attributes.get_int("transA", 0) if node.op_type == "Gemm" else 0
-    if rank is None or array is None or turned:
+    rank = rank_of(value)
+    if rank is None:
         return None
+    readers = [_read_by(node, rank) for node, index in value.uses() if index == 0 and _is_layer(node)]
+    if not readers or any(reader is None for reader in readers):
+        return None
+    found = [reader for reader in readers if reader is not None]
+    first = found[0]
+    if any((each.axis, each.channels.shape) != (first.axis, first.channels.shape) for each in found):
+        return None
+    channels = np.stack([each.channels for each in found]).astype(np.float64).mean(axis=0)
+    return Importance(first.axis, rank, channels.astype(np.float32))
+
+
+def _is_layer(node: ir.Node) -> bool:
+    return (
+        node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+        and node.domain in DEFAULT_DOMAINS
+        and constant_array(node.inputs[1]) is not None
+    )
+
+
+def _read_by(node: ir.Node, rank: int) -> Importance | None:
+    array = constant_array(node.inputs[1])
+    assert array is not None
     squares = np.square(array.astype(np.float64))
     if node.op_type == "Conv":
         # [outputs, channels of a group, ...]: the group of an output says which channels it reads.
@@ -71,23 +79,13 @@ def _read_by(part: WeightedNode) -> Importance | None:
         axis, sums = 1, grouped.sum(axis=(1, 3)).reshape(-1)
     elif node.op_type == "ConvTranspose":
         axis, sums = 1, squares.reshape(len(array), -1).sum(axis=1)
-    elif array.ndim == 2 and node.op_type in ("Gemm", "MatMul"):
-        axis, sums = rank - 1, squares.sum(axis=part.axis)
-    else:
+    elif array.ndim != 2:
         return None
+    else:
+        turned = node.attributes.get_int("transA", 0) if node.op_type == "Gemm" else 0
+        stored_by_output = node.attributes.get_int("transB", 0) if node.op_type == "Gemm" else 0
+        axis, sums = 0 if turned else rank - 1, squares.sum(axis=0 if stored_by_output else 1)
     mean = float(sums.mean()) if sums.size else 0.0
     if not (np.isfinite(mean) and mean > 0.0):
         return None
     return Importance(axis, rank, (sums / mean).astype(np.float32))
-
-
-def _joined(readers: list[Importance | None]) -> Importance | None:
-    first = readers[0]
-    if first is None:
-        return None
-    total = np.zeros(len(first.channels), np.float64)
-    for reader in readers:
-        if reader is None or (reader.axis, reader.channels.shape) != (first.axis, first.channels.shape):
-            return None
-        total += reader.channels
-    return Importance(first.axis, first.rank, (total / len(readers)).astype(np.float32))

@@ -77,9 +77,9 @@ def _kernels(plan: Plan) -> list[tuple[ir.Node, tuple[ir.Value, ...], tuple[ir.V
     return [*weighted, *((part.node, part.inputs, part.results) for part in computed)]
 
 
-def grids_by_steps(mixture: Mixture) -> Mapping[tuple[int, bool], list[str]]:
-    """Names of values by what calibrators need to know of their grid: (steps, symmetric)."""
-    found: dict[tuple[int, bool], list[str]] = {}
+def grids_by_steps(mixture: Mixture) -> Mapping[tuple[int, bool, bool], list[str]]:
+    """Names of values by what calibrators need to know of their grid: (steps, symmetric, of floats)."""
+    found: dict[tuple[int, bool, bool], list[str]] = {}
     for value, grid in mixture.grids.items():
-        found.setdefault((grid.steps, grid.symmetric), []).append(str(value.name))
+        found.setdefault((grid.steps, grid.symmetric, grid.is_float), []).append(str(value.name))
     return found

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from graphwright.ir.errors import PassError
 from graphwright.passes.optimize import optimize
-from graphwright.passes.quantization.calibration import as_calibration
+from graphwright.passes.quantization.calibration import Calibration, as_calibration
 from graphwright.passes.quantization.calibrators import CALIBRATORS, Method
 from graphwright.passes.quantization.range_cache import fingerprint_of
 from graphwright.passes.quantization.ranges import measure_ranges
@@ -236,3 +236,45 @@ def test_resnet50_on_256_images_stays_under_a_gigabyte(name):
     print(f"{name}: {gigabytes:.2f} GB above the model, {seconds:.0f} s")
     assert gigabytes < 1.0
     assert told >= 256 * (1 if name == "minmax" else 2)
+
+
+def methods_of(calibration, text="insert-qdq", **options):
+    seen = []
+
+    class Spy(Method):
+        def of(self, value):
+            seen.append(self.name)
+            return super().of(value)
+
+    from graphwright.passes import insert_qdq
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(insert_qdq, "Method", Spy)
+        optimize(model_of(CNN), text, calibration=calibration, **options)
+    return set(seen)
+
+
+def test_the_default_is_mse_where_data_can_be_read_twice(images):
+    batches = [{"x": images[:12]}, {"x": images[12:]}]
+    assert methods_of({"x": images}) == methods_of(batches) == methods_of(lambda: iter(batches)) == {"mse"}
+    assert methods_of(iter(batches)) == {"minmax"}
+    assert methods_of(Calibration.random_data(2)) == {"minmax"}
+    assert methods_of({"x": images}, "insert-qdq{target=generic precision=fp8-e4m3}") == {"minmax"}
+    assert methods_of({"x": images}, "insert-qdq{calibration=minmax}") == {"minmax"}
+    model, same = model_of(CNN), "insert-qdq{calibration=mse}"
+    values = [
+        optimize(model, text, calibration=batches).report.records[0].details["values"]
+        for text in ("insert-qdq", same)
+    ]
+    assert values[0] == values[1]
+
+
+@pytest.mark.parametrize("name", ["mse", "minmax"])
+def test_saved_ranges_of_either_default_are_found_without_data(name, images, tmp_path):
+    cache = tmp_path / "ranges.json"
+    text = f"insert-qdq{{calibration={name} calibration_cache={cache}}}"
+    first = optimize(model_of(CNN), text, calibration={"x": images})
+    again = optimize(model_of(CNN), f"insert-qdq{{calibration_cache={cache}}}")
+    assert again.report.records[0].details["values"] == first.report.records[0].details["values"]
+    with pytest.raises(PassError, match="holds no ranges for this model and method"):
+        optimize(model_of(CNN, seed=5), f"insert-qdq{{calibration_cache={cache}}}")

@@ -7,9 +7,7 @@ from graphwright.passes.optimize import optimize
 from graphwright.passes.quantization.calibration import Calibration, as_calibration
 from graphwright.passes.quantization.calibrators import Method
 from graphwright.passes.quantization.importance import Importance, importance_of
-from graphwright.passes.quantization.placement import plan_quantization
 from graphwright.passes.quantization.ranges import measure_ranges
-from graphwright.passes.quantization.tables import TABLES
 
 from .quantization_models import model_of
 
@@ -24,8 +22,12 @@ LAYERS = {
 }
 
 
-def planned(model, table="cuda"):
-    return plan_quantization(model.graph, TABLES[table], lambda node: True, {})
+def known(importance):
+    return lambda name: importance
+
+
+def of(model, name="x"):
+    return importance_of(next(value for value in model.graph.inputs if value.name == name))
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -33,7 +35,7 @@ def test_it_is_what_an_impulse_in_a_channel_does(kind):
     inputs, call, shape = LAYERS[kind]
     model = model_of(f"g ({inputs}) => (float y) {{ y = {call} }}")
     model.graph.outputs[0].shape = None
-    found = importance_of(planned(model))["x"]
+    found = of(model)
     channels = shape[found.axis - 1]
     impulses = np.zeros((channels, *shape), np.float32)
     for channel in range(channels):
@@ -49,14 +51,13 @@ def test_it_is_what_an_impulse_in_a_channel_does(kind):
 def test_several_readers_count_alike_and_unlike_ones_not_at_all():
     text = "g (float[N,5] x, float[5,7] w, float[5,2] v) => (float[N,7] y, float[N,2] z) { y = Gemm(x, w)  z = MatMul(x, v) }"
     model = model_of(text, v=100 * np.ones((5, 2)))
-    one = importance_of(
-        planned(model_of(LAYERS["gemm"][0].join(("g (", ") => (float[N,7] y) { y = Gemm(x, w) }"))))
-    )
-    both = importance_of(planned(model))["x"]
-    np.testing.assert_allclose(both.channels, (one["x"].channels + 1) / 2, rtol=1e-5)
+    one = of(model_of("g (float[N,5] x, float[5,7] w) => (float[N,7] y) { y = Gemm(x, w) }"))
+    both = of(model)
+    np.testing.assert_allclose(both.channels, (one.channels + 1) / 2, rtol=1e-5)
     text = "g (float[5,5] x, float[5,7] w, float[5,2] v) => (float[5,7] y, float[5,2] z) { y = Gemm(x, w)  z = Gemm<transA=1>(x, v) }"
-    assert importance_of(planned(model_of(text))) == {}
-    assert importance_of(planned(model_of(text.replace("<transA=1>", ""), w=np.zeros((5, 7))))) == {}
+    assert of(model_of(text)) is None
+    assert of(model_of(text.replace("<transA=1>", ""), w=np.zeros((5, 7)))) is None
+    assert of(model_of("g (float[N,5] x) => (float[N,5] y) { y = Relu(x) }")) is None
 
 
 def uneven(rng, count=4000):
@@ -71,7 +72,7 @@ def test_ranges_of_least_error_behind_the_layer():
     samples, weight = uneven(np.random.default_rng(3))
     model = model_of("g (float[N,16] x, float[16,6] w) => (float[N,6] y) { y = MatMul(x, w) }", w=weight)
     batches = as_calibration([{"x": part} for part in np.array_split(samples, 5)])
-    importance = importance_of(planned(model))
+    importance = known(of(model))
 
     def error(levels, method):
         ((low, high),) = measure_ranges(model, ["x"], batches, method)[0].values()
@@ -85,7 +86,7 @@ def test_ranges_of_least_error_behind_the_layer():
         aware = error(levels, Method("mse", levels=levels, importance=importance))
         assert aware < share * plain, aware / plain
         # Where every channel matters alike nothing changes.
-        alike = {"x": Importance(1, 2, np.ones(16, np.float32))}
+        alike = known(Importance(1, 2, np.ones(16, np.float32)))
         assert error(levels, Method("mse", levels=levels, importance=alike)) == pytest.approx(plain, rel=1e-3)
 
 
@@ -109,7 +110,7 @@ def test_a_killed_measurement_goes_on_with_weighted_counts(tmp_path, monkeypatch
     monkeypatch.setattr(range_cache, "_SECONDS_BETWEEN_SAVES", 0.0)
     samples, weight = uneven(np.random.default_rng(5), 400)
     model = model_of("g (float[N,16] x, float[16,6] w) => (float[N,6] y) { y = MatMul(x, w) }", w=weight)
-    method = Method("mse", importance=importance_of(planned(model)))
+    method = Method("mse", importance=known(of(model)))
     parts = np.array_split(samples, 8)
     left = [11]
 
@@ -133,9 +134,9 @@ def test_its_ranges_are_not_taken_for_those_without(tmp_path):
     samples, weight = uneven(np.random.default_rng(6), 400)
     model = model_of("g (float[N,16] x, float[16,6] w) => (float[N,6] y) { y = MatMul(x, w) }", w=weight)
     data = Calibration.from_arrays({"x": samples}).with_cache(tmp_path / "ranges.json")
-    importance = importance_of(planned(model))
+    importance = known(of(model))
     found = [
-        measure_ranges(model, ["x"], data, Method("mse", importance=each))[0] for each in (importance, {})
+        measure_ranges(model, ["x"], data, Method("mse", importance=each))[0] for each in (importance, None)
     ]
     assert found[0] != found[1]
-    assert Method("mse", importance=importance).key != Method("mse").key == Method("mse", importance={}).key
+    assert Method("mse", importance=importance).key != Method("mse").key
