@@ -16,7 +16,7 @@ _KINDS = {
     **dict.fromkeys((ir.DataType.FLOAT, ir.DataType.DOUBLE), "float"),
     ir.DataType.BOOL: "bool",
 }
-_CHANGING = ("Cast", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
+_CHANGING = ("Cast", "CastLike", "Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual")
 _REDUCTIONS = {"ReduceProd": "prod", "ReduceSum": "sum", "ReduceMin": "min", "ReduceMax": "max"}
 
 
@@ -29,7 +29,8 @@ def emit_host(emitter: Emitter, node: ir.Node) -> bool:
     if node.op_type not in ("Shape", "Size"):
         if value.dtype not in _KINDS or (value.shape is not None and len(value.shape) > 1):
             return False
-        if not all(each is None or emitter.is_host(each) for each in node.inputs):
+        read = node.inputs[:1] if node.op_type == "CastLike" else node.inputs
+        if not all(each is None or emitter.is_host(each) for each in read):
             return False
         if not node.inputs or not _worth_it(emitter, node):
             return False
@@ -139,7 +140,7 @@ _FORMS: dict[str, Callable[[Emitter, ir.Node], Any]] = {
     "Size": _size,
     **dict.fromkeys(hosts.ELEMENTWISE, _elementwise),
     "Identity": _same,
-    "Cast": _cast,
+    **dict.fromkeys(("Cast", "CastLike"), _cast),
     "Concat": _concat,
     "Gather": _gather,
     "Slice": _slice,

@@ -458,3 +458,28 @@ def test_no_example_of_the_standard_is_silently_wrong(cases, tmp_path):
     }
     assert not {name: each for name, each in found.items() if each not in ("right", "refused", "skipped")}
     assert list(found.values()).count("right") >= 1280
+
+
+def test_numbers_cast_like_others_are_known_when_torch_traces():
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23]>
+        mask (float[2,6] x, int64[2] lengths) => (float[2,6] y, int64[6] places)
+        <float zero = {0.0}, float one = {1.0}, int64 six = {6}, int64[1] last = {1}> {
+            start = CastLike(zero, lengths)
+            delta = CastLike(one, six)
+            places = Range(start, six, delta)
+            column = Unsqueeze(lengths, last)
+            inside = Less(places, column)
+            nothing = CastLike(zero, x)
+            y = Where(inside, x, nothing)
+        }"""
+    )
+    module = gw.to_torch(model)
+    x, lengths = torch.randn(2, 6), torch.tensor([4, 6])
+    y, places = module(x, lengths)
+    np.testing.assert_array_equal(places, np.arange(6))
+    assert (y[0, 4:] == 0).all() and (y[0, :4] == x[0, :4]).all() and (y[1] == x[1]).all()
+    again = gw.trace(module, (x, lengths))
+    names = [each.name for each in again.graph.inputs]
+    found = run_reference(again, dict(zip(names, (x.numpy(), lengths.numpy()), strict=True)))
+    np.testing.assert_array_equal(next(iter(found.values())), y)
