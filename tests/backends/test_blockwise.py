@@ -75,7 +75,7 @@ def test_numbers(given):
     target, rng = resolve_target("host"), np.random.default_rng(0)
     functions = {}
     for i, spec in enumerate(SPECS.values()):
-        with choosing(Choices(given)):
+        with choosing(Choices({"tiles": 0, **given})):
             functions[f"f{i}"] = attention(spec, None, target).func.with_attr("global_symbol", f"f{i}")
     library = tvm.compile(
         tvm.IRModule(functions), target=tvm.target.Target(target.to_tvm()), tir_pipeline=lowering()

@@ -19,6 +19,8 @@ from . import emit
 from .attention_keys import StoredHeads, pack_keys
 from .attention_rows import Place, ScoreRows, vector_width
 from .attention_spec import AttentionSpec
+from .attention_tile_plan import plan_tiles
+from .attention_tiles import attention_on_tiles
 from .choices import choose_size
 from .emit import Statements
 from .interface import Epilogue, Index, Kernel
@@ -37,6 +39,9 @@ def attention(spec: AttentionSpec, epilogue: Epilogue | None, target: TargetNumb
 
     Buffers: q, k, v, bias where there is one, extra inputs, output.
     """
+    plan = plan_tiles(spec, target)
+    if plan is not None:
+        return attention_on_tiles(spec, epilogue, plan)
     return _Attention(spec, epilogue, target).kernel()
 
 
