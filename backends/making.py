@@ -78,8 +78,9 @@ class Maker:
             CompileError: something cannot be lowered, or computes something else.
             ShapeError: a dimension of an input is not static.
         """
-        is_checked = bool(self.check) and self.report.target.runs_here
-        target, said = first_target(self.report.target, is_checked), ""
+        target, said = self.report.target, ""
+        if backend != ONNXRUNTIME:
+            target = first_target(target, is_checked=bool(self.check) and target.runs_here)
         while True:
             report = replace(
                 self.report, backend=backend, target=target, fallback=said, notes=list(self.report.notes)

@@ -267,7 +267,9 @@ def instruction_sets() -> dict[str, Target]:
 
 
 def _targets(names: str) -> list[Target]:
-    return [_runnable(name.strip()) for name in names.split(",")]
+    from ..backends.features import split_targets
+
+    return [_runnable(name) for name in split_targets(names)]
 
 
 def _runnable(name: str) -> Target:
