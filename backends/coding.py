@@ -21,8 +21,7 @@ Payload of such a tensor in `weights.bin`, little-endian::
     codes
 
 Of pieces, `levels` is their number, and each follows as uint64 bytes and its own payload. Split numbers are
-uint16: each float32 as the bits of `levels` bfloat16 that add up to it; a uint64 follows, the numbers after
-which the next part begins, and the payload of the numbers.
+uint16, see `split_coding.py`.
 """
 
 from __future__ import annotations
@@ -37,15 +36,14 @@ import ml_dtypes
 import numpy as np
 
 from ..passes.quantization.weight_forms import codes_per_byte
-from .split_floats import split_float32
+from .split_coding import SPLIT, Split, read_split
 
 if TYPE_CHECKING:
     from .lossless import Lossless
 
-CODES, FLOAT16, BFLOAT16, PIECES, SPLIT = 0, 1, 2, 3, 4
+CODES, FLOAT16, BFLOAT16, PIECES = 0, 1, 2, 3
 _CHUNK = 1 << 20
 _MOST_NUMBERS, _FARTHEST = 1 << 40, 1 << 31
-_MOST_PARTS = 3
 _MOST_LANES, _MOST_PRODUCTS_PER_TAP = 256, 16
 """Of transforms, by which restored weights are larger than their codes."""
 
@@ -235,35 +233,6 @@ class Pieces:
         return head + b"".join(struct.pack("<Q", len(each)) + each for each in payloads)
 
 
-@dataclass(frozen=True)
-class Split:
-    """The coding of float32 numbers that a kernel reads as sums of bfloat16.
-
-    Attributes:
-        numbers: how the float32 numbers are restored.
-        parts: bfloat16 per number.
-        run: numbers whose first parts lie side by side, then their second ones.
-    """
-
-    numbers: Coding | Pieces
-    parts: int
-    run: int
-
-    @property
-    def size(self) -> int:
-        """Numbers of what `restore` makes."""
-        return self.numbers.size * self.parts
-
-    def restore(self) -> np.ndarray:
-        """The bits, uint16, on one axis."""
-        runs = self.numbers.restore().reshape(-1, self.run)
-        return np.stack(split_float32(runs, self.parts), axis=1).reshape(-1)
-
-    def to_bytes(self) -> bytes:
-        """The payload, see above."""
-        return struct.pack("<4IQ", SPLIT, 0, self.parts, 0, self.run) + self.numbers.to_bytes()
-
-
 def read_coding(data: Any, size: int) -> Coding | Pieces | Split:
     """What `to_bytes` wrote.
 
@@ -287,11 +256,7 @@ def read_coding(data: Any, size: int) -> Coding | Pieces | Split:
 def _read_parts(data: Any) -> Coding | Pieces | Split:
     kind, _, count, _ = struct.unpack_from("<4I", data, 0)
     if kind == SPLIT:
-        (run,) = struct.unpack_from("<Q", data, 16)
-        numbers = _read_parts(data[24:])
-        if isinstance(numbers, Split) or not 1 <= count <= _MOST_PARTS or not run or numbers.size % run:
-            raise ValueError("a coded tensor is split into parts that no kernel reads")
-        return Split(numbers, count, run)
+        return read_split(data, _read_parts)
     if kind != PIECES:
         return Coding.from_bytes(data)
     at, parts = 16, []

@@ -198,7 +198,8 @@ def _stored(index: int, tensor: np.ndarray) -> tuple[tuple[int, int], memoryview
 
 
 def _restored(index: int, payload: bytes, shape: tuple[int, ...], bits: int) -> np.ndarray:
-    from .coding import CodedArray, Split, read_coding
+    from .coding import CodedArray, read_coding
+    from .split_coding import Split
 
     coding = read_coding(payload, math.prod(shape))
     if isinstance(coding, Split) != (bits == 16):

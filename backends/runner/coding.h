@@ -252,17 +252,34 @@ inline uint16_t ToBrain(float value) {
 
 constexpr uint32_t kSplit = 4;
 
-// uint16: the bits of bfloat16 that add up to coded numbers, in runs by part.
+// uint16: the bits of bfloat16 that add up to coded numbers; backends/split_coding.py documents the order.
 inline std::shared_ptr<char> RestoreSplit(const char* data, uint64_t bytes, uint64_t expected) {
+  constexpr uint64_t kLanes = 16;
   Payload payload(data, bytes);
   const auto head = payload.take<uint32_t>(4);
-  const uint64_t run = payload.take<uint64_t>(1)[0], parts = head[2], each = parts * sizeof(uint16_t);
-  if (head[0] != kSplit || parts < 1 || parts > 3 || !run || expected % each || expected / each % run) {
+  const auto sizes = payload.take<uint64_t>(5);
+  const uint64_t parts = head[2], depth = sizes[0], across = sizes[1], word = sizes[2], period = sizes[3], gap = sizes[4];
+  if (head[0] != kSplit || parts < 1 || parts > 3 || expected % (parts * sizeof(uint16_t))) {
     throw std::runtime_error("a coded tensor is split into parts that no kernel reads");
   }
-  const uint64_t count = expected / each;
-  const std::shared_ptr<char> restored = RestoreCoded(data + 24, bytes - 24, count * sizeof(float));
-  const auto* numbers = reinterpret_cast<const float*>(restored.get());
+  const uint64_t count = expected / (parts * sizeof(uint16_t));
+  uint64_t run = 0, step = 0, group = 0;
+  if (!word || word > depth || depth % word || gap >= depth || __builtin_mul_overflow(depth, kLanes, &run) ||
+      __builtin_mul_overflow(run, across, &step) || __builtin_mul_overflow(step, period, &group) || !group ||
+      count % group) {
+    throw std::runtime_error("a coded tensor is in panels that no kernel reads");
+  }
+  const std::shared_ptr<char> restored = RestoreCoded(data + 56, bytes - 56, count * sizeof(float));
+  auto* numbers = reinterpret_cast<float*>(restored.get());
+  for (uint64_t begin = group - step; gap && begin < count; begin += group) {
+    for (uint64_t panel = begin; panel < begin + step; panel += run) {
+      for (uint64_t lane = 0; lane < kLanes; ++lane) {
+        const auto at = [=](uint64_t k) { return panel + (k / word * kLanes + lane) * word + k % word; };
+        for (uint64_t k = depth; k-- > gap;) numbers[at(k)] = numbers[at(k - gap)];
+        for (uint64_t k = 0; k < gap; ++k) numbers[at(k)] = 0;
+      }
+    }
+  }
   auto* memory = static_cast<char*>(std::aligned_alloc(64, (expected + 127) / 64 * 64));
   if (!memory) throw std::bad_alloc();
   std::shared_ptr<char> owned(memory, std::free);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,8 +10,9 @@ import onnx_ir as ir
 
 from ...ir.constants import constant_array, evaluate_values
 from ...ir.static import input_of, static_shape
-from ..coding import CodedArray, Coding, Pieces, Split
+from ..coding import CodedArray, Coding, Pieces
 from ..encoding import Source, encode_halves, encode_packed, transformed
+from ..split_coding import Panels, Split
 from .op import attributes_of
 
 _FEWEST = 1024
@@ -42,15 +42,35 @@ def _coded_parts(
     packed: np.ndarray, value: ir.Value, array: np.ndarray, packing: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     """Numbers split into bfloat16: those of other types are packed in the same order, but not split."""
-    numbers = packing(array.astype(np.float64)).astype(np.float32)
-    parts = packed.size // max(numbers.size, 1)
-    if numbers.size * parts != packed.size or numbers.ndim < 3:
+    order = packing(np.arange(1, array.size + 1, dtype=np.int64).reshape(array.shape))
+    panels = _panels(order)
+    if panels is None or packed.size % order.size:
         return packed
-    plain = _any_coding(numbers, value, array, packing)
+
+    def straight(given: np.ndarray) -> np.ndarray:
+        wide = given.astype(np.float64) if given.dtype == np.float32 else given
+        return panels.straightened(packing(wide)).astype(given.dtype)
+
+    plain = _any_coding(straight(array), value, array, straight)
     if plain is None:
         return packed
-    coding = Split(plain, parts, math.prod(numbers.shape[-3:]))
+    coding = Split(plain, packed.size // order.size, panels)
     return CodedArray.of(packed, coding) if np.array_equal(coding.restore(), packed.reshape(-1)) else packed
+
+
+def _panels(order: np.ndarray) -> Panels | None:
+    """The order of packed panels from where each number went, 0 where nothing did."""
+    if order.ndim != 6:
+        return None
+    _, steps, across, words, _, word = order.shape
+    depth = words * word
+    empty = ~order.any(axis=(0, 2, 4)).reshape(steps, depth)
+    gaps = [int(np.argmin(row)) if not row.all() else 0 for row in empty]
+    moved = [step for step, gap in enumerate(gaps) if gap]
+    if not moved:
+        return Panels(depth, across, word)
+    period, gap = moved[0] + 1, gaps[moved[0]]
+    return Panels(depth, across, word, period, gap) if steps % period == 0 else None
 
 
 def _any_coding(

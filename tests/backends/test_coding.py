@@ -11,9 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from graphwright.backends import runner
-from graphwright.backends.coding import CodedArray, Coding, Pieces, Split, Transform, coding_of, read_coding
+from graphwright.backends.coding import CodedArray, Coding, Pieces, Transform, coding_of, read_coding
 from graphwright.backends.encoding import Source, encode_halves, encode_packed
 from graphwright.backends.runner.build import program_flags
+from graphwright.backends.split_coding import Panels, Split
 from graphwright.backends.weights import ALIGNMENT, read_weights, stored_bytes, write_weights
 from graphwright.ir.errors import ToolError
 from graphwright.ir.reference import run_reference
@@ -219,12 +220,17 @@ def test_cpp_restores_the_same_numbers(reader, compiled_forms, tmp_path):
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
-def test_numbers_split_into_bfloat16_are_stored_as_codes_of_them(reader, tmp_path, parts):
+@pytest.mark.parametrize("panels", [Panels(16, 1, 2), Panels(8, 4, 2, 2, 3), Panels(4, 2, 1, 8, 1)])
+def test_numbers_split_into_bfloat16_are_stored_as_codes_of_them(reader, tmp_path, panels, parts):
     array, source = blocks_of(np.random.default_rng(0).choice(np.float32([-1, 0, 1]), (64, 64)), 16)
-    split = Split(encode_packed(array, source, lambda given: given), parts, 256)
+    split = Split(encode_packed(array, source, lambda given: given), parts, panels)
     bits = split.restore()
-    planes = bits.view(ml_dtypes.bfloat16).astype(np.float32).reshape(-1, parts, 256)
-    np.testing.assert_allclose(planes.sum(axis=1).reshape(array.shape), array, rtol=2.0 ** (-8 * parts))
+    planes = bits.view(ml_dtypes.bfloat16).astype(np.float32).reshape(-1, parts, panels.run)
+    whole = planes.sum(axis=1).reshape(array.shape)
+    np.testing.assert_allclose(whole, panels.moved_up(array), rtol=2.0 ** (-8 * parts))
+    kept = panels.moved_up(panels.straightened(array))
+    assert np.count_nonzero(kept != array) <= array.size * panels.gap / panels.depth / panels.period
+    np.testing.assert_array_equal(panels.moved_up(panels.straightened(kept)), kept)
     write_weights(tmp_path / "w.bin", [CodedArray.of(bits.reshape(64, -1), split)])
     assert (tmp_path / "w.bin").stat().st_size < array.size / 4 + 2048
     (found,) = read_weights(tmp_path / "w.bin")
@@ -242,7 +248,7 @@ def test_special_numbers_are_split_alike_in_cpp(reader, tmp_path, special):
     if numbers is None:
         assert np.isnan(special)
         return
-    split = Split(numbers, 3, 32)
+    split = Split(numbers, 3, Panels(2, 1, 2))
     write_weights(tmp_path / "w.bin", [CodedArray.of(split.restore(), split)])
     subprocess.run([str(reader), str(tmp_path / "w.bin"), str(tmp_path / "out.bin")], check=True, timeout=60)
     np.testing.assert_array_equal(*(read_weights(tmp_path / each)[0] for each in ("w.bin", "out.bin")))
@@ -251,15 +257,20 @@ def test_special_numbers_are_split_alike_in_cpp(reader, tmp_path, special):
 def test_weights_of_tile_registers_stay_in_their_form():
     g = Graph(0)
     x = tensor("x", (1, 192, 28, 28))
-    y = g("Relu", g("Conv", x, g.constant(g.random.standard_normal((192, 192, 3, 3)).astype(np.float32)),
-                    pads=[1, 1, 1, 1]))  # fmt: skip
-    y = g("Conv", y, g.constant(g.random.standard_normal((96, 192, 1, 1)).astype(np.float32)))
+
+    def weight(*shape):
+        return g.constant(g.random.standard_normal(shape).astype(np.float32))
+
+    y = g("Relu", g("Conv", x, weight(112, 192, 3, 3), pads=[1, 1, 1, 1]))
+    y = g("Relu", g("Conv", y, weight(80, 112, 1, 1)))
+    # 80 inputs are summed in three steps, the last of which overlaps with the one before.
+    y = g("Conv", y, weight(240, 80, 1, 1))
     model = gw.optimize(g.model({"x": x}, y), "quantize-weights{form=int4}").model
     compiled = gw.compile(model, target="sapphirerapids", pipeline="", check=False)
     large = [each for each in compiled.weights if each.size > 4096]
     assert any(each.dtype == np.uint16 for each in large)
     assert all(coding_of(each) is not None for each in large)
-    numbers = 192 * 192 * 9 + 96 * 192
+    numbers = 112 * 192 * 9 + 80 * 112 + 240 * 80
     assert compiled.report.weight_bytes < 0.16 * 4 * numbers
 
 
@@ -292,7 +303,7 @@ def _payloads():
         halves, shape=(4, 4, 4), f_strides=(0,) * 3, g_strides=(0,) * 3,
         transform=Transform(rng.normal(size=(8, 4)), 4, 4, 16),
     )  # fmt: skip
-    return [plain, halves, taps, Pieces((plain, halves)), Split(plain, 2, 64)]
+    return [plain, halves, taps, Pieces((plain, halves)), Split(plain, 2, Panels(4, 2, 2, 4, 2))]
 
 
 @given(st.data())
