@@ -38,8 +38,9 @@ def random_inputs(model: ir.Model, seed: int = 0, *, dims: Mapping[str, int] | N
     """Seeded random values for every input that has no default.
 
     Floats are standard normal. Integers that index a table (Gather, as in an embedding) stay inside it, masks
-    (by name, or cast to bool) are 0 or 1, divisors never 0, other 64- and 32-bit ones are 0 to 9, narrower
-    ones use their whole range; booleans are fair coins. Strings are words, sequences hold three tensors.
+    (by name, cast to bool, or subtracted from one) are 0 or 1, divisors never 0, other 64- and 32-bit ones are
+    0 to 9, narrower ones use their whole range; booleans are fair coins. Strings are words, sequences hold three
+    tensors.
 
     Args:
         model: the model; symbolic dimensions may remain.
@@ -241,7 +242,7 @@ def integer_range(value: ir.Value) -> tuple[int, int]:
     bounds = [bound for node, index in readers if (bound := _index_bound(node, index)) is not None]
     if bounds:
         return 0, max(0, min(bounds) - 1)
-    if "mask" in str(value.name).lower() or any(_is_truth_test(node) for node, _ in readers):
+    if "mask" in str(value.name).lower() or any(_is_truth(node, index) for node, index in readers):
         return 0, 1
     if _is_sub_byte_integer(dtype):
         bits = int("".join(filter(str.isdigit, dtype.name)))
@@ -269,8 +270,23 @@ def _readers(value: ir.Value) -> list[tuple[ir.Node, int]]:
     return found
 
 
-def _is_truth_test(node: ir.Node) -> bool:
+def _is_truth(node: ir.Node, index: int) -> bool:
+    """Whether an operand is read as true or false: cast to bool, or subtracted from one."""
+    if node.op_type == "Sub" and index == 1 and node.inputs[0] is not None:
+        whole = _behind_casts(node.inputs[0])
+        return whole is not None and whole.size == 1 and whole.item() == 1
     return node.op_type == "Cast" and node.attributes.get_int("to", 0) == int(ir.DataType.BOOL)
+
+
+def _behind_casts(value: ir.Value) -> np.ndarray | None:
+    """The single number that a value is, in whatever type it was written down."""
+    node = value.producer()
+    while (
+        node is not None and node.op_type in ("Cast", "CastLike", "Identity") and node.inputs[0] is not None
+    ):
+        value = node.inputs[0]
+        node = value.producer()
+    return constant_array(value, 1)
 
 
 def _index_bound(node: ir.Node, index: int) -> int | None:

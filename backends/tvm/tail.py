@@ -55,6 +55,8 @@ def convert(builder: Any, node: ir.Node, op: Op, inputs: Sequence[Any], opset: i
     importer.bb = builder
     proto: onnx.NodeProto = ir.to_proto(node)
     attributes = importer._parse_attr(proto.attribute)
+    if op.type == "TopK":
+        attributes["sorted"] = 1  # any order will do where it is 0, which TVM refuses
     attributes["tvm_custom"] = {"name": node.name, "num_outputs": len(node.outputs)}
     arguments = onnx_frontend.onnx_input()
     for each in inputs:

@@ -167,6 +167,10 @@ def _reverse_sequence(emitter: Emitter, node: ir.Node) -> Any:
 def top_k(x: torch.Tensor, k: Any, axis: int, largest: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """The k largest or smallest, in order; of equal ones the first."""
     k = k[0] if isinstance(k, list) else k
+    if (
+        torch.compiler.is_exporting()
+    ):  # of equal ones it may take any; it becomes ONNX's, which takes the first
+        return torch.topk(x, k, axis, largest)
     ordered, places = torch.sort(x, dim=axis, descending=largest, stable=True)
     return torch.narrow(ordered, axis, 0, k), torch.narrow(places, axis, 0, k)
 

@@ -41,6 +41,18 @@ def test_outputs_that_nobody_reads(through_tvm):
     assert all(np.array_equal(outputs[name], wanted) for name, wanted in expected.items())
 
 
+def test_the_largest_in_any_order(through_tvm):
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23]>
+        g (float[3,8] x) => (float[3] total, float[3,2] v, int64[3,2] i) <int64[1] k = {2}, int64[1] axis = {1}>
+        { v, i = TopK<sorted = 0>(x, k) total = ReduceSum<keepdims = 0>(v, axis) }"""
+    )
+    outputs, expected, _ = through_tvm(model)
+    assert np.allclose(outputs["total"], expected["total"])
+    for name in ("v", "i"):
+        assert np.array_equal(np.sort(outputs[name], axis=1), np.sort(expected[name], axis=1))
+
+
 def test_known_silent_mismatches_are_not_used():
     assert tail.converts("TopK")
     for wrong in ("Resize", "ConvTranspose", "SpaceToDepth", "IsInf", "Attention", "BatchNormalization"):

@@ -75,6 +75,11 @@ def test_table_indices_stay_inside_the_table():
         ("agraph (int8[2] i) => (int8[2] y) { y = Identity(i) }", (-128, 127)),
         ("agraph (int4[2] i) => (int4[2] y) { y = Identity(i) }", (-8, 7)),
         ("agraph (int64[2] i) => (bool[2] y) { y = Cast<to = 9>(i) }", (0, 1)),
+        (
+            """agraph (int64[2] i) => (float[2] y) <int64 whole = {1}>
+            { f = Cast<to = 1>(i) one = Cast<to = 1>(whole) y = Sub(one, f) }""",
+            (0, 1),
+        ),
         ("agraph (int64[2] attention_mask) => (int64[2] y) { y = Neg(attention_mask) }", (0, 1)),
         ("agraph (bool[2] i) => (bool[2] y) { y = Not(i) }", (0, 1)),
     ],

@@ -483,3 +483,21 @@ def test_numbers_cast_like_others_are_known_when_torch_traces():
     names = [each.name for each in again.graph.inputs]
     found = run_reference(again, dict(zip(names, (x.numpy(), lengths.numpy()), strict=True)))
     np.testing.assert_array_equal(next(iter(found.values())), y)
+
+
+def test_the_largest_ones_can_be_traced_again():
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23]>
+        top (float[3,7] x) => (float[3,2] v, int64[3,2] i, float[4,7] w, int64[4,7] j)
+        <int64[1] two = {2}, int64[1] four = {4}, int64[2] shape = {4, 7}> {
+            v, i = TopK(x, two)
+            r = ConstantOfShape(shape)
+            w, j = TopK<axis = 0, largest = 0>(r, four)
+        }"""
+    )
+    x = torch.tensor([[1.0, 3, 3, 2, 3, 0, 1]]).repeat(3, 1)
+    again = gw.trace(gw.to_torch(model), (x,))
+    expected = run_reference(model, {"x": x.numpy()})
+    found = run_reference(again, {again.graph.inputs[0].name: x.numpy()})
+    for one, other in zip(expected.values(), found.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
