@@ -38,9 +38,9 @@ def random_inputs(model: ir.Model, seed: int = 0, *, dims: Mapping[str, int] | N
     """Seeded random values for every input that has no default.
 
     Floats are standard normal. Integers that index a table (Gather, as in an embedding) stay inside it, masks
-    (by name, cast to bool, or subtracted from one) are 0 or 1, divisors never 0, other 64- and 32-bit ones are
-    0 to 9, narrower ones use their whole range; booleans are fair coins. Strings are words, sequences hold three
-    tensors.
+    (by name, cast to bool, or subtracted from one) are 0 or 1, divisors never 0, other 64- and 32-bit ones
+    are 0 to 9, narrower ones use their whole range; booleans are fair coins. Strings are words, sequences
+    hold three tensors.
 
     Args:
         model: the model; symbolic dimensions may remain.
