@@ -7,9 +7,9 @@ Payload, little-endian::
     payload of the float32 numbers
 
 The numbers are `[..., steps, across, depth / word, 16, word]`, which sums run through `depth` at a time. Each
-becomes the bits of `parts` bfloat16, those of one kind side by side: `[..., across, parts, depth / word, 16, word]`.
-Where `gap` is not 0, a kernel reads the last of every `period` steps moved up, so that it ends with the data: there
-`gap` zeros come first, and what stands at the end, zeros as well, falls off.
+becomes the bits of `parts` bfloat16, those of one kind side by side: `[..., across, parts, depth / word, 16,
+word]`. Where `gap` is not 0, a kernel reads the last of every `period` steps moved up, so that it ends with
+the data: there `gap` zeros come first, and what stands at the end, zeros as well, falls off.
 """
 
 from __future__ import annotations
@@ -71,11 +71,8 @@ class Panels:
 
     def require_sound(self, size: int) -> None:
         """Raises ValueError where it cannot be the order of `size` numbers."""
-        if not (
-            0 < self.word <= self.depth and self.across > 0 and self.period > 0 and self.gap < self.depth
-        ):
-            raise ValueError("a coded tensor is in panels that no kernel reads")
-        if self.depth % self.word or size % (self.run * self.across * self.period):
+        least = min(self.word, self.across, self.period, self.depth - self.gap)
+        if least < 1 or self.depth % self.word or size % (self.run * self.across * self.period):
             raise ValueError("a coded tensor is in panels that no kernel reads")
 
 
