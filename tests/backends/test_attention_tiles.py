@@ -142,6 +142,7 @@ def test_what_it_is_chosen_for():
     for spec, target, on in (
         (many, "sapphirerapids", True),
         (replace(many, rows=1), "sapphirerapids", False),
+        (replace(many, rows=8, columns=16), "sapphirerapids", False),
         (many, "sapphirerapids,-amx-bf16", False),
         (many, "x86-64-v4", False),
     ):

@@ -80,6 +80,15 @@ def load_padded(flat: Any, place: Any, count: int) -> Any:
     return tirx.Shuffle([emit.load(flat, [place], count), *zeros], [tirx.const(i, "int32") for i in picks])
 
 
+def steps_of(count: Any) -> Any:
+    """Steps of a reduction over `count` numbers."""
+    return emit.floordiv(count + (STEP - 1), STEP)
+
+
+def _is_whole(count: Any) -> bool:
+    return isinstance(count, int) and count % STEP == 0
+
+
 def _load_pair(flat: Any, place: Any, count: int) -> tuple[Any, Any]:
     return load_padded(flat, place, count), load_padded(flat, place + LANES, count - LANES)
 
@@ -153,7 +162,7 @@ def pack_queries(
     return emit.loop("row", count, row)
 
 
-def pack_keys(keys: StoredHeads, start: Any, count: int, size: int, target: PanelWords) -> Any:
+def pack_keys(keys: StoredHeads, start: Any, count: Any, size: int, target: PanelWords) -> Any:
     """Split `count` keys from `start` into panels of sixteen; the last one is repeated up to a whole step."""
 
     def panel(number: Any) -> Any:
@@ -162,7 +171,7 @@ def pack_keys(keys: StoredHeads, start: Any, count: int, size: int, target: Pane
             done: Statements = []
             for lane in range(LANES):
                 key: Any = number * LANES + lane
-                if count % STEP:
+                if not _is_whole(count):
                     key = emit.minimum(key, count - 1)
                 pair = _load_pair(keys.flat, start + key * keys.row_stride + at * STEP, length)
                 words, statements = split_words(pair[0], pair[1], target.parts, f"k{lane}")
@@ -181,16 +190,16 @@ def pack_keys(keys: StoredHeads, start: Any, count: int, size: int, target: Pane
 
         return _steps(size, step)
 
-    return emit.loop("panel", blocks(count, STEP) * 2, panel)
+    return emit.loop("panel", steps_of(count) * 2, panel)
 
 
-def pack_values(values: StoredHeads, start: Any, count: int, size: int, target: PanelWords) -> Any:
+def pack_values(values: StoredHeads, start: Any, count: Any, size: int, target: PanelWords) -> Any:
     """Split `count` rows of values from `start`; the last one is repeated up to a whole step."""
 
     def step(number: Any) -> Any:
         def row(r: Any) -> Statements:
             keys = [number * STEP + r, number * STEP + LANES + r]
-            if count % STEP:
+            if not _is_whole(count):
                 keys = [emit.minimum(key, count - 1) for key in keys]
             done: Statements = []
             for panel in range(blocks(size, LANES)):
@@ -210,4 +219,4 @@ def pack_values(values: StoredHeads, start: Any, count: int, size: int, target: 
 
         return emit.loop("r", LANES, row)
 
-    return emit.loop("step", blocks(count, STEP), step)
+    return emit.loop("step", steps_of(count), step)

@@ -118,7 +118,8 @@ class TileRows:
         at: Any,
         is_kept: bool,
         begin: Any,
-        count: int,
+        count: Any,
+        rest: int,
         steps: Any,
     ) -> Statements:
         """Weights of a chunk for a register of rows.
@@ -131,11 +132,13 @@ class TileRows:
             is_kept: whether there are other chunks.
             begin: first key.
             count: keys.
+            rest: keys of the last step of all, none where it is whole.
             steps: steps of keys that any row sees.
         """
-        whole, rest = divmod(count, STEP)
-        inside = whole if isinstance(steps, int) else emit.minimum(steps, whole)
-        has_last = True if isinstance(steps, int) else steps > whole
+        whole, bound = emit.bind("whole", emit.floordiv(count, STEP))
+        is_static = isinstance(steps, int) and isinstance(whole, int)
+        inside = whole if is_static else emit.minimum(steps, whole)
+        has_last = True if is_static else steps > whole
         adjust = self._adjust(place, begin)
         best, declare_best = emit.allocate("best", (2 * LANES,))
         sums, declare_sums = emit.allocate("sums", (2 * LANES,))
@@ -146,20 +149,14 @@ class TileRows:
             first = (to + row) * self.stride + whole * STEP
             done: Statements = []
             if adjust is not None:
-                done.append(
-                    emit.when(
-                        has_last,
-                        [
-                            adjust(row, first + i, whole * STEP + i, min(LANES, rest - i))
-                            for i in range(0, rest, LANES)
-                        ],
-                    )
-                )
+                done += [
+                    adjust(row, first + i, whole * STEP + i, min(LANES, rest - i))
+                    for i in range(0, rest, LANES)
+                ]
             end = -(-rest // LANES) * LANES
             if end > rest:
-                done.append(
-                    emit.store(self.scores, emit.constant(_LOWEST, end - rest), [first + rest], end - rest)
-                )
+                lowest = emit.constant(_LOWEST, end - rest)
+                done.append(emit.store(self.scores, lowest, [first + rest], end - rest))
             if end < STEP:
                 done.append(emit.store(self.scores, emit.constant(_LOWEST, LANES), [first + end], LANES))
             return done
@@ -223,11 +220,12 @@ class TileRows:
             ]
 
         return [
+            *bound,
             declare_best,
             declare_sums,
             declare_local,
             emit.store(local, emit.constant(0.0, LANES), [0], LANES),
-            emit.loop("row", rows, blank) if rest else [],
+            emit.when(has_last, emit.loop("row", rows, blank)) if rest else [],
             emit.loop("row", rows, largest),
             *self._advance(local, at, is_kept),
             emit.loop("row", rows, weigh),

@@ -24,6 +24,7 @@ from .attention_tile_pack import (
     pack_keys,
     pack_queries,
     pack_values,
+    steps_of,
 )
 from .attention_tile_plan import TilePlan
 from .attention_tile_product import SplitRegisters, Sums
@@ -152,7 +153,7 @@ class _TileAttention:
 
             return emit.loop("block", count, one)
 
-        def pack(begin: Any, keys: int) -> Statements:
+        def pack(begin: Any, keys: Any) -> Statements:
             k, bound_k = emit.bind("first_key", self.k.start(n, kv) + begin * self.k.row_stride)
             v, bound_v = emit.bind("first_value", self.v.start(n, kv) + begin * self.v.row_stride)
             return [
@@ -168,17 +169,21 @@ class _TileAttention:
                 over(lambda b: [*self._chunk(b, 0, plan.columns, False), *self._finish(b, 0)]),
             ]
 
-        def chunk(begin: Any, keys: int) -> Statements:
+        def chunk(number: Any) -> Statements:
+            begin: Any = number * plan.chunk
+            keys: Any = plan.chunk
+            bound: Statements = []
+            if plan.columns % plan.chunk:
+                keys, bound = emit.bind("own_keys", emit.minimum(plan.chunk, plan.columns - begin))
+
             def block(b: _Block) -> Statements:
                 return [emit.when(self._steps(b, begin, keys)[0], self._chunk(b, begin, keys, True))]
 
-            return [*pack(begin, keys), over(block)]
+            return [*bound, *pack(begin, keys), over(block)]
 
-        rest = plan.columns % plan.chunk
         return [
             over(self._start),
-            emit.loop("chunk", plan.columns // plan.chunk, lambda c: chunk(c * plan.chunk, plan.chunk)),
-            *(chunk(plan.columns - rest, rest) if rest else []),
+            emit.loop("chunk", plan.chunks, chunk),
             over(lambda b: self._finish(b, b.number)),
         ]
 
@@ -186,13 +191,13 @@ class _TileAttention:
         """First query of a register of rows; the last register shares some with the one before."""
         return emit.minimum(tile * self.plan.own, self.spec.rows - self.plan.own)
 
-    def _steps(self, block: _Block, begin: Any, keys: int) -> tuple[Any, Any]:
+    def _steps(self, block: _Block, begin: Any, keys: Any) -> tuple[Any, Any]:
         """Whether a block sees any of a chunk's keys, and how many steps of them."""
         if not self.spec.causal:
-            return True, blocks(keys, STEP)
+            return True, steps_of(keys)
         last = self._first_row(block.tile + self.plan.tiles - 1)
         reach = emit.minimum(last + (self.plan.own + self.spec.offset) - begin, keys)
-        return reach > 0, emit.maximum(emit.floordiv(reach + STEP - 1, STEP), 0)
+        return reach > 0, emit.maximum(steps_of(reach), 0)
 
     def _start(self, block: _Block) -> Statements:
         """Nothing is known of a block."""
@@ -216,7 +221,7 @@ class _TileAttention:
             ),
         ]
 
-    def _chunk(self, block: _Block, begin: Any, keys: int, is_kept: bool) -> Statements:
+    def _chunk(self, block: _Block, begin: Any, keys: Any, is_kept: bool) -> Statements:
         """A block of queries passes a chunk of keys."""
         spec, plan = self.spec, self.plan
         steps, bound = emit.bind("steps", self._steps(block, begin, keys)[1])
@@ -233,14 +238,19 @@ class _TileAttention:
 
         def softmax(i: Any) -> Statements:
             first, bound = emit.bind("first_row", self._first_row(block.tile + i))
-            keep = (block.number * plan.tiles + i) * LANES if is_kept else None
-            state = i * LANES if keep is None else keep
-            return [
-                *bound,
-                *self.rows.statements(
-                    (block.n, block.h, first), plan.own, i * plan.own, state, is_kept, begin, keys, steps
-                ),
-            ]
+            state = ((block.number if is_kept else 0) * plan.tiles + i) * LANES
+            weights = self.rows.statements(
+                (block.n, block.h, first),
+                plan.own,
+                i * plan.own,
+                state,
+                is_kept,
+                begin,
+                keys,
+                plan.columns % STEP,
+                steps,
+            )
+            return [*bound, *weights]
 
         return [
             *bound,
