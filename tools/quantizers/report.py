@@ -62,7 +62,7 @@ def markdown(records: Records, models: Sequence[str], ways: Sequence[str]) -> st
     parts = [
         "SQNR at the output, dB; one setting of each side for all models:",
         _table(records, models, ways, first),
-        "SQNR at the output, dB; each side picks its variant on held-out data:",
+        "SQNR at the output, dB; sides with several variants pick theirs on held-out data:",
         _table(records, models, choosing, picked),
     ]
     tasks = [model for model in models if any(_metric(records, model, way) for way in choosing)]

@@ -165,14 +165,14 @@ PIPELINES = {
     OURS: {
         "full": "equalize-activations,smooth-quant{insert=true},insert-qdq{target=tvm calibration=mse},gptq,"
         "bias-correction",
-        "quick": "equalize-activations,insert-qdq{target=tvm calibration=mse},bias-correction",
     },
     OURS_ON_ORT: {
         "quick": "equalize-activations,insert-qdq{target=generic calibration=mse},bias-correction",
     },
     PLAIN: {method: f"insert-qdq{{target=tvm calibration={method}}}" for method in ("minmax", "mse")},
 }
-"""The same for all models. With the table `tvm` a layer's sums go on in float, as with NNCF and torchao."""
+"""The same for all models; of ours there is one setting, and nothing to pick. With the table `tvm` a layer's
+sums go on in float, as with NNCF and torchao."""
 WAYS: dict[str, dict[str, Way]] = {
     **{way: {name: _ours(text) for name, text in each.items()} for way, each in PIPELINES.items()},
     "ONNX Runtime": {name: _onnxruntime(name) for name in ("MinMax", "Percentile", "Entropy")},
