@@ -14,6 +14,7 @@ import onnx_ir as ir
 from .dynamic_dims import dim_names, rename_dims, without_names
 from .errors import ModelError
 from .exporter_faults import repair, simpler_program
+from .fake_quantize import restore_pairs
 from .normalize import normalize
 from .quiet import silence
 from .upgrade import upgrade
@@ -97,6 +98,7 @@ def trace_with_inputs(
         model.graph.metadata_props.pop(key, None)
     normalize(model)
     upgrade(model)
+    restore_pairs(model)
     normalize(model)
     kept = {str(value.name) for value in model.graph.inputs}
     return model, {key: array for key, array in inputs.items() if key in kept}

@@ -23,7 +23,12 @@ from .rewriter import Rewriter
 from .rules import Rule
 
 # Their point is to keep data small in the file; backends fold them into kernels.
-_KEPT = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
+_KEPT = {"DequantizeLinear", "DynamicQuantizeLinear"}
+_QUANTIZED = {
+    *(ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT8, ir.DataType.UINT8),
+    *(ir.DataType.INT16, ir.DataType.UINT16),
+}
+"""What a QuantizeLinear of constants (weights that were trained on a grid) is folded to: small numbers."""
 STORAGE_KEY = "graphwright.storage"
 """Metadata of other nodes of which the same is true: they unpack weights that are stored in few bits."""
 _MAX_ROUNDS = 16
@@ -49,7 +54,7 @@ class FoldConstants(Pass):
     A result may be larger than the constants it is made of (Expand, ConstantOfShape, Tile, a transposed
     shared weight): one value may grow by at most `limit` bytes, and all together by `growth` of the model's
     constant bytes or by `limit`, whichever is more. What is beyond stays computed at run time and is
-    reported. QuantizeLinear and DequantizeLinear stay: they keep weights small.
+    reported. DequantizeLinear stays: it keeps weights small. QuantizeLinear of constants makes them small.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -128,7 +133,7 @@ class FoldConstants(Pass):
         for graph in _foldable_graphs(model, rewriter):
             for node in nodes_in(graph):
                 # The cheapest question that most nodes fail comes first.
-                if not _reads_constants(node, found) or node.op_type in _KEPT or node.op_type == "Constant":
+                if not _reads_constants(node, found) or _is_kept(node) or node.op_type == "Constant":
                     continue
                 if node in unfoldable or not node.outputs or not self.selects(node):
                     continue
@@ -283,6 +288,12 @@ def _foldable_graphs(model: ir.Model, rewriter: Rewriter) -> list[ir.Graph]:
         if function.domain != DOMAIN:
             graphs += graphs_in(function.graph)
     return graphs
+
+
+def _is_kept(node: ir.Node) -> bool:
+    if node.op_type == "QuantizeLinear":
+        return node.outputs[0].dtype not in _QUANTIZED
+    return node.op_type in _KEPT
 
 
 def _reads_constants(node: ir.Node, found: dict[ir.Node, None]) -> bool:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 
+from ..fake_quantize import DOMAIN, GRIDS, OP_TYPE
 from .dtypes import bounds, carrier
 from .emitter import Emitter, Form, refusal
 
@@ -73,8 +74,13 @@ def fake_quantize(
     low: int, high: int, dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     """Quantizes and dequantizes; the gradient passes straight through where nothing saturates."""
-    if torch.compiler.is_exporting() and dtype in _PLAIN and not block and (low, high) == _limits(dtype):
-        return _as_nodes(x, scale, zero, axis, dtype)
+    if torch.compiler.is_exporting() and dtype not in _FLOATS8 and (low, high) in GRIDS:
+        if zero is not None and dtype in _PLAIN and not block and (low, high) == _limits(dtype):
+            return _as_nodes(x, scale, zero, axis, dtype)
+        operands = (x, scale) if zero is None else (x, scale, zero)
+        attributes = {"low": low, "high": high, "axis": axis, "block_size": block}
+        name = f"{DOMAIN}::{OP_TYPE}"
+        return torch.onnx.ops.symbolic(name, operands, attributes, dtype=x.dtype, shape=x.shape, version=1)
     made = dequantize(quantize(x, scale, zero, axis, block, low, high, dtype), scale, zero, axis, block).to(
         x.dtype
     )
@@ -99,11 +105,9 @@ def _limits(dtype: torch.dtype) -> tuple[int, int]:
 
 
 def _as_nodes(
-    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None, axis: int, dtype: torch.dtype
+    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, axis: int, dtype: torch.dtype
 ) -> torch.Tensor:
     """The pair as the two nodes that it came from, for torch's ONNX exporter."""
-    if zero is None:
-        zero = torch.zeros_like(scale, dtype=dtype)
 
     def node(name: str, operand: torch.Tensor, kind: torch.dtype) -> torch.Tensor:
         return torch.onnx.ops.symbolic(
