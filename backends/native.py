@@ -9,6 +9,7 @@ in whatever order they come.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, byref, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from typing import Any
@@ -86,47 +87,48 @@ class Handle:
 class Tensor(Handle):
     """A tensor of the runtime's, contiguous; its memory lives as long as this object."""
 
-    __slots__ = ("_memory",)
+    __slots__ = ("_facts", "_memory")
 
     def __init__(self, library: ctypes.CDLL, kind: int, pointer: int, memory: Any = None):
         super().__init__(library, kind, pointer)
         self._memory = memory
+        self._facts: tuple[int, tuple[int, ...], tuple[int, int]] | None = None
 
     @property
-    def _description(self) -> _DLTensor:
-        return _DLTensor.from_address(self.pointer + _HEADER)
+    def _description(self) -> tuple[int, tuple[int, ...], tuple[int, int]]:
+        """Address, sizes and element type, which never change; read when they are first asked for."""
+        if self._facts is None:
+            found = _DLTensor.from_address(self.pointer + _HEADER)
+            rank = found.rank
+            shape = tuple((c_int64 * rank).from_address(found.shape)) if rank else ()
+            self._facts = (found.data or 0) + found.offset, shape, (found.code, found.bits)
+        return self._facts
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Sizes."""
-        found = self._description
-        return tuple((c_int64 * found.rank).from_address(found.shape)) if found.rank else ()
+        return self._description[1]
 
     @property
     def element(self) -> tuple[int, int]:
         """DLPack's code of the element type, and its bits."""
-        found = self._description
-        return found.code, found.bits
+        return self._description[2]
 
     @property
     def dtype(self) -> str:
         """The element type by its usual name, such as "float32"."""
-        code, bits = self.element
-        return "bool" if code == _BOOL_CODE else f"{_NAMES.get(code, f'type{code}_')}{bits}"
+        return name_of(self.element)
 
     @property
     def bytes(self) -> int:
         """How much memory the elements take."""
-        size = (self.element[1] + 7) // 8
-        for extent in self.shape:
-            size *= extent
-        return size
+        _, shape, (_, bits) = self._description
+        return (bits + 7) // 8 * math.prod(shape)
 
     @property
     def address(self) -> int:
         """Where the first element lies on the tensor's device."""
-        found = self._description
-        return (found.data or 0) + found.offset
+        return self._description[0]
 
 
 class Native:
@@ -328,6 +330,12 @@ def element_of(dtype: str) -> tuple[int, int]:
     if name not in codes or name == dtype:
         raise NativeError(f"the runtime has no tensors of {dtype}")
     return codes[name], int(dtype[len(name) :])
+
+
+def name_of(element: tuple[int, int]) -> str:
+    """The usual name of an element type."""
+    code, bits = element
+    return "bool" if code == _BOOL_CODE else f"{_NAMES.get(code, f'type{code}_')}{bits}"
 
 
 def is_array(value: Any) -> bool:

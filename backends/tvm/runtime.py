@@ -6,7 +6,10 @@ models take to load. Both can live in one process, in whatever order they come.
 
 from __future__ import annotations
 
+import functools
+import math
 import threading
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import numpy as np
 from ..host import tiles_granted
 from ..identity import identity
 from ..manifest import ENTRY
-from ..native import CPU, CUDA, Handle, Native, NativeError, Tensor, element_of, is_array
+from ..native import CPU, CUDA, Handle, Native, NativeError, Tensor, element_of, is_array, name_of
 from ..runtime_library import open_runtime
 from ..thread_pools import run_with_threads
 from ..weights import CHECK_FUNCTION, layout_number
@@ -24,6 +27,8 @@ from ..weights import CHECK_FUNCTION, layout_number
 _POOLED_ALLOCATOR = 2
 _ALIGNMENT = 64
 """What generated code relies on."""
+_QUICKLY_COPIED = 1 << 15
+"""Inputs of so many bytes are copied in less time than it takes to describe where they lie."""
 
 
 class TvmProgram:
@@ -54,7 +59,7 @@ class TvmProgram:
         self._check_weights(weights)
         self.weights = tuple(self._place(weight) for weight in weights)
         self._packed = self._native.array(self.weights)
-        self._taken = [_range(weight) for weight in self.weights]
+        self._taken = sorted(_range(weight) for weight in self.weights)
 
     def _check_weights(self, weights: Sequence[np.ndarray]) -> None:
         """Kernels read weights without another look."""
@@ -153,17 +158,17 @@ class TvmProgram:
         return found
 
     def _staged(self, index: int, array: np.ndarray) -> Tensor:
-        """An input as `_place` makes it, copied to where that of the last run lay if it fits there."""
-        array = np.require(array, requirements="C")
-        if not self._on_cpu or not array.size or array.ctypes.data % _ALIGNMENT == 0:
+        """An input in place if it is large and aligned, else copied to where that of the last run lay."""
+        large = array.nbytes > _QUICKLY_COPIED
+        if not self._on_cpu or not array.size or (large and array.ctypes.data % _ALIGNMENT == 0):
             return self._place(array)
-        staged: dict[int, Tensor] = self._machines.__dict__.setdefault("staged", {})
-        tensor = staged.get(index)
-        if tensor is None or (tensor.shape, tensor.dtype) != (array.shape, array.dtype.name):
-            tensor = staged[index] = self._place(array)
-        else:
-            self._native.fill(tensor, array.ctypes.data, array.nbytes)
-        return tensor
+        staged: dict[int, tuple[np.ndarray, Tensor]] = self._machines.__dict__.setdefault("staged", {})
+        known = staged.get(index)
+        if known is None or known[0].shape != array.shape or known[0].dtype != array.dtype:
+            memory = _aligned(array.shape, array.dtype)
+            known = staged[index] = memory, self._place(memory)
+        np.copyto(known[0], array)
+        return known[1]
 
     def _place(self, array: np.ndarray) -> Tensor:
         array = np.require(array, requirements="C")  # keeps scalars scalars
@@ -185,7 +190,12 @@ class TvmProgram:
     def _is_apart(self, place: tuple[int, int], others: Sequence[tuple[int, int]]) -> bool:
         """Whether memory is nobody else's: models may return their inputs and weights, or something twice."""
         start, stop = place
-        return all(stop <= begin or end <= start for begin, end in (*others, *self._taken))
+        behind = bisect(
+            self._taken, (stop, -1)
+        )  # weights lie apart from each other, so the last before it is next
+        if behind and self._taken[behind - 1][1] > start:
+            return False
+        return all(stop <= begin or end <= start for begin, end in others)
 
 
 class _Machine:
@@ -223,12 +233,26 @@ def _range(tensor: Tensor) -> tuple[int, int]:
 
 
 def _dtype_of(tensor: Tensor) -> np.dtype[Any]:
+    return _numpy_type(tensor.element)
+
+
+@functools.cache
+def _numpy_type(element: tuple[int, int]) -> np.dtype[Any]:
+    name = name_of(element)
     try:
-        return np.dtype(tensor.dtype)
+        return np.dtype(name)
     except TypeError:
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, tensor.dtype))
+        return np.dtype(getattr(ml_dtypes, name))
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """Memory for an array, which begins where generated code wants it to."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 _opened: dict[str, tuple[int, int, int] | None] = {}
