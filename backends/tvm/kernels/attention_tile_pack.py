@@ -123,7 +123,7 @@ class PanelWords:
     parts: int
     inner: int
 
-    def place(self, outer: Any, inner: Any, part: int) -> Any:
+    def place(self, outer: Any, inner: Any, part: Any) -> Any:
         """Where a register begins."""
         return ((outer * self.inner + inner) * self.parts + part) * TILE
 
@@ -167,26 +167,38 @@ def pack_keys(keys: StoredHeads, start: Any, count: Any, size: int, target: Pane
 
     def panel(number: Any) -> Any:
         def step(at: Any, length: int) -> Statements:
-            parts: list[list[Any]] = [[] for _ in range(target.parts)]
-            done: Statements = []
-            for lane in range(LANES):
-                key: Any = number * LANES + lane
+            def place(part: Any, row: Any) -> list[Any]:
+                return [target.place(number, at, part) + row * LANES]
+
+            def key(lane: Any) -> Statements:
+                own = number * LANES + lane
                 if not _is_whole(count):
-                    key = emit.minimum(key, count - 1)
-                pair = _load_pair(keys.flat, start + key * keys.row_stride + at * STEP, length)
-                words, statements = split_words(pair[0], pair[1], target.parts, f"k{lane}")
-                done += statements
-                for own, each in zip(parts, words, strict=True):
-                    own.append(each)
-            for part, rows in enumerate(parts):
-                columns, turned = transpose(rows, f"t{part}_", "uint32")
-                begin = target.place(number, at, part)
+                    own = emit.minimum(own, count - 1)
+                pair = _load_pair(keys.flat, start + own * keys.row_stride + at * STEP, length)
+                words, statements = split_words(pair[0], pair[1], target.parts, "k")
                 stored = [
-                    emit.store(target.buffer, each, [begin + row * LANES], LANES)
+                    emit.store(target.buffer, each, place(part, lane), LANES)
+                    for part, each in enumerate(words)
+                ]
+                return [*statements, *stored]
+
+            def turn(part: Any) -> Statements:
+                """From a row per key to a column per key."""
+                rows, loads = [], []
+                for row in range(LANES):
+                    name, bound = emit.hold(
+                        f"row{row}", emit.load(target.buffer, place(part, row), LANES), LANES, "uint32"
+                    )
+                    rows.append(name)
+                    loads.append(bound)
+                columns, turned = transpose(rows, dtype="uint32")
+                stored = [
+                    emit.store(target.buffer, each, place(part, row), LANES)
                     for row, each in enumerate(columns)
                 ]
-                done += [*turned, *stored]
-            return done
+                return [*loads, *turned, *stored]
+
+            return [emit.loop("lane", LANES, key), emit.loop("part", target.parts, turn)]
 
         return _steps(size, step)
 
