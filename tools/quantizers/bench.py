@@ -98,6 +98,10 @@ class Bench:
                 except StepFailed as error:
                     record = {"error": str(error)}
                 self.keep(f"{name}/{way}/{variant}", record)
+        return self.known(names)
+
+    def known(self, names: Sequence[str]) -> Records:
+        """The records of `names`, as far as there are any."""
         return {key: record for key, record in self.records().items() if key.split("/")[0] in names}
 
     def _step(self, *arguments: str) -> Any:
@@ -122,6 +126,9 @@ def main(
     again: Annotated[
         str, typer.Option("--again", help="Ways to measure anew though there are records, by commas.")
     ] = "",
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Measure nothing; tables of what there is.")
+    ] = False,
     limit: Annotated[float, typer.Option("--limit", help="Seconds that one cell may take.")] = 1200.0,
     folder: Annotated[
         Path, typer.Option("--folder", help="Where trained networks, models and records are kept.")
@@ -145,8 +152,12 @@ def main(
         unknown = [way for way in repeat if way not in WAYS]
         if unknown or not ways:
             raise ToolError(f"there is no way {(unknown or [only])[0]!r}; ways: {', '.join(WAYS)}")
-        with progress("quantization", quiet=as_json) as say:
-            records = Bench(folder, limit).run(models or list(MODELS), ways, repeat, say)
+        bench = Bench(folder, limit)
+        if report_only:
+            records = bench.known(models or list(MODELS))
+        else:
+            with progress("quantization", quiet=as_json) as say:
+                records = bench.run(models or list(MODELS), ways, repeat, say)
     except GraphwrightError as error:
         raise typer.BadParameter(str(error)) from None
     if as_json:

@@ -172,6 +172,15 @@ def test_sentences_are_compared_by_cosine_and_rank():
     assert len(set(texts)) == len(texts)
 
 
+def test_tables_of_what_there_is_measure_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Bench, "_step", refuse)
+    Bench(tmp_path).keep("m/torchao/X86InductorQuantizer", measured(1.0, 23.5))
+    output = tmp_path / "tables.md"
+    arguments = ["m", "--folder", str(tmp_path), "--report-only", "-o", str(output)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert "| m | not run | not run | not run | not run | not run | 23.5 |" in output.read_text()
+
+
 def test_forms_beside_each_other():
     found = {each["way"]: each for each in invoke("resnet18_small", "--forms", "--only", "weights int")}
     assert list(found) == [name for name in FORMS if name.startswith("weights int")]
