@@ -78,7 +78,7 @@ def fake_quantize(
         if zero is not None and dtype in _PLAIN and not block and (low, high) == _limits(dtype):
             return _as_nodes(x, scale, zero, axis, dtype)
         operands = (x, scale) if zero is None else (x, scale, zero)
-        attributes = {"low": low, "high": high, "axis": axis, "block_size": block}
+        attributes: dict[str, Any] = {"low": low, "high": high, "axis": axis, "block_size": block}
         name = f"{DOMAIN}::{OP_TYPE}"
         return torch.onnx.ops.symbolic(name, operands, attributes, dtype=x.dtype, shape=x.shape, version=1)
     made = dequantize(quantize(x, scale, zero, axis, block, low, high, dtype), scale, zero, axis, block).to(
