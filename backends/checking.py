@@ -44,7 +44,15 @@ _QUANTIZERS = {"QuantizeLinear", "DynamicQuantizeLinear", "Round"}
 
 
 class Disagreement(CompileError):
-    """A compiled model computes something else than the reference."""
+    """A compiled model computes something else than the reference.
+
+    Attributes:
+        error: the largest relative error.
+    """
+
+    def __init__(self, message: str, error: float = math.inf):
+        super().__init__(message)
+        self.error = error
 
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -79,7 +87,7 @@ def check_against_reference(
     if missed and not quantized:
         exact = expected[missed[0]].dtype.kind in "biu"
         required = "equality, since it holds integers" if exact else bound
-        raise Disagreement(_off(missed[0], found.outputs[missed[0]], required))
+        raise Disagreement(_off(missed[0], found.outputs[missed[0]], required), found.max_rel)
     if missed:
         required_db = MIN_QUANTIZED_SQNR_DB
         if min(found.outputs[name].sqnr_db for name in missed) < required_db:
@@ -89,7 +97,7 @@ def check_against_reference(
         bound = f"SQNR >= {required_db:.1f} dB"
         for name in missed:
             if not found.outputs[name].sqnr_db >= required_db:
-                raise Disagreement(_off(name, found.outputs[name], bound))
+                raise Disagreement(_off(name, found.outputs[name], bound), found.max_rel)
     return Check(True, where, "", bound, found, tuple(notes))
 
 

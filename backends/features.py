@@ -26,6 +26,8 @@ X86_FEATURES = (
 
 FLOAT_PARTS = {"bf16x3": 2, "bf16x6": 3}
 """How float32 is multiplied with "amx-bf16": products of bfloat16, and the parts of a number."""
+_SHARE = re.compile(r"bf16x6:([1-9]\d?)")
+"""bf16x6 for so many percent of the layers, from the inputs on."""
 
 ARM_FEATURES = ("neon", "dotprod", "fullfp16", "i8mm")
 
@@ -81,11 +83,12 @@ def with_features(target: Target, edits: Sequence[str], asked: str = "") -> Targ
         raise TargetError(f"target '{asked}': features are those of CPUs, and {target.name} is a GPU")
     known = _KNOWN.get(target.arch, ())
     features, effective, named = set(target.features), [], set()
-    parts = target.float_parts
+    parts, share = target.float_parts, target.exact_share
     for edit in edits:
         way = edit.lower().removeprefix("+").strip()
-        if way in FLOAT_PARTS:
-            parts = FLOAT_PARTS[way]
+        found = _SHARE.fullmatch(way)
+        if way in FLOAT_PARTS or found:
+            parts, share = (0, int(found[1])) if found else (FLOAT_PARTS[way], 0)
             effective.append(f"+{way}")
             continue
         sign, feature = _parsed(edit, asked, known, target.arch)
@@ -103,7 +106,7 @@ def with_features(target: Target, edits: Sequence[str], asked: str = "") -> Targ
         effective.append(sign + feature)
     if not effective:
         return target
-    if parts and "amx-bf16" not in features:
+    if (parts or share) and "amx-bf16" not in features:
         raise TargetError(f"target '{asked}': bf16x3 and bf16x6 need amx-bf16, which {target.name} has not")
     bits, registers = target.vector_bits, target.vector_registers
     if target.arch == "x86_64":
@@ -118,6 +121,7 @@ def with_features(target: Target, edits: Sequence[str], asked: str = "") -> Targ
             if feature in {*target.features, *target.without} and feature not in features
         ),
         float_parts=parts,
+        exact_share=share,
         vector_bits=bits,
         vector_registers=registers,
     )

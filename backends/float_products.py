@@ -1,12 +1,15 @@
 """How exactly float32 is multiplied where the CPU has tile registers, decided model by model.
 
-"bf16x3" takes three products of bfloat16, as exact as Winograd's convolution and the quickest; errors of
-many layers add up, and random weights amplify them. "bf16x6" takes six, which is as exact as float32 itself.
-Vectors of float32 remain for what even that does not bring close to the reference.
+"bf16x3" takes three products of bfloat16, as exact as Winograd's convolution and the quickest. "bf16x6" takes
+six, which is as exact as float32 itself. What is lost in the first layers is amplified by all that follow,
+so a model for which three are not enough gets six there first, then everywhere. Vectors of float32 remain for
+what even that does not bring close to the reference.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,25 +24,39 @@ _DOT = "tdpbf16ps"
 _MARGIN = 0.5
 """Share of the bound that three products may take up, since other inputs come out worse."""
 
+_SHARES = (25, 60)
+"""Percent of the layers that take six products, one after the other."""
+_FAR = 20.0
+"""Errors this many times the bound leave nothing to try but six products everywhere."""
+
 
 def splits_floats(kernels: Sequence[Mapping[str, Any]]) -> bool:
     """Whether one of the kernels multiplies float32 in parts."""
     return any(_DOT in kernel["note"] for kernel in kernels)
 
 
-def next_target(target: Target) -> Target | None:
-    """The target with more exact products of float32, or None where they are float32's own."""
+def next_target(target: Target, error: float = math.inf) -> Target | None:
+    """The target with more exact products of float32, or None where they are float32's own.
+
+    Args:
+        target: what was not exact enough.
+        error: the relative error it came to.
+    """
     if not target.has(SPLIT_FEATURE):
         return None
-    if target.float_parts == 0:
-        return with_features(target, ["+bf16x6"])
-    plain = replace(target, float_parts=0, name=target.name.replace(",+bf16x6", "").replace(",+bf16x3", ""))
-    return with_features(plain, [f"-{SPLIT_FEATURE}"])
+    name = re.sub(r",\+bf16x[36](:\d+)?", "", target.name)
+    plain = replace(target, float_parts=0, exact_share=0, name=name)
+    if target.float_parts == 3:
+        return with_features(plain, [f"-{SPLIT_FEATURE}"])
+    larger = [share for share in _SHARES if share > target.exact_share]
+    if target.float_parts == 2 or error > _FAR * MAX_RELATIVE_ERROR or not larger:
+        return with_features(plain, ["+bf16x6"])
+    return with_features(plain, [f"+bf16x6:{larger[0]}"])
 
 
 def first_target(target: Target, is_checked: bool) -> Target:
     """The target to begin with: nothing that has to be tried is used where nothing is compared."""
-    if is_checked or target.float_parts or not target.has(SPLIT_FEATURE):
+    if is_checked or target.float_parts or target.exact_share or not target.has(SPLIT_FEATURE):
         return target
     return with_features(target, ["+bf16x6"])
 

@@ -90,13 +90,13 @@ class Maker:
                 why = too_near_the_bound(target, report.check) if splits_floats(report.kernels) else ""
                 if not why:
                     return executable
-            except Disagreement as error:
+                error = _error(report.check)
+            except Disagreement as found:
                 if not splits_floats(report.kernels) or next_target(target) is None:
                     raise
-                why = str(error)
-            better = next_target(target)
-            if better is None:
-                return executable
+                why, error = str(found), found.error
+            better = next_target(target, error)
+            assert better is not None
             said = _said(target, better, why)
             self.say(said)
             target = better
@@ -232,6 +232,8 @@ def _batched(spec: TensorSpec, axis: int, batches: Batches) -> TensorSpec:
 def _said(target: Target, better: Target, why: str) -> str:
     number = "six" if target.float_parts == 3 else "three"
     how = "with six of them" if better.float_parts else f"without {SPLIT_FEATURE}"
+    if better.exact_share:
+        how = f"with six of them in the first {better.exact_share} % of the layers"
     return f"{number} products of bfloat16 for one of float32 are not exact enough here ({why}): built {how}"
 
 

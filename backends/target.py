@@ -41,6 +41,8 @@ class Target:
     float_parts: int = 0
     """bfloat16 numbers that a float32 is split into for products on tile registers: 2 for three products, 3
     for six; 0 for as few as are exact enough for the model."""
+    exact_share: int = 0
+    """Percent of a model's layers, from its inputs on, that take six products while `float_parts` is 0."""
     vector_bits: int = 128
     """Widest vector register worth using."""
     vector_registers: int = 16
@@ -121,8 +123,9 @@ class Target:
         data = {**dataclasses.asdict(self), "features": list(self.features), "without": list(self.without)}
         if not self.without:
             del data["without"]
-        if not self.float_parts:
-            del data["float_parts"]
+        for name in ("float_parts", "exact_share"):
+            if not data[name]:
+                del data[name]
         return data
 
     @classmethod

@@ -75,6 +75,7 @@ class _Function:
 class _Use:
     """What one program makes of a function."""
 
+    function: _Function
     calls: int = 0
     nodes: list[str] = field(default_factory=list)
     nodes_per_call: list[int] = field(default_factory=list)
@@ -88,7 +89,7 @@ class Shared:
         from tvm import relax
 
         self.builder = relax.BlockBuilder()
-        self.functions: dict[str, _Function] = {}
+        self.functions: dict[tuple[str, bool], _Function] = {}
         self.taken: dict[str, int] = {}
         self.weights = Weights()
 
@@ -148,6 +149,7 @@ class ModuleBuilder:
         self._shared, self._builder, self._entry = shared, shared.builder, entry
         self._functions = shared.functions
         self._uses: dict[str, _Use] = {}
+        self._called: dict[Group, _Function] = {}
         self._groups: list[tuple[Group, PlacedGroup | None]] = []
         self._layouts: dict[ir.Value, Layout] = {}
         self._values: dict[tuple[ir.Value, Layout], Any] = {}
@@ -158,16 +160,18 @@ class ModuleBuilder:
     def collect(self, groups: Sequence[Group]) -> None:
         """Make the functions that are new and store the weights."""
         self._groups = list(zip(groups, self._place(groups), strict=True))
+        layers = [group for group, place in self._groups if place is not None and group.anchor is not None]
+        exact = set(layers[: self._strategy.exact_layers(len(layers))])
         for group, place in self._groups:
             if place is not None:
-                self._collect(group, place)
+                self._collect(group, place, group in exact)
         for value in self._prepared.graph.outputs:
             if value in self._prepared.constants:
                 self._raw(value)
 
     def kernels(self) -> list[KernelInfo]:
         """What the functions are, for reports."""
-        used = [(self._functions[key], use) for key, use in self._uses.items()]
+        used = [(use.function, use) for use in self._uses.values()]
         return [
             KernelInfo(
                 each.name,
@@ -187,7 +191,7 @@ class ModuleBuilder:
 
     def workloads(self) -> dict[str, GroupSpec]:
         """A group for each workload whose template has something to choose."""
-        used = [self._functions[key] for key in self._uses]
+        used = [use.function for use in self._uses.values()]
         return {each.emitted.workload: each.spec for each in used if each.has_choices}
 
     def used_weights(self) -> list[int]:
@@ -237,9 +241,10 @@ class ModuleBuilder:
             type_of(group.output).shape
         )
 
-    def _collect(self, group: Group, place: PlacedGroup) -> None:
+    def _collect(self, group: Group, place: PlacedGroup, exact: bool) -> None:
         """Make the group's function if its structure is new, and store its weights."""
-        function, use = self._function(place.spec), self._use(place.spec)
+        function = self._called[group] = self._function(place.spec, exact)
+        use = self._use(function)
         use.nodes.extend(node.name or node.op_type for node in group.nodes)
         use.nodes_per_call.append(len(group.nodes))
         origins = (node.metadata_props.get(FUNCTION_KEY) for node in group.nodes)
@@ -247,17 +252,18 @@ class ModuleBuilder:
         for argument in function.emitted.arguments:
             self._weight(function, argument, place)
 
-    def _function(self, spec: GroupSpec) -> _Function:
-        if spec.key not in self._functions:
-            emitted = self._strategy.emit(spec)
+    def _function(self, spec: GroupSpec, exact: bool = False) -> _Function:
+        key = (spec.key, exact)
+        if key not in self._functions:
+            emitted = self._strategy.emit(spec, exact)
             name = self._unique(_name_of(spec, emitted))
             func = emitted.func.with_attr("global_symbol", name)
-            self._functions[spec.key] = _Function(spec, emitted, self._builder.add_func(func, name), name)
-        return self._functions[spec.key]
+            self._functions[key] = _Function(spec, emitted, self._builder.add_func(func, name), name)
+        return self._functions[key]
 
-    def _use(self, spec: GroupSpec) -> _Use:
+    def _use(self, function: _Function) -> _Use:
         """This program's account of a function, with one more call."""
-        use = self._uses.setdefault(spec.key, _Use())
+        use = self._uses.setdefault(function.name, _Use(function))
         use.calls += 1
         return use
 
@@ -324,7 +330,7 @@ class ModuleBuilder:
         elif place is None:
             self._emit_view(group)
         else:
-            variable = self._call(self._functions[place.spec.key], place)
+            variable = self._call(self._called[group], place)
             self._values[group.output, self._layouts[group.output]] = variable
 
     def _call(self, function: _Function, place: PlacedGroup) -> Any:
@@ -366,7 +372,7 @@ class ModuleBuilder:
         else:
             place = _copy(value, kind, own, layout)
             function = self._function(place.spec)
-            self._use(place.spec)
+            self._use(function)
             variable = self._call(function, place)
         self._values[value, layout] = variable
         return variable

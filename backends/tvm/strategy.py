@@ -37,8 +37,12 @@ class Strategy(Protocol):
 
     convolution_layout: Layout
 
-    def emit(self, spec: GroupSpec) -> Emitted:
-        """The function of a group."""
+    def exact_layers(self, count: int) -> int:
+        """How many of a program's layers, from its inputs on, are computed more exactly than the rest."""
+        ...
+
+    def emit(self, spec: GroupSpec, exact: bool = False) -> Emitted:
+        """The function of a group; `exact` for one of those layers."""
         ...
 
     def schedule(self, module: Any) -> Any:
@@ -61,28 +65,33 @@ class CpuStrategy:
         self._machine = Machine(target.vector_bits, target.cores)
         self._schedules = schedules or no_schedules
 
-    def emit(self, spec: GroupSpec) -> Emitted:
+    def exact_layers(self, count: int) -> int:
+        """A share of those whose float32 is multiplied in parts."""
+        return -(-count * self._target.exact_share // 100)
+
+    def emit(self, spec: GroupSpec, exact: bool = False) -> Emitted:
         """The function of a group, by the schedule of a record or by the analytic model."""
         workload = workload_key(spec)
+        target = replace(self._target, float_parts=3) if exact else self._target
         if not workload:
-            return self._emit(spec)
+            return self._emit(spec, target)
         from .kernels.choices import Choices, choosing
 
         with choosing(Choices(self._schedules(workload) or {})) as choices:
-            emitted = self._emit(spec)
+            emitted = self._emit(spec, target)
         if choices.is_stale:
             with choosing(Choices()) as choices:
-                emitted = self._emit(spec)
+                emitted = self._emit(spec, target)
         return replace(emitted, workload=workload, choices=choices)
 
-    def _emit(self, spec: GroupSpec) -> Emitted:
+    def _emit(self, spec: GroupSpec, target: Target) -> Emitted:
         from . import cpu
 
         if spec.anchor < 0:
             return cpu.emit_injective(spec, self._machine)
         if role_of(spec.anchor_op) is Role.ROWS:
             return cpu.emit_rows(spec, self._machine)
-        return cpu.emit_anchor(spec, self._target) or emit_plain(spec)
+        return cpu.emit_anchor(spec, target) or emit_plain(spec)
 
     def schedule(self, module: Any) -> Any:
         """Default loops for functions that TVM made."""
@@ -106,7 +115,11 @@ class PlainStrategy:
     def __init__(self, target: Target, schedules: Schedules | None = None):
         self._target = target
 
-    def emit(self, spec: GroupSpec) -> Emitted:
+    def exact_layers(self, _count: int) -> int:
+        """None: all are computed alike."""
+        return 0
+
+    def emit(self, spec: GroupSpec, exact: bool = False) -> Emitted:
         """The function of a group."""
         with approximations.exact():
             return emit_plain(spec, dots=self._target.kind == "cuda")

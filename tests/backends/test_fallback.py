@@ -52,7 +52,7 @@ def strict(monkeypatch):
     monkeypatch.setattr(
         making,
         "next_target",
-        lambda target: with_features(target, ["-popcnt"]) if target.has("popcnt") else None,
+        lambda target, _error=0: with_features(target, ["-popcnt"]) if target.has("popcnt") else None,
     )
     monkeypatch.setattr(making, "check_against_reference", check)
     return seen
@@ -168,10 +168,37 @@ def test_nothing_that_has_to_be_tried_is_used_unchecked():
     assert any("tdpbf16ps x3" in kernel["note"] for kernel in asked.kernels)
 
 
-@pytest.mark.parametrize("name", ["sapphirerapids", "sapphirerapids,+bf16x6"])
-def test_the_last_resort_is_plain_float32(name):
-    targets = [resolve_target(name)]
-    while (better := float_products.next_target(targets[-1])) is not None:
-        targets.append(better)
-    assert targets[-1] == resolve_target("sapphirerapids,-amx-bf16")
-    assert [target.float_parts for target in targets] == [0, 3, 0][-len(targets) :]
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("sapphirerapids", [",+bf16x6:25", ",+bf16x6:60", ",+bf16x6", ",-amx-bf16"]),
+        ("sapphirerapids,+bf16x6:30", [",+bf16x6:60", ",+bf16x6", ",-amx-bf16"]),
+        ("sapphirerapids,+bf16x3", [",+bf16x6", ",-amx-bf16"]),
+        ("sapphirerapids,+bf16x6", [",-amx-bf16"]),
+        ("x86-64-v4", []),
+    ],
+)
+def test_products_become_more_exact_step_by_step(name, steps):
+    found = [resolve_target(name)]
+    while (better := float_products.next_target(found[-1], 1.5e-4)) is not None:
+        found.append(better)
+    assert found[1:] == [resolve_target(f"sapphirerapids{step}") for step in steps]
+
+
+def test_what_is_far_off_is_not_tried_in_between():
+    found = float_products.next_target(resolve_target("sapphirerapids"), 0.1)
+    assert found == resolve_target("sapphirerapids,+bf16x6")
+
+
+@with_tiles
+def test_a_share_of_the_layers_takes_six_products():
+    g, x = Graph(1), tensor("x", (64, 256))
+    value = x
+    for _ in range(4):
+        value = g("MatMul", value, g.constant(g.random.standard_normal((256, 256)).astype(np.float32)))
+    value.type, value.shape = x.type, ir.Shape((64, 256))
+    model = g.model({"x": x}, value)
+    report = gw.compile(model, "sapphirerapids,+bf16x6:50").report
+    calls = {kernel["note"].split("tdpbf16ps ")[-1]: kernel["calls"] for kernel in report.kernels}
+    assert calls == {"x6": 2, "x3": 2}
+    assert report.to_json()["target"]["exact_share"] == 50

@@ -23,6 +23,7 @@ from .matmul import _view
 from .microkernel import Writer
 from .product import SERIAL_FLOPS
 from .tile import TargetNumbers
+from .tile_left import Strided
 from .tile_matmul import tiles_pay
 from .tile_panels import Reduction
 from .tile_product import TileProduct, Tiling, flat_rows, plan_tiling
@@ -123,9 +124,7 @@ class _Batch:
             self.reduction,
             spec.batch,
             self.columns,
-            left,
-            lambda outer, tile: _offset(outer, strides) + first_row(tile) * spec.k,
-            spec.k,
+            Strided(left, lambda outer, tile: _offset(outer, strides) + first_row(tile) * spec.k, spec.k),
             packed,
             lambda outer, tile, row, column: (*outer, first_row(tile) + row, column),
             is_constant=False,

@@ -21,11 +21,12 @@ from .integer_stage import gather_windows, stage_image
 from .interface import Conv2dSpec, Index, Kernel
 from .microkernel import Writer
 from .tile import TargetNumbers
+from .tile_left import Rows, Strided
 from .tile_matmul import tiles_pay
 from .tile_panels import Reduction, pack_panels, panel_shape
 from .tile_product import TileProduct, Tiling, flat_rows, image_rows, plan_tiling, split_cycles
 from .tile_registers import BYTES, Format, has_tiles, integer_format
-from .tile_split import Planes, Rows, allocate_planes, split_image
+from .tile_split import Planes, allocate_planes, split_image
 from .window import gathered_spec, is_pointwise, padded_spec
 
 _COPIED_PER_CYCLE = 16.0
@@ -147,7 +148,7 @@ def _way(name: str, spec: Conv2dSpec, form: Format) -> Way | None:
         reduction = Reduction.of(form, run, outer, slack)
         rows = image_rows(spec.out_width, spec.batch * spec.out_height)
     else:
-        reduction = Reduction.of(form, prod(spec.kernel) * own, slack=name == _GATHER and not is_split)
+        reduction = Reduction.of(form, prod(spec.kernel) * own, slack=(name == _PIXELS) == is_split)
         rows = flat_rows(pixels)
     if reduction is None:
         return None
@@ -217,12 +218,9 @@ def way_kernel(
         reduction,
         (groups,),
         per_group,
-        planes.flat,
-        lambda batch, tile: row(tile) + batch[0] * own,
-        stride,
+        Strided(planes.flat, lambda batch, tile: row(tile) + batch[0] * own, stride, planes.plane),
         flat_weights,
         index,
-        plane=planes.plane,
     )
     if matrix is None:
         loops = product.body(writer, target, registers.row_count * stride, spec.flops)

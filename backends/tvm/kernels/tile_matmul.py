@@ -15,10 +15,10 @@ from .choices import choose_flag
 from .interface import Kernel, MatmulSpec, Operand
 from .microkernel import Writer
 from .tile import MEMORY_BYTES_PER_CYCLE, TargetNumbers, blocks, tile_cycles
+from .tile_left import Rows, Strided
 from .tile_panels import Reduction, pack_panels, panel_shape
 from .tile_product import TileProduct, Tiling, flat_rows, plan_tiling, split_cycles
 from .tile_registers import float_format, has_tiles, integer_format
-from .tile_split import Rows
 
 _SMALL = ("int8", "uint8")
 _FEWEST_ROWS = 4
@@ -80,7 +80,7 @@ def split_matmul(spec: MatmulSpec, writer: Writer, target: TargetNumbers) -> Ker
     if form is None:
         return None
     rows, columns = prod(spec.out_shape[:-1]), spec.out_shape[-1]
-    reduction = Reduction.of(form, spec.k)
+    reduction = Reduction.of(form, spec.k, slack=True)
     if reduction is None or spec.a.strides[-1] != 1:
         return None
     tiling = plan_tiling(flat_rows(rows), columns, 1, reduction, form)
@@ -138,9 +138,7 @@ def _product(
         reduction,
         (),
         columns,
-        left,
-        lambda _, tile: first_row(tile) * spec.k,
-        spec.k,
+        Strided(left, lambda _, tile: first_row(tile) * spec.k, spec.k),
         flat_b,
         lambda _, tile, row, column: (*emit.unravel(first_row(tile) + row, spec.out_shape[:-1]), column),
     )

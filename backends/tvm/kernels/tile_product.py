@@ -19,9 +19,10 @@ from .interface import Index
 from .microkernel import Writer
 from .product import SERIAL_FLOPS
 from .tile import MEMORY_BYTES_PER_CYCLE, TargetNumbers, Tile, blocks
+from .tile_left import Left, Packed, Rows
 from .tile_panels import Reduction
 from .tile_registers import LANES, ROWS, Format, Registers
-from .tile_split import STAGED_PER_CYCLE, Rows, allocate_planes
+from .tile_split import STAGED_PER_CYCLE
 
 _SHAPES = ((2, 2), (1, 4), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
 """Registers of sums down and across that leave room for operands."""
@@ -155,12 +156,7 @@ class TileProduct:
     reduction: Reduction
     batch: tuple[int, ...]
     columns: int
-    left: Any
-    """The left operand as one axis."""
-    row: Callable[[Index, Any], Any]
-    """(batch index, register of rows) -> where its first row begins."""
-    stride: int
-    """Elements between rows."""
+    left: Left
     right: Any
     """The panels as one axis."""
     index: Callable[[Index, Any, Any, Any], Index]
@@ -169,8 +165,6 @@ class TileProduct:
     """Whether panels are weights, which come from memory, rather than made here."""
     own_batch: Callable[[Index], Any] | None = None
     """Batch index -> number of the first panel's matrix, where it is not simply the batch in order."""
-    plane: int = 0
-    """Elements between the parts of the left operand's numbers."""
     correct: Callable[[Any, Index, Any, Any, Any], Any] | None = None
     """(sum, batch index, register of rows, row in it, column) -> sum without the zero points' share."""
 
@@ -226,13 +220,26 @@ class TileProduct:
         Where there are enough rows every task splits those it reads, which then lie in its cache. Otherwise
         all are split before, and tasks share them.
         """
-        form, chunk = self.tiling.registers.format, self._split_chunk(matrix, target)
+        chunk = self._split_chunk(matrix, target)
         if choose_flag("fused", bool(chunk)) and chunk:
             return self._fused_body(matrix, chunk, writer, target, flops)
-        planes = matrix.split_all(form.parts)
-        own = replace(self, left=planes.flat, plane=planes.plane)
+        tiles = self.tiling.tiles
+        packed, allocation = self._packed(0, tiles)
+        stage = emit.parallel(
+            "stage",
+            tiles,
+            lambda t: matrix.pack(packed, t, 1),
+            enabled=matrix.count * matrix.length > SERIAL_FLOPS,
+        )
         size = self.tiling.registers.row_count * matrix.length
-        return [*planes.statements, own.body(writer, target, size, flops)]
+        return [*allocation, stage, replace(self, left=packed).body(writer, target, size, flops)]
+
+    def _packed(self, first: Any, tiles: int) -> tuple[Packed, Statements]:
+        """Room for the rows of `tiles` registers, and the statements that allocate it."""
+        packed = Packed(None, first, self.batch, self.tiling.registers, self.reduction)
+        size = tiles * prod(self.batch) * self.reduction.steps * packed.step_size
+        flat, allocation = emit.allocate_whole("split", size, self.tiling.registers.format.left, "global")
+        return replace(packed, flat=flat), allocation
 
     def _split_chunk(self, matrix: Rows, target: TargetNumbers) -> int:
         """Blocks of rows per task; 0 where there are too few rows for tasks of their own."""
@@ -252,26 +259,21 @@ class TileProduct:
         tiling, form = self.tiling, self.tiling.registers.format
         weights = self.panel_size * form.size * tiling.panels * prod(self.batch)
         ahead = choose_flag("ahead", weights > target.l2_bytes // 2)
-        most = chunk * tiling.registers.row_count
-        rows = min(most, matrix.count)
+        tiles = min(chunk * tiling.registers.down, tiling.tiles)
 
         def task(t: Any) -> Any:
-            base, bound = emit.bind("base", emit.minimum(t * most, matrix.count - rows))
-            flat, plane, allocation = allocate_planes("split", rows * matrix.length, form.parts)
-            own = replace(
-                self,
-                left=flat,
-                plane=plane,
-                row=lambda batch, tile: self.row(batch, tile) - base * matrix.length,
+            first, bound = emit.bind(
+                "first", emit.minimum(t * (chunk * tiling.registers.down), tiling.tiles - tiles)
             )
+            packed, allocation = self._packed(first, tiles)
+            own = replace(self, left=packed)
 
             def sweep(number: Any, sums: Any) -> Any:
                 *batch, panel = emit.unravel(number, (*self.batch, tiling.panels))
                 return own._sweep(writer, tuple(batch), t * chunk, chunk, panel, sums, ahead)
 
-            fill = matrix.split(flat, 0, plane, form.parts, base, rows)
             return self._configured(
-                [*bound, *allocation, *fill],
+                [*bound, *allocation, matrix.pack(packed, 0, tiles)],
                 lambda sums: emit.loop(
                     "sweep", prod(self.batch) * tiling.panels, lambda number: sweep(number, sums)
                 ),
@@ -296,7 +298,7 @@ class TileProduct:
         if tiling.tiles % registers.down:
             first = emit.minimum(first, tiling.tiles - registers.down)
         first, bound = emit.bind("first", first)
-        places = [emit.bind("place", self.row(batch, first + i)) for i in range(registers.down)]
+        places = [emit.bind("place", self.left.place(batch, first + i)) for i in range(registers.down)]
         matrix = self.own_batch(batch) if self.own_batch else emit.ravel(batch, self.batch)
         begin, begins = emit.bind("begin", (matrix * tiling.panels + panel) * self.panel_size)
         step_size, part_size = registers.across * registers.right_size, registers.depth * LANES
@@ -311,7 +313,7 @@ class TileProduct:
             return [
                 *(self._requests(own, done, begin, sweep) if sweep else []),
                 *registers.multiply_add(
-                    lambda i, part: (self.left, places[i][0] + offset + part * self.plane, self.stride),
+                    lambda i, part: self.left.at(places[i][0], offset, done, part),
                     lambda i, part: (self.right, own + i * registers.right_size + part * part_size),
                 ),
             ]

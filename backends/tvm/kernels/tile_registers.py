@@ -103,7 +103,7 @@ def float_format(target: TargetNumbers) -> Format | None:
     """How a target multiplies float32 with these registers; None where it does not."""
     if not has_float_tiles(target):
         return None
-    return BF16X6 if getattr(target, "float_parts", 2) == 3 else BF16X3
+    return BF16X6 if getattr(target, "float_parts", 0) == 3 else BF16X3
 
 
 @dataclass(frozen=True)

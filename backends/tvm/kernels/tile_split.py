@@ -6,7 +6,6 @@ the second plane: a sum that would be infinite is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -23,8 +22,6 @@ from .tile import blocks
 _LANES = 16
 _LINE = 32
 """Elements of a cache line."""
-_LEAST = 1 << 13
-"""Elements per task of a copy."""
 STAGED_PER_CYCLE = 3.0
 """Numbers that one core reads, splits and writes per cycle, from and to its second-level cache."""
 
@@ -42,9 +39,7 @@ def allocate_planes(name: str, size: int, parts: int, slack: int = 0) -> tuple[A
     """A buffer for planes of `size` numbers, its plane size, and its allocation; `slack` zeros follow."""
     plane = blocks(size, _LINE) * _LINE
     flat, allocation = emit.allocate_whole(name, parts * plane + max(slack, 1), "uint16", "global")
-    zero = tirx.const(0, "uint16")
-    clear = _fill(flat, parts * plane, slack, zero) if slack else []
-    return flat, plane, [*allocation, clear]
+    return flat, plane, [*allocation, zeros(flat, parts * plane, slack)]
 
 
 def split(value: Any, lanes: int, parts: int) -> tuple[list[tuple[Any, Any]], list[Any]]:
@@ -106,51 +101,6 @@ def split_run(source: Any, at: Any, target: Any, to: Any, plane: int, parts: int
     ]
 
 
-@dataclass(frozen=True)
-class Rows:
-    """A matrix in memory whose rows are contiguous.
-
-    Attributes:
-        source: the flat buffer.
-        count: rows.
-        length: elements of a row.
-        place: number of a row -> where it begins; None where rows follow each other.
-    """
-
-    source: Any
-    count: int
-    length: int
-    place: Callable[[Any], Any] | None = None
-
-    def split(self, flat: Any, to: Any, plane: int, parts: int, first: Any, rows: int) -> Statements:
-        """Split `rows` of them from `first` on to `to` of the planes of `flat`."""
-        length, place = self.length, self.place
-        if place is None:
-            return split_run(self.source, first * length, flat, to, plane, parts, rows * length)
-        return [
-            emit.loop(
-                "r",
-                rows,
-                lambda r: split_run(
-                    self.source, place(first + r), flat, to + r * length, plane, parts, length
-                ),
-            )
-        ]
-
-    def split_all(self, parts: int) -> Planes:
-        """Planes of the whole matrix."""
-        flat, plane, allocation = allocate_planes("split", self.count * self.length, parts)
-        each = max(1, min(self.count, _LEAST // self.length))
-
-        def task(t: Any) -> Statements:
-            first, bound = emit.bind("first", emit.minimum(t * each, self.count - each))
-            return [*bound, *self.split(flat, first * self.length, plane, parts, first, each)]
-
-        enabled = self.count * self.length > SERIAL_FLOPS
-        stage = emit.parallel("stage", blocks(self.count, each), task, enabled)
-        return Planes(flat, plane, [*allocation, stage])
-
-
 def split_image(source: Any, spec: Conv2dSpec, parts: int, slack: int) -> Planes:
     """Planes of (N, H + pads, W + pads, C); padding is zero.
 
@@ -165,12 +115,9 @@ def split_image(source: Any, spec: Conv2dSpec, parts: int, slack: int) -> Planes
     height, width = spec.height + top + bottom, spec.width + left + right
     lines = spec.batch * height
     flat, plane, allocation = allocate_planes("split", lines * width * channels, parts, slack)
-    zero = tirx.const(0, "uint16")
 
     def blank(at: Any, count: int) -> Statements:
-        if not count:
-            return []
-        return [_fill(flat, at + part * plane, count * channels, zero) for part in range(parts)]
+        return [zeros(flat, at + part * plane, count * channels) for part in range(parts)]
 
     def line(t: Any) -> Any:
         n, h = emit.unravel(t, (spec.batch, height))
@@ -189,5 +136,6 @@ def split_image(source: Any, spec: Conv2dSpec, parts: int, slack: int) -> Planes
     return Planes(flat, plane, [*allocation, emit.parallel("stage", lines, line, enabled)])
 
 
-def _fill(flat: Any, begin: Any, count: int, value: Any) -> Any:
-    return emit.loop("i", count, lambda i: emit.store(flat, value, [begin + i]))
+def zeros(flat: Any, begin: Any, count: int) -> Any:
+    """Set `count` elements from `begin` on to zero."""
+    return emit.loop("i", count, lambda i: emit.store(flat, tirx.const(0, "uint16"), [begin + i]))
