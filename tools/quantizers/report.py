@@ -61,7 +61,7 @@ def markdown(records: Records, models: Sequence[str], ways: Sequence[str]) -> st
     choosing = [way for way in ways if way != PLAIN]
     parts = [
         "SQNR at the output, dB; one setting of each side for all models:",
-        _table(records, models, ways, first),
+        _table(records, models, choosing, first),
         "SQNR at the output, dB; sides with several variants pick theirs on held-out data:",
         _table(records, models, choosing, picked),
     ]
