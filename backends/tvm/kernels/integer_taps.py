@@ -12,7 +12,7 @@ would make two slower instructions of an order that it knows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -27,7 +27,7 @@ from .emit import Statements
 from .interface import Conv2dSpec, Kernel
 from .microkernel import Accumulators, Writer
 from .tile import TargetNumbers, Tile, blocks, lanes_of
-from .window import over_tiles
+from .window import tile_starts
 
 _DEPTH = {"vpdpbusd": 4, "vpmaddwd": 2}
 """Rows per lane."""
@@ -135,6 +135,11 @@ class _Interleaved:
     """Whether one instruction permutes all bytes of a vector."""
 
     @property
+    def _starts(self) -> list[int]:
+        """First pixels of the tiles of a row."""
+        return tile_starts(self.spec.out_width, self.tile.pixels)
+
+    @property
     def _has_outer_rows(self) -> bool:
         spec = self.spec
         last = (spec.out_height - 1) * spec.stride[0] - spec.pads[0]
@@ -147,7 +152,16 @@ class _Interleaved:
 
         def row(t: Any) -> Any:
             n, oh = emit.unravel(t, (spec.batch, spec.out_height))
-            return over_tiles(spec, tile.pixels, lambda ow: self._tile(n, oh, ow))
+            if len(self._starts) == 1:
+                return self._tile(n, oh, 0)
+            last = self._starts[-1]
+            moved = last % tile.pixels
+
+            def column(number: Any) -> Any:
+                start = number * tile.pixels
+                return self._tile(n, oh, emit.minimum(start, last) if moved else start)
+
+            return emit.loop("column", len(self._starts), column)
 
         work = rows * spec.out_width * spec.out_channels * prod(spec.kernel)
         return emit.parallel("row", rows, row, enabled=work > SERIAL_OPERATIONS)
@@ -200,20 +214,33 @@ class _Interleaved:
                 statements.append(bound_weight)
         left = ow * spec.stride[1] - spec.pads[1]
         for offset, covered in self._covered().items():
-            inside = not isinstance(left, int) or 0 <= left + offset < spec.width
-            if not inside and not self.zero_point:
-                continue
-            for v in range(tile.vectors):
-                value = self._outside(step)
-                if inside:
-                    value = self._column(rows, n, left + offset, channel + v * lanes)
-                    if mask is not None and self.zero_point:
-                        # What is outside of the image is the zero point.
-                        own = emit.splat(mask, lanes)
-                        value = (value & own) | (self._outside(step) & ~own)
-                name, bound_value = emit.hold("x", value, lanes, "int32")
-                statements.append(bound_value)
-                statements += [self._update(accumulators, p, v, name, held[kw, v]) for p, kw in covered]
+
+            def combined(value: Callable[[int], Any], covered: list[tuple[int, int]] = covered) -> Statements:
+                parts: Statements = []
+                for v in range(tile.vectors):
+                    name, bound_value = emit.hold("x", value(v), lanes, "int32")
+                    parts.append(bound_value)
+                    parts += [self._update(accumulators, p, v, name, held[kw, v]) for p, kw in covered]
+                return parts
+
+            def image(v: int, offset: int = offset) -> Any:
+                value = self._column(rows, n, left + offset, channel + v * lanes)
+                if mask is None or not self.zero_point:
+                    return value
+                # What is outside of the image is the zero point.
+                own = emit.splat(mask, lanes)
+                return (value & own) | (self._outside(step) & ~own)
+
+            padding = combined(lambda _: self._outside(step)) if self.zero_point else []
+            inside = {0 <= at * spec.stride[1] - spec.pads[1] + offset < spec.width for at in self._starts}
+            if inside == {True}:
+                statements += combined(image)
+            elif inside == {False}:
+                statements += padding
+            else:
+                # One body serves all tiles of a row, whose columns at the borders are outside for some.
+                condition = emit.all_of(left + offset >= 0, left + offset < spec.width)
+                statements.append(emit.when(condition, combined(image), padding))
         return statements
 
     def _update(self, accumulators: Accumulators, pixel: int, vector: int, value: Any, weight: Any) -> Any:
