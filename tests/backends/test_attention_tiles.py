@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import tvm
 from graphwright.backends.target import resolve_target
@@ -17,7 +18,7 @@ from graphwright.backends.tvm.stack import lowering
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .test_blockwise import SPECS, operands, reference
+from .test_blockwise import CACHED, FLAT, SPECS, TURNED, graph, operands, reference
 
 AMX = resolve_target("sapphirerapids")
 MORE = {
@@ -123,6 +124,28 @@ def test_large_scores_and_values():
     q, k, v, _ = operands(spec, np.random.default_rng(2))
     library = built({"attention": on_tiles(spec, parts=3).func})
     assert error(library["attention"], spec, (q * 1e3, k, v * 1e30, None)) <= 1e-3
+
+
+RESIDUAL = """g (float[1,3,40,8] q, float[1,3,40,8] k, float[1,3,40,8] v, float[1,3,40,8] r) => (float[1,3,40,8] y) {
+  a = Attention(q, k, v) s = Add(a, r) y = Relu(s) }"""
+
+
+@here
+@pytest.mark.parametrize("text", [FLAT, TURNED, CACHED, RESIDUAL], ids=["flat", "turned", "cached", "tail"])
+def test_graphs(through_tvm, text):
+    model, rng = graph(text), np.random.default_rng(3)
+    feeds = {
+        value.name: rng.random(value.shape.numpy()) < 0.7
+        if value.dtype == ir.DataType.BOOL
+        else rng.standard_normal(value.shape.numpy(), dtype="f4")
+        for value in model.graph.inputs
+    }
+    outputs, expected, lowered = through_tvm(
+        model, feeds, target="sapphirerapids", schedules=lambda _workload: {"tiles": 1}
+    )
+    assert any("attention tdpbf16ps" in kernel.note for kernel in lowered.kernels)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(outputs[name], wanted, atol=2e-5 * np.abs(wanted).max())
 
 
 def test_the_code_is_products_of_registers_and_vectors():
