@@ -35,7 +35,9 @@ def _with_offsets(statement: Any) -> Any:
         body = _with_offsets(statement.body)
         return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)
     if isinstance(statement, tirx.DeclBuffer):
-        data = _moved(statement.data)
+        # What TVM's own definitions read at a variable offset has looked at `byte_offset` already.
+        is_plain = isinstance(statement.buffer.elem_offset, tirx.IntImm)
+        data = _moved(statement.data) if is_plain else None
         return statement if data is None else tirx.DeclBuffer(statement.buffer, data=data)
     return statement
 

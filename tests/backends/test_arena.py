@@ -120,3 +120,30 @@ def test_one_piece_of_memory_takes_less_than_turns_in_several(skips):
     assert not any(zeros) and any(offsets)
     assert sum(after) < sum(before)
     assert len(after) < len(before)
+
+
+def test_definitions_of_tvm_read_at_offsets_once(through_tvm, build_model):
+    model = build_model(
+        """scattered (float[64] x, int64[96] places, float[96] updates) => (float[64] y, float[96] z)
+        <int64[1] last = {1}, int64 two = {2}, float low = {-1.0}, float high = {1.0}> {
+            a = Sin(x)
+            halves = Div(places, two)
+            m = Clip(updates, low, high)
+            b = ScatterElements<reduction = "add">(a, halves, m)
+            c = ScatterElements<reduction = "max">(b, halves, m)
+            d = ScatterElements<reduction = "add">(c, halves, m)
+            y = Exp(d)
+            k = Unsqueeze(halves, last)
+            g = GatherND(d, k)
+            z = Neg(g)
+        }"""
+    )
+    generator = np.random.default_rng(0)
+    feeds = {
+        "x": generator.standard_normal(64).astype(np.float32),
+        "places": generator.integers(0, 128, 96),
+        "updates": generator.standard_normal(96).astype(np.float32),
+    }
+    outputs, expected, _ = through_tvm(model, feeds)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(outputs[name], wanted, rtol=1e-5, atol=1e-5)
