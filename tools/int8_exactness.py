@@ -43,7 +43,7 @@ _INTEGERS = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType
 _GIVEN = "given/"
 _EVERY = "every"
 _INSTRUCTION_SETS = ("amx", "vnni", "avx2", "dotprod", "neon")
-_INSTRUCTION = re.compile(r"\b(tdpb[su]{2}d|vpdpbusd|vpmaddwd|sdot|smlal|dp4a)\b")
+_INSTRUCTION = re.compile(r"\b(tdpb[su]{2}d|vpdpbusd|vpmaddwd|sdot|widening|multiply|dp4a)\b")
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def integerize(model: ir.Model, target: Target) -> None:
             keep_levels_small(model, rewriter)
     if not any(node.op_type in {"DequantizeLinear", *FORMS} for node in model.graph):
         return
-    normalize_forms(model, rewriter)
+    normalize_forms(model, rewriter, _SIGNED.get(target.family, False))
     move_integers(model, rewriter)
     if target.family in _SIGNED:
         share_signs(model, rewriter, _SIGNED[target.family])

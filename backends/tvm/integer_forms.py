@@ -20,11 +20,21 @@ from .integer_ops import DOMAIN, MOST_TERMS
 from .op import attributes_of
 
 FORMS = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"})
+_PRODUCTS = ("ConvInteger", "MatMulInteger")
 
 
-def normalize_forms(model: ir.Model, rewriter: Rewriter) -> None:
-    """Rewrite these operators in place; what has no such form is left alone."""
+def normalize_forms(model: ir.Model, rewriter: Rewriter, signed: bool = False) -> None:
+    """Rewrite these operators in place; what has no such form is left alone.
+
+    Args:
+        model: the model about to be lowered.
+        rewriter: of the model.
+        signed: whether the target multiplies int8, so that what is quantized at run time should be.
+    """
     for node in list(model.graph):
+        if signed and node.op_type == "DynamicQuantizeLinear" and _only_products_read(node):
+            _dynamic(node, rewriter, ir.DataType.INT8)
+            continue
         make = _FORMS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if make is not None and static_shape(node.outputs[0]) is not None:
             make(node, rewriter)
@@ -152,7 +162,23 @@ def _without_share(
     return _made(rewriter, node, "Sub", [sums, share], ir.DataType.INT32, node.outputs[0])
 
 
-def _dynamic(node: ir.Node, rewriter: Rewriter) -> None:
+def _only_products_read(node: ir.Node) -> bool:
+    """Whether integers and zero point go to products alone, to which it is one where both lie 128 lower."""
+    if node.domain not in ("", "ai.onnx") or static_shape(node.outputs[0]) is None:
+        return False
+    for output, place in ((node.outputs[0], 0), (node.outputs[2], 2)):
+        uses = list(output.uses())
+        if output.is_graph_output() or not uses:
+            return False
+        if any(each.node.op_type not in _PRODUCTS or each.idx != place for each in uses):
+            return False
+        if any(constant_array(each.node.inputs[1]) is None for each in uses):
+            return False
+    # A product that took only one of the two would see them differ.
+    return {each.node for each in node.outputs[0].uses()} == {each.node for each in node.outputs[2].uses()}
+
+
+def _dynamic(node: ir.Node, rewriter: Rewriter, dtype: ir.DataType = ir.DataType.UINT8) -> None:
     """Range, scale and zero point as reductions and scalars, so that the quantization is element-wise."""
     number, x = ir.DataType.FLOAT, node.inputs[0]
 
@@ -173,8 +199,10 @@ def _dynamic(node: ir.Node, rewriter: Rewriter) -> None:
     scale = new("Where", same, scalar(1), new("Div", new("Sub", high, low), scalar(255)))
     place = new("Round", new("Sub", zero, new("Div", low, scale)))
     clipped = new("Clip", place, zero, scalar(255))
-    point = new("Cast", clipped, dtype=ir.DataType.UINT8, to=int(ir.DataType.UINT8))
-    stored = _made(rewriter, node, "QuantizeLinear", [x, scale, point], ir.DataType.UINT8, node.outputs[0])
+    if dtype == ir.DataType.INT8:
+        clipped = new("Sub", clipped, scalar(128))
+    point = new("Cast", clipped, dtype=dtype, to=int(dtype))
+    stored = _made(rewriter, node, "QuantizeLinear", [x, scale, point], dtype, node.outputs[0])
     rewriter.replace(node, [stored, scale, point])
 
 

@@ -48,7 +48,7 @@ def test_kernels_are_exact(quantized):
     assert all(tensor.steps <= 1 and tensor.equal >= 0.999 * tensor.elements for tensor in row.tensors)
 
 
-_WORDS = {"amx": "tdpb", "vnni": "vpdpbusd", "avx2": "vpmaddwd", "dotprod": "sdot", "neon": "smlal"}
+_WORDS = {"amx": "tdpb", "vnni": "vpdpbusd", "avx2": "vpmaddwd", "dotprod": "sdot", "neon": "widening"}
 
 
 @pytest.mark.parametrize("name", exactness.instruction_sets())
