@@ -11,6 +11,7 @@ import numpy as np
 from .batches import Batches
 from .check import Check
 from .timing import Timing
+from .weights import stored_bytes
 
 
 @dataclass
@@ -104,6 +105,7 @@ def rows_of(
         weights: packed weights of the library.
         used: positions of the weights that each program reads.
     """
+    stored = [stored_bytes(weight) for weight in weights]
     rows = []
     for size, entry in batches.entries.items():
         names = {str(kernel["name"]) for kernel in kernels if kernel.get("entry") == entry}
@@ -113,8 +115,8 @@ def rows_of(
                 size,
                 len(names),
                 sum(code.get(name, 0) for name in names) if code else None,
-                sum(weights[each].nbytes for each in used[entry]),
-                sum(weights[each].nbytes for each in used[entry] if each not in others),
+                sum(stored[each] for each in used[entry]),
+                sum(stored[each] for each in used[entry] if each not in others),
             )
         )
     return rows
