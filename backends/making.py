@@ -150,8 +150,8 @@ class Maker:
             if self.trials and splits_floats(report.kernels):
                 # Before trials are spent on what may have to go.
                 check = max(self._checks(executable, report), key=_error)
-                if too_near_the_bound(target, check):
-                    raise Disagreement(too_near_the_bound(target, check))
+                if why := too_near_the_bound(target, check):
+                    raise Disagreement(why, _error(check))
             return executable
 
         if records is None:

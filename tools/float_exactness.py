@@ -116,7 +116,7 @@ def _product(left: np.ndarray, right: np.ndarray, target: Target | None) -> tupl
 def _model(left: np.ndarray, right: np.ndarray) -> ir.Model:
     x = ir.Value(name="x", shape=ir.Shape(left.shape), type=ir.TensorType(ir.DataType.FLOAT))
     weight = ir.tensor(right, name="w")
-    w = ir.Value(name="w", shape=weight.shape, type=ir.TensorType(weight.dtype), const_value=weight)
+    w = ir.Value(name="w", shape=ir.Shape(right.shape), type=ir.TensorType(weight.dtype), const_value=weight)
     node = ir.node("MatMul", [x, w])
     node.outputs[0].name, node.outputs[0].type = "y", x.type
     node.outputs[0].shape = ir.Shape((left.shape[0], right.shape[1]))
