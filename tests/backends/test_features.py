@@ -144,3 +144,17 @@ def test_code_keeps_to_what_is_left_and_artifacts_say_so(tmp_path):
     assert described["name"] == "sapphirerapids,-avx512f" and "avx512vl" in described["without"]
     if executable.target.runs_here:
         assert load_executable(folder).target == executable.target
+
+
+@pytest.mark.parametrize(
+    ("way", "parts", "share"), [("bf16x3", 2, 0), ("bf16x6", 3, 0), ("bf16x6:25", 0, 25), ("BF16X6", 3, 0)]
+)
+def test_how_float32_is_multiplied_stands_behind_the_name_as_well(way, parts, share):
+    target = resolve_target(f"sapphirerapids,-amx-int8,+{way}")
+    assert (target.float_parts, target.exact_share) == (parts, share)
+    assert target.without == ("amx-int8",)
+    assert resolve_target(target.name) == target
+    assert Target.from_json(json.loads(json.dumps(target.to_json()))) == target
+    for other in (f"icelake-server,+{way}", f"sapphirerapids,+{way},-amx-bf16", f"cortex-a76,+{way}"):
+        with pytest.raises(TargetError, match="need amx-bf16"):
+            resolve_target(other)
