@@ -5,6 +5,7 @@ import pytest
 from graphwright.backends.target import resolve_target
 from graphwright.backends.tvm.arena import ALIGNMENT, Lifetime, place, plan_arena
 from graphwright.backends.tvm.lower import lower
+from graphwright.backends.tvm.stack import lowering
 from graphwright.ir.compare import compare
 from graphwright.ir.shapes import infer_shapes
 from hypothesis import given, settings
@@ -122,28 +123,37 @@ def test_one_piece_of_memory_takes_less_than_turns_in_several(skips):
     assert len(after) < len(before)
 
 
-def test_definitions_of_tvm_read_at_offsets_once(through_tvm, build_model):
-    model = build_model(
-        """scattered (float[64] x, int64[96] places, float[96] updates) => (float[64] y, float[96] z)
-        <int64[1] last = {1}, int64 two = {2}, float low = {-1.0}, float high = {1.0}> {
-            a = Sin(x)
-            halves = Div(places, two)
-            m = Clip(updates, low, high)
-            b = ScatterElements<reduction = "add">(a, halves, m)
-            c = ScatterElements<reduction = "max">(b, halves, m)
-            d = ScatterElements<reduction = "add">(c, halves, m)
-            y = Exp(d)
-            k = Unsqueeze(halves, last)
-            g = GatherND(d, k)
-            z = Neg(g)
-        }"""
-    )
-    generator = np.random.default_rng(0)
-    feeds = {
-        "x": generator.standard_normal(64).astype(np.float32),
-        "places": generator.integers(0, 128, 96),
-        "updates": generator.standard_normal(96).astype(np.float32),
-    }
-    outputs, expected, _ = through_tvm(model, feeds)
-    for name, wanted in expected.items():
-        np.testing.assert_allclose(outputs[name], wanted, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("extern", [False, True])
+def test_functions_look_where_a_tensor_begins_once(extern):
+    import tvm
+    from tvm import te, tirx, topi
+
+    source = te.placeholder((16,), name="source")
+    places = te.placeholder((4,), "int64", name="places")
+    if extern:  # TVM's own definition, whose buffers begin at variable offsets
+        updates = te.placeholder((4,), name="updates")
+        made = topi.scatter_elements(source, places, updates, 0, "add")
+        function = te.create_prim_func([source, places, updates, made])
+    else:
+        made = te.compute((4,), lambda i: source[tirx.Cast("int32", places[i])], name="taken")
+        function = te.create_prim_func([source, places, made])
+    target = tvm.target.Target(resolve_target("host").to_tvm())
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    with tvm.transform.PassContext(opt_level=2, config={"tirx.disable_assert": True}):
+        built = tvm.compile(module, target=target, tir_pipeline=lowering())
+
+    def behind(array):
+        """The array at the second of two places in memory, the first of which holds other numbers."""
+        gap = 64 // array.itemsize
+        whole = tvm.runtime.tensor(np.concatenate([np.full(gap, 3, array.dtype), array]))
+        return whole._create_view(array.shape, str(array.dtype), 64)
+
+    values, chosen = np.arange(16, dtype=np.float32), np.array([2, 5, 5, 0])
+    added = np.array([1, 2, 4, 8], np.float32)
+    result = tvm.runtime.tensor(np.zeros(16 if extern else 4, np.float32))
+    built(behind(values), behind(chosen), *([behind(added)] if extern else []), result)
+    expected = values[chosen]
+    if extern:
+        expected = values.copy()
+        np.add.at(expected, chosen, added)
+    np.testing.assert_array_equal(result.numpy(), expected)
