@@ -270,5 +270,5 @@ def _unpacked(payload: memoryview, count: int, bits: int, dtype: np.dtype[Any]) 
         packed = np.frombuffer(payload, np.uint8, -(-here * bits // 8), first)
         each = np.zeros((here, 8 * dtype.itemsize), np.uint8)
         each[:, :bits] = np.unpackbits(packed, count=here * bits, bitorder="little").reshape(here, bits)
-        words[start : start + here] = np.packbits(each, axis=1, bitorder="little").reshape(-1).view(dtype)
+        words[start : start + here] = np.packbits(each.reshape(-1), bitorder="little").view(dtype)
     return words
