@@ -138,6 +138,26 @@ def test_convolutions_of_any_size(data):
 
 
 @here
+@both
+def test_panels_in_pieces(target, products):
+    """All blocks of rows use a piece of a panel before the next one comes; their sums wait in memory."""
+    rng = np.random.default_rng(5)
+    kernels, cases = [], []
+    schedule = {"pieces": 1, "fused": 0, "ahead": 1, "row_blocks": 2}
+    for rows, depth, columns in ((98, 1024, 70), (130, 1590, 33), (33, 1056, 64)):
+        spec = MatmulSpec(Operand((rows, depth)), Operand((depth, columns)), constant_b=True)
+        kernel = on_tiles(matmul, spec, target, **schedule)
+        a, b = normal(rng, (rows, depth)), normal(rng, (depth, columns))
+        kernels.append(kernel)
+        cases.append((f"{rows} rows", [a, kernel.pack[0](b)], a.astype("f8") @ b.astype("f8")))
+        assert "for piece" in kernel.func.script()
+    convolution = Conv2dSpec(1, 128, 7, 9, 48, (3, 3), pads=(1, 1, 1, 1))
+    kernels.append(on_tiles(conv2d, convolution, target, way="gather", **schedule))
+    cases.append(convolution_case("windows", convolution, kernels[-1], rng))
+    run_all(kernels, target, cases, products)
+
+
+@here
 def test_what_follows_is_part_of_the_kernel():
     """Bias, residual and maximum are applied to the sums of a tile whose last columns do not exist."""
     spec = Conv2dSpec(1, 40, 9, 11, 37, (3, 3), pads=(1, 1, 1, 1))

@@ -12,7 +12,7 @@ from graphwright.backends import host
 from graphwright.backends.target import host_target, resolve_target
 from graphwright.backends.tvm.kernels import choices
 from graphwright.backends.tvm.kernels.tile_panels import Reduction, pack_panels
-from graphwright.backends.tvm.kernels.tile_product import flat_rows, image_rows, plan_tiling
+from graphwright.backends.tvm.kernels.tile_plan import flat_rows, image_rows, plan_tiling
 from graphwright.backends.tvm.kernels.tile_registers import Registers, integer_format
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st

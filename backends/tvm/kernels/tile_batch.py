@@ -26,7 +26,8 @@ from .tile import TargetNumbers
 from .tile_left import Strided
 from .tile_matmul import tiles_pay
 from .tile_panels import Reduction
-from .tile_product import TileProduct, Tiling, flat_rows, plan_tiling
+from .tile_plan import Tiling, flat_rows, plan_tiling
+from .tile_product import TileProduct
 from .tile_registers import LANES, WORD, has_tiles, integer_format
 
 _GROUP = LANES * WORD

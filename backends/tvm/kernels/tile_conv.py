@@ -24,7 +24,8 @@ from .tile import TargetNumbers
 from .tile_left import Rows, Strided
 from .tile_matmul import tiles_pay
 from .tile_panels import Reduction, pack_panels, panel_shape
-from .tile_product import TileProduct, Tiling, flat_rows, image_rows, plan_tiling, split_cycles
+from .tile_plan import Tiling, flat_rows, image_rows, plan_tiling, split_cycles
+from .tile_product import TileProduct
 from .tile_registers import BYTES, Format, has_tiles, integer_format
 from .tile_split import Planes, allocate_planes, split_image
 from .window import gathered_spec, is_pointwise, padded_spec

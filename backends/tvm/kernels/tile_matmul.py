@@ -17,7 +17,8 @@ from .microkernel import Writer
 from .tile import MEMORY_BYTES_PER_CYCLE, TargetNumbers, blocks, tile_cycles
 from .tile_left import Rows, Strided
 from .tile_panels import Reduction, pack_panels, panel_shape
-from .tile_product import TileProduct, Tiling, flat_rows, plan_tiling, split_cycles
+from .tile_plan import Tiling, flat_rows, plan_tiling, split_cycles
+from .tile_product import TileProduct
 from .tile_registers import float_format, has_tiles, integer_format
 
 _SMALL = ("int8", "uint8")

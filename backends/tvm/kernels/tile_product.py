@@ -13,112 +13,26 @@ from math import prod
 from typing import Any
 
 from . import emit
-from .choices import Option, choose, choose_flag, choose_size
+from .choices import choose_flag, choose_size
 from .emit import Statements
 from .interface import Index
 from .microkernel import Writer
 from .product import SERIAL_FLOPS
-from .tile import MEMORY_BYTES_PER_CYCLE, TargetNumbers, Tile, blocks
+from .tile import TargetNumbers, Tile, blocks
 from .tile_left import Left, Packed, Rows
 from .tile_panels import Reduction
-from .tile_registers import LANES, ROWS, Format, Registers
-from .tile_split import STAGED_PER_CYCLE
+from .tile_plan import Tiling
+from .tile_registers import LANES, Registers
 
-_SHAPES = ((2, 2), (1, 4), (1, 3), (3, 1), (1, 2), (2, 1), (1, 1))
-"""Registers of sums down and across that leave room for operands."""
-_LATENCY = 52.0
-_LOAD_CYCLES = 8.0
-_STORE_CYCLES = 16.0
-_VECTOR_CYCLES = 2.0
-_BLOCK_CYCLES = 40.0
-_SPLIT_SLOWNESS = 1.3
-"""Measured over estimated time of products of float32, whose operands come from farther away."""
 _FEWEST_ROWS = 96
 """Rows per task that make reading all weights, which come from the third-level cache, worth while."""
+_PIECE = 16
+"""Steps of a piece of a panel."""
+_MOST_KEPT = 8
+"""Blocks whose sums wait in memory for the next piece."""
 _LINE = 64
 _AHEAD = 4096
 """Bytes between use and request of weights that are used once."""
-_WORST = 2.0
-"""Shapes that are estimated to take longer than this many times the best are not worth trying."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """Registers, and how many blocks of them cover the output."""
-
-    registers: Registers
-    tiles: int
-    """Registers of rows that cover all rows."""
-    row_blocks: int
-    panels: int
-    cycles: float
-    """Estimated, of one core for everything."""
-
-    def __str__(self) -> str:
-        own, count = self.registers, len(self.registers.format.pairs)
-        return f"{own.row_count}x{own.across}x{LANES} {own.format.dot}{f' x{count}' if count > 1 else ''}"
-
-
-RowTiles = Callable[[int], tuple[int, int]]
-"""Registers of rows per block -> (registers that cover all rows, rows of each)."""
-
-
-def flat_rows(rows: int) -> RowTiles:
-    """Rows that can be divided anywhere: as even as possible, so that nothing is computed twice."""
-
-    def divide(down: int) -> tuple[int, int]:
-        count = blocks(blocks(rows, ROWS), down) * down
-        own = blocks(rows, count)
-        return max(blocks(rows, own), down), own
-
-    return divide
-
-
-def image_rows(width: int, lines: int) -> RowTiles:
-    """`lines` rows of `width` pixels; no register holds pixels of two of them."""
-    count = blocks(width, ROWS)
-    return lambda down: (lines * count, blocks(width, count))
-
-
-def plan_tiling(rows: RowTiles, columns: int, batch: int, reduction: Reduction, form: Format) -> Tiling:
-    """The registers for a product by estimated time, or by a record."""
-    found: dict[tuple[int, ...], Tiling] = {}
-    for down, across in _SHAPES:
-        tiles, own = rows(down)
-        if tiles < down or across > blocks(columns, LANES) or own < 1:
-            continue
-        registers = Registers(own, reduction.depth, down, across, form)
-        row_blocks, panels = blocks(tiles, down), blocks(columns, registers.block)
-        cycles = batch * row_blocks * panels * _block_cycles(registers, reduction.total)
-        found[down, across] = Tiling(registers, tiles, row_blocks, panels, cycles)
-    best = min(found, key=lambda shape: found[shape].cycles)
-    least = found[best].cycles
-    options = [
-        Option(shape, each.cycles / least) for shape, each in found.items() if each.cycles <= _WORST * least
-    ]
-    chosen = choose("registers", best, lambda: options)
-    assert isinstance(chosen, tuple)
-    return found[chosen]
-
-
-def _block_cycles(registers: Registers, steps: int) -> float:
-    sums, form = registers.down * registers.across, registers.format
-    loads = len(form.pairs) * (registers.down + registers.across) * _LOAD_CYCLES / min(form.parts, 2)
-    step = max(len(form.pairs) * max(sums * registers.rows, _LATENCY), loads)
-    finish = sums * (_STORE_CYCLES + registers.rows * _VECTOR_CYCLES) + _BLOCK_CYCLES
-    return steps * step + _LATENCY + finish
-
-
-def split_cycles(tiling: Tiling, weights: int, numbers: int) -> float:
-    """Estimated cycles of one core for a product of float32, the splitting of its left operand included.
-
-    Args:
-        tiling: the registers.
-        weights: elements that are packed, which come from memory.
-        numbers: how many are split.
-    """
-    stream = weights * tiling.registers.format.parts * tiling.registers.format.size / MEMORY_BYTES_PER_CYCLE
-    return max(_SPLIT_SLOWNESS * tiling.cycles, stream) + numbers / STAGED_PER_CYCLE
 
 
 Correct = Callable[[Any, Any, Any], Any]
@@ -182,37 +96,74 @@ class TileProduct:
         tasks = prod(self.batch) * chunks * tiling.panels
         weights = self.panel_size * form.size * tiling.panels * prod(self.batch)
         ahead = self.is_constant and choose_flag("ahead", weights > target.l2_bytes // 2)
+        held = chunk * row_size * form.parts + 2 * self.panel_size
+        pieces = self._pieces(chunk, held * form.size > target.l2_bytes) if ahead else 1
 
         def task(t: Any) -> Any:
             *batch, part, panel = emit.unravel(t, (*self.batch, chunks, tiling.panels))
             panel, bound = emit.bind("panel", panel)
             return self._configured(
                 [*bound],
-                lambda sums: self._sweep(writer, tuple(batch), part * chunk, chunk, panel, sums, ahead),
+                chunk if pieces > 1 else 1,
+                lambda sums: self._sweep(
+                    writer, tuple(batch), part * chunk, chunk, panel, sums, ahead, pieces
+                ),
             )
 
         return emit.parallel("task", tasks, task, enabled=flops > SERIAL_FLOPS)
 
-    def _configured(self, before: Statements, body: Callable[[Any], Any]) -> Statements:
-        """`body` of a buffer for finished sums, with the registers' shapes declared."""
+    def _configured(self, before: Statements, kept: int, body: Callable[[Any], Any]) -> Statements:
+        """`body` of a buffer for the sums of `kept` blocks, with the registers' shapes declared."""
         registers = self.tiling.registers
-        sums, allocation = emit.allocate_whole(
-            "sums", registers.row_count * registers.block, registers.format.sums
-        )
+        size = kept * registers.row_count * registers.block
+        scope = "local" if kept == 1 else "global"
+        sums, allocation = emit.allocate_whole("sums", size, registers.format.sums, scope)
         return [*before, *allocation, *registers.configure(), body(sums), registers.release()]
 
     def _sweep(
-        self, writer: Writer, batch: Index, first: Any, chunk: int, panel: Any, sums: Any, ahead: bool
+        self,
+        writer: Writer,
+        batch: Index,
+        first: Any,
+        chunk: int,
+        panel: Any,
+        sums: Any,
+        ahead: bool,
+        pieces: int = 1,
     ) -> Any:
-        """Blocks of rows from `first` on, all by one panel."""
+        """Blocks of rows from `first` on, all by one panel, piece by piece if there are several."""
         count: Any = chunk
         if self.tiling.row_blocks % chunk:
             count = emit.minimum(chunk, self.tiling.row_blocks - first)
-        return emit.loop(
-            "rows",
-            count,
-            lambda i: self._block(writer, batch, first + i, panel, sums, (i, chunk) if ahead else None),
+
+        def block(i: Any, piece: Any) -> Statements:
+            kept = i if pieces > 1 else 0
+            return self._block(
+                batch, first + i, panel, sums, (i, chunk) if ahead else None, (piece, pieces), kept
+            )
+
+        def finish(i: Any) -> Statements:
+            return self._finish(writer, batch, first + i, panel, sums, i if pieces > 1 else 0)
+
+        if pieces == 1:
+            return emit.loop("rows", count, lambda i: [*block(i, 0), *finish(i)])
+        return emit.flatten(
+            [
+                emit.loop("piece", pieces, lambda piece: emit.loop("rows", count, lambda i: block(i, piece))),
+                emit.loop("rows", count, finish),
+            ]
         )
+
+    def _pieces(self, chunk: int, pays: bool) -> int:
+        """Pieces of a panel that all blocks use before the next one comes from memory; one where a panel is
+        used once, or stays in the cache as a whole.
+        """
+        steps = self.reduction.steps
+        lengths = [length for length in range(_PIECE // 2, 2 * _PIECE) if steps % length == 0]
+        if self.reduction.outer or not 1 < chunk <= _MOST_KEPT or not lengths or steps < 2 * _PIECE:
+            return 1
+        length = min(lengths, key=lambda each: abs(each - _PIECE))
+        return steps // length if choose_flag("pieces", pays) else 1
 
     def split_body(self, matrix: Rows, writer: Writer, target: TargetNumbers, flops: int) -> Any:
         """The loops for a left operand of float32, whose rows are split on the way.
@@ -274,6 +225,7 @@ class TileProduct:
 
             return self._configured(
                 [*bound, *allocation, matrix.pack(packed, 0, tiles)],
+                1,
                 lambda sums: emit.loop(
                     "sweep", prod(self.batch) * tiling.panels, lambda number: sweep(number, sums)
                 ),
@@ -290,18 +242,33 @@ class TileProduct:
             size -= max(1, size // 8)
         return choose_size("row_blocks", blocks(whole, blocks(whole, size)), whole)
 
-    def _block(
-        self, writer: Writer, batch: Index, number: Any, panel: Any, sums: Any, sweep: tuple[Any, int] | None
-    ) -> Statements:
+    def _first(self, number: Any) -> tuple[Any, Statements]:
+        """The first register of rows of a block."""
         tiling, registers = self.tiling, self.tiling.registers
         first: Any = number * registers.down
         if tiling.tiles % registers.down:
             first = emit.minimum(first, tiling.tiles - registers.down)
-        first, bound = emit.bind("first", first)
+        return emit.bind("first", first)
+
+    def _block(
+        self,
+        batch: Index,
+        number: Any,
+        panel: Any,
+        sums: Any,
+        sweep: tuple[Any, int] | None,
+        piece: tuple[Any, int],
+        kept: Any,
+    ) -> Statements:
+        """Add a piece of the panel to the sums of a block, which are the `kept`-th in memory."""
+        tiling, registers = self.tiling, self.tiling.registers
+        first, bound = self._first(number)
         places = [emit.bind("place", self.left.place(batch, first + i)) for i in range(registers.down)]
         matrix = self.own_batch(batch) if self.own_batch else emit.ravel(batch, self.batch)
         begin, begins = emit.bind("begin", (matrix * tiling.panels + panel) * self.panel_size)
         step_size, part_size = registers.across * registers.right_size, registers.depth * LANES
+        which, pieces = piece
+        length = self.reduction.steps // pieces
 
         def step(outer: Index, at: Any) -> Statements:
             run = emit.ravel(outer, [count for count, _ in self.reduction.outer])
@@ -310,8 +277,13 @@ class TileProduct:
             for index, (_, stride) in zip(outer, self.reduction.outer, strict=True):
                 offset = offset + index * stride
             own = begin + done * step_size
+            requests: Statements = []
+            if sweep and pieces > 1:
+                requests = self._share(own + length * step_size, sweep)
+            elif sweep:
+                requests = self._requests(own, done, begin, sweep)
             return [
-                *(self._requests(own, done, begin, sweep) if sweep else []),
+                *requests,
                 *registers.multiply_add(
                     lambda i, part: self.left.at(places[i][0], offset, done, part),
                     lambda i, part: (self.right, own + i * registers.right_size + part * part_size),
@@ -322,19 +294,39 @@ class TileProduct:
             if len(outer) < len(self.reduction.outer):
                 count = self.reduction.outer[len(outer)][0]
                 return emit.loop("tap", count, lambda i: loops((*outer, i)))
-            return emit.loop("k", self.reduction.steps, lambda at: step(outer, at))
+            return emit.loop("k", length, lambda at: step(outer, at), start=which * length)
 
+        at = kept * (registers.row_count * registers.block)
+        clear = emit.flatten(registers.clear())
         return [
             *bound,
             *(each[1] for each in places),
             *begins,
-            *registers.clear(),
+            emit.when(which > 0, emit.flatten(registers.load(sums, at)), clear) if pieces > 1 else clear,
             loops(()),
-            *registers.store(sums),
+            *registers.store(sums, at),
+        ]
+
+    def _finish(
+        self, writer: Writer, batch: Index, number: Any, panel: Any, sums: Any, kept: Any
+    ) -> Statements:
+        """What follows the sums of a block."""
+        first, bound = self._first(number)
+        down = self.tiling.registers.down
+        return [
+            *bound,
             emit.loop(
-                "register", registers.down, lambda i: self._write(writer, batch, first, i, panel, sums)
+                "register", down, lambda i: self._write(writer, batch, first, i, panel, sums, kept * down)
             ),
         ]
+
+    def _share(self, begin: Any, sweep: tuple[Any, int]) -> Statements:
+        """Requests for one step of the next piece, divided between the blocks that use this one."""
+        number, count = sweep
+        registers = self.tiling.registers
+        line = _LINE // registers.format.size
+        each = blocks(registers.across * registers.right_size // line, count)
+        return [emit.prefetch(self.right, [begin + (number * each + i) * line]) for i in range(each)]
 
     def _requests(self, own: Any, done: Any, begin: Any, sweep: tuple[Any, int]) -> Statements:
         """Requests for the next panel, divided between the blocks that use this one, or for what is next."""
@@ -349,7 +341,9 @@ class TileProduct:
         first = begin + self.panel_size + (number * self.reduction.total + done) * (each * line)
         return [emit.prefetch(self.right, [first + i * line]) for i in range(each)]
 
-    def _write(self, writer: Writer, batch: Index, first: Any, number: Any, panel: Any, sums: Any) -> Any:
+    def _write(
+        self, writer: Writer, batch: Index, first: Any, number: Any, panel: Any, sums: Any, skipped: Any
+    ) -> Any:
         tiling, registers = self.tiling, self.tiling.registers
         last = self.columns - (tiling.panels - 1) * registers.block
         correct = self.correct
@@ -359,7 +353,7 @@ class TileProduct:
             return correct(value, batch, first + number, row, column)
 
         return writer.write_tile(
-            Sums(sums, registers, number * registers.rows, own if correct else None),
+            Sums(sums, registers, (skipped + number) * registers.rows, own if correct else None),
             lambda row, column: self.index(batch, first + number, row, column),
             panel * registers.block,
             panel == tiling.panels - 1 if tiling.panels > 1 else True,

@@ -202,16 +202,21 @@ class Registers:
         buffer, first, stride = source
         return _load(register, buffer, first, stride * self.format.size)
 
-    def store(self, target: Any) -> Statements:
-        """Write all sums to a flat buffer as `row_count` rows of `block`."""
-        stride = _size(4 * self.block)
+    def store(self, target: Any, begin: Any = 0) -> Statements:
+        """Write all sums to a flat buffer from `begin` on, as `row_count` rows of `block`."""
         return [
-            _call(
-                "tilestored64",
-                _number(row * self.across + column),
-                _address(target, row * self.rows * self.block + column * LANES),
-                stride,
-            )
+            _call("tilestored64", _number(number), _address(target, begin + place), _size(4 * self.block))
+            for number, place in self._places()
+        ]
+
+    def load(self, source: Any, begin: Any) -> Statements:
+        """Read all sums back."""
+        return [_load(number, source, begin + place, 4 * self.block) for number, place in self._places()]
+
+    def _places(self) -> list[tuple[int, int]]:
+        """Registers of sums, and where each begins among their rows."""
+        return [
+            (row * self.across + column, row * self.rows * self.block + column * LANES)
             for row in range(self.down)
             for column in range(self.across)
         ]
