@@ -175,7 +175,7 @@ PIPELINES = {
 sums go on in float, as with NNCF and torchao."""
 WAYS: dict[str, dict[str, Way]] = {
     **{way: {name: _ours(text) for name, text in each.items()} for way, each in PIPELINES.items()},
-    "ONNX Runtime": {name: _onnxruntime(name) for name in ("MinMax", "Percentile", "Entropy")},
+    "ONNX Runtime": {name: _onnxruntime(name) for name in ("MinMax", "Percentile")},
     "NNCF": {"fast bias correction": _nncf(fast=True), "bias correction": _nncf(fast=False)},
     "torchao": {"X86InductorQuantizer": _torchao},
 }
