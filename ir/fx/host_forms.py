@@ -42,9 +42,12 @@ def emit_host(emitter: Emitter, node: ir.Node) -> bool:
 
 
 def _worth_it(emitter: Emitter, node: ir.Node) -> bool:
-    """Whether integers are computed, or other numbers from sizes: numbers of a layer stay tensors."""
+    """Whether integers are computed, the ends of a range, or others from sizes: a layer's stay tensors."""
     kind = node.outputs[0].dtype
     if kind in (ir.DataType.INT64, ir.DataType.INT32):
+        return True
+    uses = node.outputs[0].uses()
+    if uses and all(user.op_type == "Range" for user, _ in uses):
         return True
     sizes = [value for value in node.inputs if value is not None and emitter.is_size(value)]
     return any(kind == value.dtype or node.op_type in _CHANGING for value in sizes)

@@ -464,14 +464,19 @@ def test_numbers_cast_like_others_are_known_when_torch_traces():
     model = ir.from_onnx_text(
         """<ir_version: 10, opset_import: ["" : 23]>
         mask (float[2,6] x, int64[2] lengths) => (float[2,6] y, int64[6] places)
-        <float zero = {0.0}, float one = {1.0}, int64 six = {6}, int64[1] last = {1}> {
+        <float zero = {0.0}, float one = {1.0}, int64 six = {6}, int64 unit = {1}, int64[1] last = {1}> {
+            begin = Cast<to = 1>(unit)
+            limit = Cast<to = 1>(six)
+            steps = Range(begin, limit, one)
+            ones = ReduceMin<keepdims = 0>(steps)
             start = CastLike(zero, lengths)
             delta = CastLike(one, six)
             places = Range(start, six, delta)
             column = Unsqueeze(lengths, last)
             inside = Less(places, column)
             nothing = CastLike(zero, x)
-            y = Where(inside, x, nothing)
+            masked = Where(inside, x, nothing)
+            y = Mul(masked, ones)
         }"""
     )
     module = gw.to_torch(model)
