@@ -35,6 +35,15 @@ def splits_floats(kernels: Sequence[Mapping[str, Any]]) -> bool:
     return any(_DOT in kernel["note"] for kernel in kernels)
 
 
+def products_of(target: Target, kernels: Sequence[Mapping[str, Any]]) -> str:
+    """How a compiled model multiplies float32, in a word: "3", "6 in 25 %, 3", "6", or "vectors"."""
+    if not splits_floats(kernels):
+        return "vectors"
+    if target.float_parts == 3:
+        return "6"
+    return f"6 in {target.exact_share} %, 3" if target.exact_share else "3"
+
+
 def next_target(target: Target, error: float = math.inf) -> Target | None:
     """The target with more exact products of float32, or None where they are float32's own.
 

@@ -1,7 +1,7 @@
 """Ours, ONNX Runtime, OpenVINO and torch.compile on the same models, in turns.
 
-    python -m graphwright.tools.runtimes.bench [--models A,B] [--variants as-is,pruned,tuned] [--rivals A,B]
-        [--threads 1,2] [--minutes M] [-o FILE.md] [--summary FILE.md] [--report-only]
+    python -m graphwright.tools.runtimes.bench [--models A,B] [--variants as-is,pruned,tuned,vectors]
+        [--rivals A,B] [--threads 1,2] [--minutes M] [-o FILE.md] [--summary FILE.md] [--report-only]
 
 Every contender runs in a process of its own, pinned to as many cores as it may use threads; within a model
 they take turns. Each model and variant leaves a record, so that an interrupted benchmark goes on where it
@@ -35,7 +35,7 @@ from ..options import parse_threads
 from ..processes import StepFailed, run_step
 from .contenders import ORIGINAL, ORT, OURS, RIVALS, TORCH
 from .goals import COMPILE_MODEL
-from .models import TUNED, chosen_models, chosen_variants, rows_of
+from .models import TUNED, VECTORS, VECTORS_TARGET, chosen_models, chosen_variants, rows_of
 from .process import Runs, Server, cores_for, quiet_machine
 from .records import Record, read_records, write_record
 from .report import table_rows, write_report
@@ -135,7 +135,8 @@ def _prepare(record: Record, folder: Path, settings: Settings) -> None:
             timeout=settings.timeout,
         )
     else:
-        record.compiled = step("compile", str(folder))
+        targets = [VECTORS_TARGET] if record.variant == VECTORS else []
+        record.compiled = step("compile", str(folder), *targets)
 
 
 def _time(record: Record, folder: Path, settings: Settings, started: Mapping[str, Any]) -> None:
@@ -291,7 +292,7 @@ def run(
 def main(
     models: Annotated[str | None, typer.Option(help="Names, separated by commas; all if left out.")] = None,
     variants: Annotated[
-        str | None, typer.Option(help="as-is, pruned, tuned; the first two if left out.")
+        str | None, typer.Option(help="as-is, pruned, tuned, vectors; the first two if left out.")
     ] = None,
     rivals: Annotated[
         str | None, typer.Option(help=f"{', '.join(RIVALS)}; all if left out, '' for none.")

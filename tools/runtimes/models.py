@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
     TorchModel = tuple[torch.nn.Module, tuple[torch.Tensor, ...]]
 
-AS_IS, PRUNED, TUNED = "as-is", "pruned", "tuned"
+AS_IS, PRUNED, TUNED, VECTORS = "as-is", "pruned", "tuned", "vectors"
 VARIANTS = (AS_IS, PRUNED)
 """What is measured of every model with zero tuning trials."""
 TUNED_MODELS = ("resnet18", "resnet50", "mobilenet_v2", "vit_s16", "bert_base")
 """What is measured tuned as well, if that is asked for."""
+VECTORS_TARGET = "host,-amx-bf16"
+"""What the variant of vectors is compiled for: float32 is multiplied as such."""
 PRUNING = "simplify,fold-batch-norm,prune-channels{ratio=0.5}"
 """What makes the pruned variant; proven, as is the pass's default."""
 
@@ -102,7 +104,7 @@ def chosen_variants(text: str | None) -> list[str]:
     Raises:
         ToolError: there is no such variant.
     """
-    return list(VARIANTS) if text is None else _chosen(text, (*VARIANTS, TUNED), "variant")
+    return list(VARIANTS) if text is None else _chosen(text, (*VARIANTS, TUNED, VECTORS), "variant")
 
 
 def rows_of(models: Sequence[str], variants: Sequence[str]) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 Every step runs in a process of its own and prints a line of JSON:
 
     python -m graphwright.tools.runtimes.prepare export MODEL VARIANT FOLDER
-    python -m graphwright.tools.runtimes.prepare compile FOLDER
+    python -m graphwright.tools.runtimes.prepare compile FOLDER [TARGET]
     python -m graphwright.tools.runtimes.prepare tune FOLDER DATABASE THREADS TRIALS
     python -m graphwright.tools.runtimes.prepare compile-tuned FOLDER DATABASE THREADS...
 """
@@ -63,7 +63,11 @@ def export(name: str, variant: str, folder: Path) -> dict[str, Any]:
 
 
 def compile_ours(
-    folder: Path, database: Path | None = None, threads: int = 1, artifact: str = ARTIFACT
+    folder: Path,
+    database: Path | None = None,
+    threads: int = 1,
+    artifact: str = ARTIFACT,
+    target: str = "x86",
 ) -> dict[str, Any]:
     """Compile the exported file for this machine and write the artifact.
 
@@ -72,6 +76,7 @@ def compile_ours(
         database: tuning records; None for zero trials, where only those of the package count.
         threads: what the records are for.
         artifact: folder in it to write.
+        target: what is compiled for.
 
     Returns:
         Seconds by the clock and of the processors (compilers started by us included), and sizes; of a tuned
@@ -79,9 +84,10 @@ def compile_ours(
         compared with and that it gives way to where that is faster.
     """
     from ...backends.compile import compile as compile_model
+    from ...backends.float_products import products_of
 
     def build(records: Path | None) -> Any:
-        return compile_model(folder / ORIGINAL, "x86", check_feeds=feeds, database=records, threads=threads)
+        return compile_model(folder / ORIGINAL, target, check_feeds=feeds, database=records, threads=threads)
 
     start = time.perf_counter()
     feeds = read_arrays(folder / "feeds.npz")
@@ -111,6 +117,7 @@ def compile_ours(
         "library_bytes": report.library_bytes,
         "weight_bytes": report.weight_bytes,
         "check": report.check.to_json(),
+        "products": products_of(report.target, report.kernels),
         **more,
     }
 
@@ -144,7 +151,7 @@ def main(step: str, *arguments: str) -> dict[str, Any]:
         return export(name, variant, Path(folder))
     place, *rest = arguments
     if step == "compile":
-        return compile_ours(Path(place))
+        return compile_ours(Path(place), target=rest[0] if rest else "x86")
     if step == "tune":
         return tune_ours(Path(place), Path(rest[0]), int(rest[1]), int(rest[2]))
     return compile_tuned(Path(place), Path(rest[0]), [int(each) for each in rest[1:]])

@@ -13,7 +13,7 @@ from ..steps import markdown_table
 from .cells import SLOW, mean_text, plural, ratio_text, row_name, thread_counts, timing_cell
 from .contenders import ORT, OURS, RIVALS, TITLES
 from .goals import goals, tuned_goals
-from .models import MODELS, TUNED, VARIANTS
+from .models import MODELS, TUNED, VARIANTS, VECTORS
 from .records import STATES, UNSTEADY, Record, latest
 
 MARKER = "runtimes"
@@ -39,7 +39,7 @@ def write_report(records: Sequence[Record], commit: str, output: Path) -> None:
 def table_rows(records: Sequence[Record], commit: str) -> list[Record]:
     """The records that count, in the order of the tables; see `latest`."""
     chosen = latest(records, commit)
-    variants = (*VARIANTS, TUNED)
+    variants = (*VARIANTS, TUNED, VECTORS)
     return [chosen[name, variant] for name in MODELS for variant in variants if (name, variant) in chosen]
 
 
@@ -54,7 +54,8 @@ def _shortened(data: dict[str, Any]) -> dict[str, Any]:
 
 def page(found: Sequence[Record], commit: str) -> str:
     """The whole as Markdown."""
-    rows = [row for row in found if row.variant != TUNED]
+    rows = [row for row in found if row.variant in VARIANTS]
+    vectors = [row for row in found if row.variant == VECTORS]
     tuned = [row for row in found if row.variant == TUNED]
     parts = [_machines(rows, commit)]
     if rows:
@@ -68,6 +69,7 @@ def page(found: Sequence[Record], commit: str) -> str:
     for threads in thread_counts(rows):
         for state in STATES:
             parts += [f"## {plural(threads)}, {_TEXTS[state]}", latencies(rows, threads, state)]
+    parts += _vectors(vectors)
     parts += ["## Compiling, starting, memory, error", costs(rows)]
     parts += _kernels(rows)
     parts += _troubles(found)
@@ -123,9 +125,28 @@ def latencies(rows: Sequence[Record], threads: int, state: str) -> str:
 
 def costs(rows: Sequence[Record]) -> str:
     """What there is besides latency, on one thread or the fewest that were measured."""
-    columns = ["model", "parameters", "compile s (CPU s)", "kernels", "max rel. error", "error of rivals"]
-    columns += ["start to first result s, ours", "ORT", "peak memory, ours", "ORT", "GFLOP/s", "of peak"]
+    columns = ["model", "parameters", "compile s (CPU s)", "kernels", "products", "max rel. error"]
+    columns += [
+        "error of rivals",
+        "start to first result s, ours",
+        "ORT",
+        "peak memory, ours",
+        "ORT",
+        "GFLOP/s",
+        "of peak",
+    ]
     return markdown_table(columns, [_cost_cells(row) for row in rows])
+
+
+def _vectors(rows: Sequence[Record]) -> Iterator[str]:
+    """Latencies where float32 is multiplied by vectors alone."""
+    if not rows:
+        return
+    yield "## Without products on tile registers"
+    yield "The same models compiled for `host,-amx-bf16`: float32 multiplied by vectors, as the rivals do it."
+    for threads in thread_counts(rows):
+        yield f"{plural(threads).capitalize()}, {_TEXTS[STATES[0]]}:"
+        yield latencies(rows, threads, STATES[0])
 
 
 def _tuned(rows: Sequence[Record], commit: str) -> Iterator[str]:
@@ -173,6 +194,7 @@ def _cost_cells(row: Record) -> list[str]:
         "-" if parameters is None else f"{parameters / 1e6:.1f} M" + (f" ({kept:.0%})" if kept else ""),
         f"{compiled['seconds']:.1f} ({compiled['cpu_seconds']:.1f})" if compiled else "-",
         str(compiled.get("kernels", "-")),
+        str(compiled.get("products", "-")),
         _error(row, OURS, threads),
         " / ".join(errors),
         *(_better(start, lambda each: each["seconds"], lambda value: f"{value:.2f}")),

@@ -20,6 +20,7 @@ from graphwright.tools.runtimes.models import (
     MODELS,
     PRUNED,
     TUNED,
+    VECTORS,
     chosen_models,
     chosen_variants,
     rows_of,
@@ -214,6 +215,17 @@ def tuned(model, ours=10.0, theirs=16.0, **more):
     tuning = {"1": {"seconds": 600.0, "trials": 64, "ended": "by itself"}}
     compiled = {"seconds": 3.0, "cpu_seconds": 3.0, "by_threads": by_threads, "tuning": tuning}
     return record(model, TUNED, ours, theirs, compiled=compiled, **more)
+
+
+def test_rows_without_tile_registers_stand_apart():
+    rows = [record(compiled={"seconds": 3.0, "cpu_seconds": 3.0, "products": "6 in 25 %, 3"})]
+    alone = page(rows, "abc")
+    assert "| 6 in 25 %, 3 |" in alone and "## Without products on tile registers" not in alone
+    text = page([*rows, record("resnet18", VECTORS, 20.0, 16.0)], "abc")
+    goals_of = text[text.index("## Goals") : text.index("## Geometric means")]
+    assert goals_of in alone, "they take no part in goals"
+    assert "ResNet-18, vectors" in text[text.index("## Without products on tile registers") :]
+    assert chosen_variants("vectors") == [VECTORS] and VECTORS not in chosen_variants(None)
 
 
 def test_tuned_rows_have_goals_of_their_own_and_stay_out_of_the_others():
