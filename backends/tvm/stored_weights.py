@@ -47,15 +47,31 @@ def _coded_parts(
     if panels is None or packed.size % order.size:
         return packed
 
+    per_run = _steps_per_run(panels.straightened(order)[0, :, 0, 0, 0, 0])
+
     def straight(given: np.ndarray) -> np.ndarray:
         wide = given.astype(np.float64) if given.dtype == np.float32 else given
-        return panels.straightened(packing(wide)).astype(given.dtype)
+        made = panels.straightened(packing(wide)).astype(given.dtype)
+        return made.reshape(len(made), -1, per_run, *made.shape[2:])
 
     plain = _any_coding(straight(array), value, array, straight)
     if plain is None:
         return packed
     coding = Split(plain, packed.size // order.size, panels)
     return CodedArray.of(packed, coding) if np.array_equal(coding.restore(), packed.reshape(-1)) else packed
+
+
+def _steps_per_run(firsts: np.ndarray) -> int:
+    """After how many steps windows go on to their next tap, by the first number of every step."""
+    for count in range(len(firsts), 0, -1):
+        if len(firsts) % count:
+            continue
+        runs = firsts.reshape(-1, count)
+        if np.array_equal(runs, runs[:1, :1] + (runs[:1] - runs[0, 0]) + (runs[:, :1] - runs[0, 0])) and all(
+            len(np.unique(np.diff(each))) < 2 for each in (runs[0], runs[:, 0])
+        ):
+            return count
+    return 1
 
 
 def _panels(order: np.ndarray) -> Panels | None:
