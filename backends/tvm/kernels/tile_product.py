@@ -24,11 +24,11 @@ from .tile_panels import Reduction
 from .tile_plan import Tiling
 from .tile_registers import LANES, Registers
 
-_FEWEST_ROWS = 96
+_FEWEST_ROWS = 512
 """Rows per task that make reading all weights, which come from the third-level cache, worth while."""
 _PIECE = 16
 """Steps of a piece of a panel."""
-_MOST_KEPT = 8
+_MOST_KEPT = 16
 """Blocks whose sums wait in memory for the next piece."""
 _LINE = 64
 _AHEAD = 4096
@@ -91,11 +91,12 @@ class TileProduct:
     def body(self, writer: Writer, target: TargetNumbers, row_size: int, flops: int) -> Any:
         """The loops; `row_size` are the elements that a block of rows reads, `flops` decide about threads."""
         tiling, form = self.tiling, self.tiling.registers.format
-        chunk = self._chunk(row_size * form.size * form.parts, target)
+        weights = self.panel_size * form.size * tiling.panels * prod(self.batch)
+        streams = self.is_constant and weights > target.l2_bytes // 2
+        chunk = self._chunk(row_size * form.size * form.parts, streams, target)
         chunks = blocks(tiling.row_blocks, chunk)
         tasks = prod(self.batch) * chunks * tiling.panels
-        weights = self.panel_size * form.size * tiling.panels * prod(self.batch)
-        ahead = self.is_constant and choose_flag("ahead", weights > target.l2_bytes // 2)
+        ahead = self.is_constant and choose_flag("ahead", streams)
         held = chunk * row_size * form.parts + 2 * self.panel_size
         pieces = self._pieces(chunk, held * form.size > target.l2_bytes) if ahead else 1
 
@@ -233,10 +234,14 @@ class TileProduct:
 
         return emit.parallel("task", blocks(tiling.row_blocks, chunk), task, enabled=flops > SERIAL_FLOPS)
 
-    def _chunk(self, row_bytes: int, target: TargetNumbers) -> int:
-        """Blocks of rows that a panel sweeps: what the second-level cache holds, shared by the cores."""
+    def _chunk(self, row_bytes: int, streams: bool, target: TargetNumbers) -> int:
+        """Blocks of rows that a panel sweeps: what the second-level cache holds, shared by the cores, and more
+        where weights stream from memory, which is slower than that cache.
+        """
         whole = self.tiling.row_blocks
         size = max(1, min(whole, target.l2_bytes // 2 // max(row_bytes, 1)))
+        if streams and not self.reduction.outer:
+            size = max(size, blocks(whole, blocks(whole, _MOST_KEPT)))
         panels = prod(self.batch) * self.tiling.panels
         while size > 1 and _imbalance(panels * blocks(whole, size), target.cores) > 1.1:
             size -= max(1, size // 8)
