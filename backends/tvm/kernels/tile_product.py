@@ -235,7 +235,7 @@ class TileProduct:
         return emit.parallel("task", blocks(tiling.row_blocks, chunk), task, enabled=flops > SERIAL_FLOPS)
 
     def _chunk(self, row_bytes: int, streams: bool, target: TargetNumbers) -> int:
-        """Blocks of rows that a panel sweeps: what the second-level cache holds, shared by the cores, and more
+        """Blocks of rows that a panel sweeps: what the second-level cache holds, shared by the cores, or more
         where weights stream from memory, which is slower than that cache.
         """
         whole = self.tiling.row_blocks
