@@ -192,11 +192,11 @@ def test_what_is_far_off_is_not_tried_in_between():
 
 @with_tiles
 def test_a_share_of_the_layers_takes_six_products():
-    g, x = Graph(1), tensor("x", (64, 256))
+    g, x = Graph(1), tensor("x", (512, 256))
     value = x
     for _ in range(4):
         value = g("MatMul", value, g.constant(g.random.standard_normal((256, 256)).astype(np.float32)))
-    value.type, value.shape = x.type, ir.Shape((64, 256))
+    value.type, value.shape = x.type, ir.Shape((512, 256))
     model = g.model({"x": x}, value)
     report = gw.compile(model, "sapphirerapids,+bf16x6:50").report
     calls = {kernel["note"].split("tdpbf16ps ")[-1]: kernel["calls"] for kernel in report.kernels}

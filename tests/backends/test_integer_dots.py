@@ -45,7 +45,7 @@ class Dots(strategy.CpuStrategy):
 
     convolution_layout = strategy.PlainStrategy.convolution_layout
 
-    def _emit(self, spec):
+    def _emit(self, spec, _target):
         return strategy.emit_plain(spec, dots=True)
 
 

@@ -36,10 +36,14 @@ class Planes:
 
 
 def allocate_planes(name: str, size: int, parts: int, slack: int = 0) -> tuple[Any, int, Statements]:
-    """A buffer for planes of `size` numbers, its plane size, and its allocation; `slack` zeros follow."""
+    """A buffer for planes of `size` numbers, its plane size, and its allocation; `slack` zeros follow.
+
+    What lies between planes is zero, too: a window may reach there, and zero weights do not silence NaN.
+    """
     plane = blocks(size, _LINE) * _LINE
     flat, allocation = emit.allocate_whole(name, parts * plane + max(slack, 1), "uint16", "global")
-    return flat, plane, [*allocation, zeros(flat, parts * plane, slack)]
+    gaps = [zeros(flat, part * plane + size, plane - size) for part in range(parts)]
+    return flat, plane, [*allocation, *gaps, zeros(flat, parts * plane, slack)]
 
 
 def split(value: Any, lanes: int, parts: int) -> tuple[list[tuple[Any, Any]], list[Any]]:
