@@ -139,11 +139,17 @@ def _within(figures: Comparison, expected: np.ndarray, bound: float) -> bool:
 
 
 def _proves_little(expected: Mapping[str, np.ndarray]) -> list[str]:
-    return [
-        f"output '{name}' is all {'zeros' if not np.any(array) else 'one value'} here, which proves little"
-        for name, array in expected.items()
-        if array.size > 1 and np.all(array == array.flat[0])
-    ]
+    alone = {name: _only_value(array) for name, array in expected.items() if array.size > 1}
+    return [f"output '{name}' is all {value} here, which proves little" for name, value in alone.items() if value]
+
+
+def _only_value(array: np.ndarray) -> str:
+    """What all elements are, in words; "" where they differ."""
+    if array.dtype.kind == "f" and np.isnan(array).all():
+        return "NaN"
+    if not np.all(array == array.flat[0]):
+        return ""
+    return "one value" if np.any(array) else "zeros"
 
 
 def _relative_bound(model: ir.Model) -> float:

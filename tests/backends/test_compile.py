@@ -177,6 +177,9 @@ def test_an_output_that_proves_nothing_is_pointed_out(build_model):
     report = gw.compile(model, "x86", pipeline="").report
     assert report.check.notes == ("output 'y' is all zeros here, which proves little",)
     assert "proves little" in report.to_markdown()
+    model = build_model("net (float[1,8] x) => (float[1,8] y) { z = Sub(x, x)  y = Div(z, z) }")
+    report = gw.compile(model, "x86", pipeline="").report
+    assert report.check.notes == ("output 'y' is all NaN here, which proves little",)
 
 
 def test_failures_inside_of_tvm_end_in_one_line_and_leave_no_files(mlp, monkeypatch, tmp_path):
