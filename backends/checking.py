@@ -139,8 +139,8 @@ def _within(figures: Comparison, expected: np.ndarray, bound: float) -> bool:
 
 
 def _proves_little(expected: Mapping[str, np.ndarray]) -> list[str]:
-    alone = {name: _only_value(array) for name, array in expected.items() if array.size > 1}
-    return [f"output '{name}' is all {value} here, which proves little" for name, value in alone.items() if value]
+    seen = {name: _only_value(array) for name, array in expected.items() if array.size > 1}
+    return [f"output '{name}' is all {what} here, which proves little" for name, what in seen.items() if what]
 
 
 def _only_value(array: np.ndarray) -> str:
