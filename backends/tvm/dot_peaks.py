@@ -7,6 +7,7 @@ whole tiles (`kernels.arithmetic`, `kernels.tile_registers`). Which one a kernel
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,59 +84,62 @@ def _vectors(arithmetic: Any, threads: int, target: Target) -> DotLoop:
             factor = total if arithmetic.depth == 2 else column
             return emit.store(sums, arithmetic.combine(total, value, factor, lanes), [i * lanes], lanes)
 
-        def start(i: Any) -> Any:
-            return emit.store(sums, emit.load(out, [t, i * lanes], lanes), [i * lanes], lanes)
-
-        def finish(i: Any) -> Any:
-            return emit.store(out, emit.load(sums, [i * lanes], lanes), [t, i * lanes], lanes)
-
-        return [
-            allocated,
-            value_bound,
-            column_bound,
-            emit.unrolled("i", _CHAINS, start),
-            emit.loop("step", _STEPS, lambda step: emit.unrolled("i", _CHAINS, chain)),
-            emit.unrolled("i", _CHAINS, finish),
-        ]
+        return [allocated, value_bound, column_bound, *in_registers(sums, out, t, lanes, _STEPS, chain)]
 
     function = emit.function(arithmetic.name, [out], [emit.parallel("t", threads, task)])
     return DotLoop(function, shape, 2 * arithmetic.depth * lanes * _CHAINS * _STEPS * threads)
 
 
+def in_registers(
+    sums: Any, out: Any, task: Any, lanes: int, steps: int, chain: Callable[[Any], Any]
+) -> list[Any]:
+    """`chain` of every vector of `sums` repeatedly; they come from the task's row of `out` and go back."""
+    from .kernels import emit
+
+    count = int(out.shape[1]) // lanes
+
+    def start(i: Any) -> Any:
+        return emit.store(sums, emit.load(out, [task, i * lanes], lanes), [i * lanes], lanes)
+
+    def finish(i: Any) -> Any:
+        return emit.store(out, emit.load(sums, [i * lanes], lanes), [task, i * lanes], lanes)
+
+    return [
+        emit.unrolled("i", count, start),
+        emit.loop("step", steps, lambda step: emit.unrolled("i", count, chain)),
+        emit.unrolled("i", count, finish),
+    ]
+
+
 def _tiles(name: str, threads: int, target: Target) -> DotLoop | None:
     from .kernels import emit
-    from .kernels.tile_registers import LANES, REGISTERS, Format, Registers, has_float_tiles, has_tiles
+    from .kernels import tile_registers as tiles
 
     is_float = name == _FLOAT_TILES
-    if not (has_float_tiles(target) if is_float else has_tiles(target)):
+    if not (tiles.has_float_tiles(target) if is_float else tiles.has_tiles(target)):
         return None
-    form = Format("uint16", "uint16", name, "float32", 2) if is_float else Format("uint8", "int8", name)
-    registers = Registers(_TILE_ROWS, form.most, 2, 2, form)
+    form = (
+        tiles.Format("uint16", "uint16", name, "float32", 2)
+        if is_float
+        else tiles.Format("uint8", "int8", name)
+    )
+    registers = tiles.Registers(_TILE_ROWS, form.most, 2, 2, form)
     shape = (threads, registers.row_count * registers.block)
     out = emit.buffer("out", shape, "int32")
-    dots = [_tile_call(form.dot, sums, 4 + sums // 2, 6 + sums % 2) for sums in range(4)]
+    dots = [tiles.dot(form, sums, 4 + sums // 2, 6 + sums % 2) for sums in range(4)]
 
     def task(t: Any) -> Any:
         sums, allocation = emit.allocate_whole("sums", shape[1], "int32")
         return [
             *allocation,
             *registers.configure(),
-            *(_tile_call("tilezero", number) for number in range(REGISTERS)),
+            *(tiles.clear(number) for number in range(tiles.REGISTERS)),
             emit.loop("step", _TILE_STEPS, lambda _: dots),
             *registers.store(sums),
-            registers.release(),
+            tiles.release(),
             emit.store(out, emit.load(sums, [0]), [t, 0]),
         ]
 
     function = emit.function(name, [out], [emit.parallel("t", threads, task)])
     products = len(dots) * _TILE_STEPS * threads
-    return DotLoop(function, shape, 2 * _TILE_ROWS * LANES * form.most * products)
-
-
-def _tile_call(name: str, *registers: int) -> Any:
-    import tvm
-    from tvm import tirx
-
-    number = tvm.target.codegen.llvm_lookup_intrinsic_id(f"llvm.x86.{name}")
-    arguments = [tirx.const(register, "int8") for register in registers]
-    return tirx.Evaluate(tirx.call_llvm_intrin("void", tirx.const(number, "uint32"), *arguments))
+    return DotLoop(function, shape, 2 * _TILE_ROWS * tiles.LANES * form.most * products)

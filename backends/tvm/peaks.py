@@ -16,7 +16,7 @@ from typing import Any
 from ..host import host_caches
 from ..target import Target, host_target
 from ..tvm_import import import_tvm
-from .dot_peaks import DotLoop, dot_loop, instruction_of
+from .dot_peaks import DotLoop, dot_loop, in_registers, instruction_of
 from .stack import lowering
 
 _CHAINS = 10
@@ -162,20 +162,7 @@ def _multiply_add(lanes: int, threads: int) -> Any:
             new = old * emit.splat(scale, lanes) + emit.splat(shift, lanes)
             return emit.store(sums, new, [i * lanes], lanes)
 
-        def start(i: Any) -> Any:
-            return emit.store(sums, emit.load(out, [t, i * lanes], lanes), [i * lanes], lanes)
-
-        def finish(i: Any) -> Any:
-            return emit.store(out, emit.load(sums, [i * lanes], lanes), [t, i * lanes], lanes)
-
-        return [
-            allocated,
-            scale_bound,
-            shift_bound,
-            emit.unrolled("i", _CHAINS, start),
-            emit.loop("step", _STEPS, lambda step: emit.unrolled("i", _CHAINS, chain)),
-            emit.unrolled("i", _CHAINS, finish),
-        ]
+        return [allocated, scale_bound, shift_bound, *in_registers(sums, out, t, lanes, _STEPS, chain)]
 
     return emit.function("multiply_add", [factors, out], [emit.parallel("t", threads, task)])
 

@@ -1,6 +1,22 @@
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
+
+_WEIGHTS_READER = """
+#include "gww.h"
+int main(int, char** argv) {
+  try {
+    gww::MappedFile file(argv[1]);
+    gww::Write(argv[2], gww::Read(file));
+  } catch (const std::exception& error) {
+    fprintf(stderr, "%s\\n", error.what());
+    return 2;
+  }
+}
+"""
 
 
 def build(text: str, seed: int = 0, **shapes: tuple[int, ...]) -> ir.Model:
@@ -101,3 +117,19 @@ def through_tvm(tmp_path):
         return outputs, run_reference(model, feeds), lowered
 
     return run
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory):
+    """A program in C++ that restores a file of weights and writes them as they are; undefined behaviour ends it."""
+    from graphwright.backends import runner
+    from graphwright.backends.runner.build import program_flags
+
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "reader.cc").write_text(_WEIGHTS_READER)
+    include = [flag for flag in program_flags() if flag.startswith("-I")]
+    include.append(f"-I{Path(runner.__file__).parent}")
+    checks = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
+    command = ["g++", "-std=c++17", "-O1", "-Wall", "-Werror", *checks, *include, "reader.cc", "-o", "reader"]
+    subprocess.run(command, cwd=folder, check=True, timeout=120)
+    return folder / "reader"

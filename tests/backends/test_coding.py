@@ -13,7 +13,6 @@ import pytest
 from graphwright.backends import runner
 from graphwright.backends.coding import CodedArray, Coding, Pieces, Transform, coding_of, read_coding
 from graphwright.backends.encoding import Source, encode_halves, encode_packed
-from graphwright.backends.runner.build import program_flags
 from graphwright.backends.split_coding import Panels, Split
 from graphwright.backends.weights import ALIGNMENT, read_weights, stored_bytes, write_weights
 from graphwright.ir.errors import ToolError
@@ -177,30 +176,6 @@ def _assert_small(folder, form):
     numbers = sum(value.const_value.size for value in network().graph.initializers.values())
     size = (folder / "weights.bin").stat().st_size
     assert size < FORMS[form] * 4 * numbers + 4096, size / (4 * numbers)
-
-
-READER = """
-#include "gww.h"
-int main(int, char** argv) {
-  try {
-    gww::MappedFile file(argv[1]);
-    gww::Write(argv[2], gww::Read(file));
-  } catch (const std::exception& error) {
-    fprintf(stderr, "%s\\n", error.what());
-    return 2;
-  }
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reader")
-    (folder / "reader.cc").write_text(READER)
-    include = [flag for flag in program_flags() if flag.startswith("-I")]
-    command = ["g++", "-std=c++17", "-O1", "-Wall", "-Werror", *include, "reader.cc", "-o", "reader"]
-    subprocess.run(command, cwd=folder, check=True, timeout=120)
-    return folder / "reader"
 
 
 def test_cpp_restores_the_same_numbers(reader, compiled_forms, tmp_path):

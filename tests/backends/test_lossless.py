@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from graphwright.backends.coding import CodedArray, coding_of
 from graphwright.backends.lossless import Lossless, encode, restore, shrunk
-from graphwright.backends.runner.build import program_flags
 from graphwright.backends.weights import ALIGNMENT, read_weights, stored_bytes, write_weights
 from graphwright.ir.errors import ToolError
 from hypothesis import given, settings
@@ -128,32 +127,6 @@ def test_any_tensor_comes_back_to_the_bit(data):
         found = restore(payload, array.size, dtype.itemsize)
         assert found.tobytes() == np.ascontiguousarray(array).tobytes()
         assert len(payload) <= -(-array.nbytes // 64) * 64 * 0.9
-
-
-READER = """
-#include <iostream>
-#include "gww.h"
-int main(int, char** argv) {
-  try {
-    gww::MappedFile file(argv[1]);
-    gww::Write(argv[2], gww::Read(file));
-  } catch (const std::exception& error) {
-    std::cerr << error.what() << "\\n";
-    return 2;
-  }
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reader")
-    (folder / "reader.cc").write_text(READER)
-    include = [flag for flag in program_flags() if flag.startswith("-I")]
-    checks = ["-fsanitize=undefined", "-fno-sanitize-recover=all"]
-    command = ["g++", "-std=c++17", "-O1", "-Wall", "-Werror", *checks, *include, "reader.cc", "-o", "reader"]
-    subprocess.run(command, cwd=folder, check=True, timeout=120)
-    return folder / "reader"
 
 
 def run_reader(reader, source, result):

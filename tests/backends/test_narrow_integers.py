@@ -2,14 +2,11 @@
 
 import struct
 import subprocess
-from pathlib import Path
 
 import graphwright as gw
 import numpy as np
 import pytest
-from graphwright.backends import runner
 from graphwright.backends.narrow_integers import narrow_bytes, read_narrow
-from graphwright.backends.runner.build import program_flags
 from graphwright.backends.weights import ALIGNMENT, layout_number, read_weights, stored_bytes, write_weights
 from graphwright.ir.errors import ToolError
 from graphwright.ir.reference import run_reference
@@ -17,30 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from .quantized_models import Graph, tensor
-
-READER = """
-#include "gww.h"
-int main(int, char** argv) {
-  try {
-    gww::MappedFile file(argv[1]);
-    gww::Write(argv[2], gww::Read(file));
-  } catch (const std::exception& error) {
-    fprintf(stderr, "%s\\n", error.what());
-    return 2;
-  }
-}
-"""
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("reader")
-    (folder / "reader.cc").write_text(READER)
-    include = [flag for flag in program_flags() if flag.startswith("-I")]
-    include.append(f"-I{Path(runner.__file__).parent}")
-    command = ["g++", "-std=c++17", "-O1", "-Wall", "-Werror", *include, "reader.cc", "-o", "reader"]
-    subprocess.run(command, cwd=folder, check=True, timeout=120)
-    return folder / "reader"
 
 
 @settings(max_examples=60, deadline=None)

@@ -157,6 +157,17 @@ def test_panels_in_pieces(target, products):
     run_all(kernels, target, cases, products)
 
 
+@both
+def test_the_code_is_made_of_tile_products(target, products):
+    """Needs no such CPU: one instruction per pair of parts for each of four registers of sums."""
+    spec = MatmulSpec(Operand((64, 64)), Operand((64, 64)), constant_b=True)
+    kernel = on_tiles(matmul, spec, target, registers=(2, 2), fused=0)
+    code = compile_kernels([kernel], target).mod.inspect_source("asm")
+    steps = code.count("tdpbf16ps") // (4 * products)
+    assert steps >= 1 and code.count("tdpbf16ps") == steps * 4 * products
+    assert "vcvtneps2bf16" in code and "vfmadd" not in code
+
+
 @here
 def test_what_follows_is_part_of_the_kernel():
     """Bias, residual and maximum are applied to the sums of a tile whose last columns do not exist."""

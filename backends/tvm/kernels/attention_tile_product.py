@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
-
 from . import emit
 from .emit import Statements
 from .interface import Index
@@ -17,16 +15,15 @@ from .tile_registers import (
     LANES,
     REGISTERS,
     ROWS,
+    WORD,
     Format,
-    _address,
-    _call,
-    _load,
-    _number,
-    _size,
+    clear,
+    declare,
+    load,
+    products,
+    store,
 )
 
-_PALETTE = 1
-_WORD = 4
 _SUMS = 4
 """Registers of sums: two by two, or one by four."""
 
@@ -53,40 +50,27 @@ class SplitRegisters:
     def configure(self) -> Statements:
         """Declare the shapes of the registers, in this thread."""
         heights = [self.rows if number < _SUMS + self.down else ROWS for number in range(REGISTERS)]
-        words = [_PALETTE, 0, 0, 0]
-        words += [BYTES | BYTES << 16] * (REGISTERS // 2) + [0] * (REGISTERS // 2)
-        words += [sum(heights[i + place] << 8 * place for place in range(4)) for i in range(0, REGISTERS, 4)]
-        words += [0] * (ROWS - len(words))
-        configuration, allocation = emit.allocate("configuration", (ROWS,), "int32")
-        stores = [emit.store(configuration, tirx.const(word, "int32"), [i]) for i, word in enumerate(words)]
-        return [allocation, *stores, _call("ldtilecfg", _address(configuration, 0))]
-
-    def release(self) -> Any:
-        """Give the registers back, so that the thread's state is small again."""
-        return _call("tilerelease")
+        return declare(heights, [BYTES] * REGISTERS)
 
     def clear(self, width: int) -> Statements:
         """Set the sums of `width` registers side by side to zero."""
-        return [_call("tilezero", _number(self._sum(i, j))) for i in range(self.down) for j in range(width)]
+        return [clear(number) for row in self._sums(width) for number in row]
 
     def load(self, width: int, buffer: Any, place: Any, stride: int) -> Statements:
         """Read sums from a flat float32 buffer with `stride` elements between rows."""
-        return self._move("tileloadd64", width, buffer, place, stride)
+        return self._move(load, width, buffer, place, stride)
 
     def store(self, width: int, buffer: Any, place: Any, stride: int) -> Statements:
         """Write sums, likewise."""
-        return self._move("tilestored64", width, buffer, place, stride)
+        return self._move(store, width, buffer, place, stride)
 
-    def _move(self, name: str, width: int, buffer: Any, place: Any, stride: int) -> Statements:
+    def _move(
+        self, one: Callable[[int, Any, Any, int], Any], width: int, buffer: Any, place: Any, stride: int
+    ) -> Statements:
         return [
-            _call(
-                name,
-                _number(self._sum(i, j)),
-                _address(buffer, place + (i * self.rows * stride + j * LANES)),
-                _size(stride * _WORD),
-            )
-            for i in range(self.down)
-            for j in range(width)
+            one(number, buffer, place + (i * self.rows * stride + j * LANES), stride * WORD)
+            for i, row in enumerate(self._sums(width))
+            for j, number in enumerate(row)
         ]
 
     def multiply_add(
@@ -97,38 +81,15 @@ class SplitRegisters:
     ) -> Statements:
         """One step of the products of all parts for `width` registers of sums side by side.
 
-        A register of sums comes again after all others: what it waits for is done by then.
-
         Args:
             width: columns of registers.
             left: (row of registers, part) -> (flat buffer of words, first word, words between rows).
             right: (column of registers, part) -> (flat buffer of words, first word).
         """
-        first_right = _SUMS + self.down
-        held: dict[int, tuple[int, int]] = {}
-        done: Statements = []
+        return products(self.format, self._sums(width), _SUMS, left, right, WORD)
 
-        def is_new(register: int, what: tuple[int, int]) -> bool:
-            old, held[register] = held.get(register), what
-            return old != what
-
-        for part, other in self.format.pairs:
-            for i in range(self.down):
-                if is_new(_SUMS + i, (i, part)):
-                    buffer, place, stride = left(i, part)
-                    done.append(_load(_SUMS + i, buffer, place, stride * _WORD))
-            for j in range(width):
-                own = first_right + j % (REGISTERS - first_right)
-                if is_new(own, (j, other)):
-                    done.append(_load(own, *right(j, other), BYTES))
-                done += [
-                    _call(self.format.dot, _number(self._sum(i, j)), _number(_SUMS + i), _number(own))
-                    for i in range(self.down)
-                ]
-        return done
-
-    def _sum(self, row: int, column: int) -> int:
-        return row * self.most + column
+    def _sums(self, width: int) -> list[list[int]]:
+        return [[row * self.most + column for column in range(width)] for row in range(self.down)]
 
 
 class Sums:

@@ -34,7 +34,7 @@ from .interface import Epilogue, Index, Kernel
 from .microkernel import Writer
 from .product import SERIAL_FLOPS
 from .tile import blocks
-from .tile_registers import LANES
+from .tile_registers import LANES, release
 
 
 def attention_on_tiles(spec: AttentionSpec, epilogue: Epilogue | None, plan: TilePlan) -> Kernel:
@@ -95,7 +95,7 @@ class _TileAttention:
             *self._allocate(),
             *self.registers.configure(),
             emit.loop("own", count, lambda own: self._task(number * plan.run + own)),
-            self.registers.release(),
+            release(),
         ]
 
     def _allocate(self) -> Statements:

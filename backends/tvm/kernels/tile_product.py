@@ -22,7 +22,7 @@ from .tile import TargetNumbers, Tile, blocks
 from .tile_left import Left, Packed, Rows
 from .tile_panels import Reduction
 from .tile_plan import Tiling
-from .tile_registers import LANES, Registers
+from .tile_registers import LANES, Registers, release
 
 _FEWEST_ROWS = 512
 """Rows per task that make reading all weights, which come from the third-level cache, worth while."""
@@ -119,7 +119,7 @@ class TileProduct:
         size = kept * registers.row_count * registers.block
         scope = "local" if kept == 1 else "global"
         sums, allocation = emit.allocate_whole("sums", size, registers.format.sums, scope)
-        return [*before, *allocation, *registers.configure(), body(sums), registers.release()]
+        return [*before, *allocation, *registers.configure(), body(sums), release()]
 
     def _sweep(
         self,

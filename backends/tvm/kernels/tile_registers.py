@@ -15,7 +15,7 @@ across calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,26 +141,17 @@ class Registers:
 
     def configure(self) -> Statements:
         """Declare the shapes of the registers, in this thread."""
-        columns, rows = [0] * ROWS, [0] * ROWS
+        columns, rows = [], []
         sums, left = self.down * self.across, self.down
         for number in range(REGISTERS):
             is_left, is_right = sums <= number < sums + left, number >= sums + left
-            columns[number] = self.depth * self.format.size if is_left else BYTES
-            rows[number] = self.depth // self.format.word if is_right else self.rows
-        words = [_PALETTE, 0, 0, 0]
-        words += [columns[i] | columns[i + 1] << 16 for i in range(0, ROWS, 2)]
-        words += [sum(rows[i + place] << 8 * place for place in range(4)) for i in range(0, ROWS, 4)]
-        configuration, allocation = emit.allocate("configuration", (_CONFIGURATION_WORDS,), "int32")
-        stores = [emit.store(configuration, tirx.const(word, "int32"), [i]) for i, word in enumerate(words)]
-        return [allocation, *stores, _call("ldtilecfg", _address(configuration, 0))]
-
-    def release(self) -> Any:
-        """Give the registers back, so that the thread's state is small again."""
-        return _call("tilerelease")
+            columns.append(self.depth * self.format.size if is_left else BYTES)
+            rows.append(self.depth // self.format.word if is_right else self.rows)
+        return declare(rows, columns)
 
     def clear(self) -> Statements:
         """Set all sums to zero."""
-        return [_call("tilezero", _number(i)) for i in range(self.down * self.across)]
+        return [clear(number) for number, _ in self._places()]
 
     def multiply_add(
         self,
@@ -173,45 +164,16 @@ class Registers:
             left: (register, part) -> (flat buffer, its first element, elements between rows).
             right: (register, part) -> (flat buffer, its first element).
         """
-        first_left = self.down * self.across
-        first_right = first_left + self.down
-        free = REGISTERS - first_right
-        held: dict[int, tuple[int, int]] = {}
-        done: Statements = []
-
-        def missing(register: int, what: tuple[int, int]) -> bool:
-            if held.get(register) == what:
-                return False
-            held[register] = what
-            return True
-
-        for part, other in self.format.pairs:
-            for column in range(self.across):
-                own = first_right + column % free
-                if missing(own, (column, other)):
-                    done.append(_load(own, *right(column, other), BYTES))
-                for row in range(self.down):
-                    above = first_left + row
-                    if missing(above, (row, part)):
-                        done.append(self._load_left(above, left(row, part)))
-                    numbers = (row * self.across + column, above, own)
-                    done.append(_call(self.format.dot, *map(_number, numbers)))
-        return done
-
-    def _load_left(self, register: int, source: tuple[Any, Any, int]) -> Any:
-        buffer, first, stride = source
-        return _load(register, buffer, first, stride * self.format.size)
+        sums = [[row * self.across + column for column in range(self.across)] for row in range(self.down)]
+        return products(self.format, sums, self.down * self.across, left, right, self.format.size)
 
     def store(self, target: Any, begin: Any = 0) -> Statements:
         """Write all sums to a flat buffer from `begin` on, as `row_count` rows of `block`."""
-        return [
-            _call("tilestored64", _number(number), _address(target, begin + place), _size(4 * self.block))
-            for number, place in self._places()
-        ]
+        return [store(number, target, begin + place, WORD * self.block) for number, place in self._places()]
 
     def load(self, source: Any, begin: Any) -> Statements:
         """Read all sums back."""
-        return [_load(number, source, begin + place, 4 * self.block) for number, place in self._places()]
+        return [load(number, source, begin + place, WORD * self.block) for number, place in self._places()]
 
     def _places(self) -> list[tuple[int, int]]:
         """Registers of sums, and where each begins among their rows."""
@@ -222,8 +184,80 @@ class Registers:
         ]
 
 
-def _load(register: int, buffer: Any, place: Any, stride: int) -> Any:
+def declare(rows: Sequence[int], row_bytes: Sequence[int]) -> Statements:
+    """Declare the shape of every register, in this thread."""
+    columns, heights = [*row_bytes, *[0] * (ROWS - REGISTERS)], [*rows, *[0] * (ROWS - REGISTERS)]
+    words = [_PALETTE, 0, 0, 0]
+    words += [columns[i] | columns[i + 1] << 16 for i in range(0, ROWS, 2)]
+    words += [sum(heights[i + place] << 8 * place for place in range(4)) for i in range(0, ROWS, 4)]
+    configuration, allocation = emit.allocate("configuration", (_CONFIGURATION_WORDS,), "int32")
+    stores = [emit.store(configuration, tirx.const(word, "int32"), [i]) for i, word in enumerate(words)]
+    return [allocation, *stores, _call("ldtilecfg", _address(configuration, 0))]
+
+
+def release() -> Any:
+    """Give the registers back, so that the thread's state is small again."""
+    return _call("tilerelease")
+
+
+def clear(register: int) -> Any:
+    """Set a register to zero."""
+    return _call("tilezero", _number(register))
+
+
+def load(register: int, buffer: Any, place: Any, stride: int) -> Any:
+    """Read a register from element `place` of a flat buffer on, `stride` bytes between rows."""
     return _call("tileloadd64", _number(register), _address(buffer, place), _size(stride))
+
+
+def store(register: int, buffer: Any, place: Any, stride: int) -> Any:
+    """Write one, likewise."""
+    return _call("tilestored64", _number(register), _address(buffer, place), _size(stride))
+
+
+def dot(form: Format, sums: int, left: int, right: int) -> Any:
+    """Multiply two registers and add to a third."""
+    return _call(form.dot, *map(_number, (sums, left, right)))
+
+
+def products(
+    form: Format,
+    sums: Sequence[Sequence[int]],
+    first_left: int,
+    left: Callable[[int, int], tuple[Any, Any, int]],
+    right: Callable[[int, int], tuple[Any, Any]],
+    size: int,
+) -> Statements:
+    """One step of all products; a register of sums comes again after all others, when it is ready.
+
+    Args:
+        form: what is multiplied.
+        sums: registers of sums, rows of columns.
+        first_left: the first register of the left operand, one for each row; the right one has all behind.
+        left: (row of registers, part) -> (flat buffer, its first element, elements between rows).
+        right: (column of registers, part) -> (flat buffer, its first element).
+        size: bytes of an element of the left buffer.
+    """
+    first_right = first_left + len(sums)
+    held: dict[int, tuple[int, int]] = {}
+    done: Statements = []
+
+    def missing(register: int, what: tuple[int, int]) -> bool:
+        old, held[register] = held.get(register), what
+        return old != what
+
+    for part, other in form.pairs:
+        for column in range(len(sums[0])):
+            own = first_right + column % (REGISTERS - first_right)
+            if missing(own, (column, other)):
+                done.append(load(own, *right(column, other), BYTES))
+            for row, numbers in enumerate(sums):
+                above = first_left + row
+                if missing(above, (row, part)):
+                    buffer, first, stride = left(row, part)
+                    done.append(load(above, buffer, first, stride * size))
+                done.append(dot(form, numbers[column], above, own))
+    return done
 
 
 def _address(buffer: Any, place: Any) -> Any:
