@@ -19,7 +19,9 @@ _READS_ONCE = frozenset(
 
 FUSED = "graphwright.fused"
 """Attribute of a QuantizeLinear that ends an integer kernel: it multiplies by the reciprocal of its scale."""
-_ROUNDING = 1.5 * (1 << 23)
+_ROUNDING = {"float32": ("int32", 1.5 * (1 << 23)), "float64": ("int64", 1.5 * (1 << 52))}
+"""Integers that hold the bits of a float, and what is added to round it."""
+_WIDE = ("int16", "uint16")
 
 
 def reads_operand_often(op_type: str) -> bool:
@@ -95,11 +97,15 @@ def _quantize_rounded(op: Op, x: Lazy, zero_point: Lazy | None, read_scale: Call
     """Quantization with one zero point.
 
     Values are clamped, then rounded by adding a number so large that the last bits of the sum are the nearest
-    integer, ties to even.
+    integer, ties to even. 16-bit numbers behind a kernel are found in float64: the product with the
+    reciprocal of a scale is not exact enough in float32.
     """
     from tvm import tirx
 
     dtype = op.outputs[0].dtype
+    fused = bool(op.attr(FUSED, 0)) and op.derive is not None and 1 in op.constant
+    number = "float64" if x.dtype == "float64" or (fused and dtype in _WIDE) else "float32"
+    bits, rounding = _ROUNDING[number]
     limits = _limits(op, dtype)
     known = op.static.get(2)
     nothing = zero_point is None or (known is not None and not known.any())
@@ -109,20 +115,21 @@ def _quantize_rounded(op: Op, x: Lazy, zero_point: Lazy | None, read_scale: Call
         return cast(zero_point.read((0,) * len(zero_point.shape)), "int32")
 
     def limit(value: float) -> Any:
-        wide = tirx.const(value, "float32")
-        return wide if nothing else wide - cast(zero(), "float32")
+        wide = tirx.const(value, number)
+        return wide if nothing else wide - cast(zero(), number)
 
     reciprocal = None
-    if op.attr(FUSED, 0) and op.derive is not None and 1 in op.constant:
-        reciprocal = op.derive((1,), lambda scale: (1 / scale.astype(np.float64)).astype(np.float32))
+    if fused:
+        assert op.derive is not None
+        reciprocal = op.derive((1,), lambda scale: (1 / scale.astype(np.float64)).astype(number))
         read_scale = _along(reciprocal, op.rank, op.axis(default=1), op.attr("block_size", 0))
 
     def read(index: Index) -> Any:
-        value, step = cast(x.read(index), "float32"), cast(read_scale(index), "float32")
+        value, step = cast(x.read(index), number), cast(read_scale(index), number)
         value = value * step if reciprocal is not None else value / step
         value = tirx.max(tirx.min(value, limit(limits[1])), limit(limits[0]))
         # The large number's last 16 bits are zero.
-        rounded = tirx.reinterpret("int32", value + tirx.const(_ROUNDING, "float32"))
+        rounded = cast(tirx.reinterpret(bits, value + tirx.const(rounding, number)), "int32")
         return cast(rounded if nothing else rounded + zero(), dtype)
 
     return Lazy(x.shape, dtype, read, x.cuts)
@@ -145,6 +152,9 @@ def _dequantize(op: Op, x: Lazy | None, scale: Lazy | None, zero_point: Lazy | N
     read_zero = _along(zero_point, op.rank, axis, block) if zero_point is not None else None
 
     def read(index: Index) -> Any:
+        if x.dtype == "float64":
+            # Sums that int32 does not hold; their scale is float64 as well.
+            return cast(x.read(index) * read_scale(index), dtype)
         value = cast(x.read(index), "int32")
         if read_zero is not None:
             value = value - cast(read_zero(index), "int32")

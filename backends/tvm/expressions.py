@@ -14,6 +14,8 @@ import numpy as np
 
 from . import approximations as approx
 from .activations import ACTIVATIONS, Expression, constant, let, slope
+from .integer_bytes import join, part
+from .integer_ops import JOIN, PART
 from .narrow_floats import ROUND, round_narrow
 from .op import Op
 
@@ -230,6 +232,7 @@ ELEMENTWISE: dict[str, Expression] = {
     "Identity": _unary(lambda x: x),
     "IsInf": _is_inf,
     "IsNaN": _unary(_is_nan),
+    JOIN: join,
     "Less": _binary(lambda a, b: a < b),
     "LessOrEqual": _binary(lambda a, b: a <= b),
     "Log": _tir("log"),
@@ -241,6 +244,7 @@ ELEMENTWISE: dict[str, Expression] = {
     "Neg": _unary(lambda x: constant(x, 0) - x if not is_float(str(x.ty.dtype)) else x * constant(x, -1)),
     "Not": _tir("Not"),
     "Or": _tir("any"),
+    PART: part,
     "PRelu": _binary(slope),
     "Pow": _pow,
     "Reciprocal": _unary(lambda x: constant(x, 1) / x),

@@ -123,7 +123,7 @@ class _Former:
         node = value.producer()
         if node is None or node.op_type != "DequantizeLinear" or value in self.outputs:
             return False
-        return self.ops[node].input(0).dtype in {"int8", "uint8"}
+        return self.ops[node].input(0).dtype in {"int8", "uint8", "int16", "uint16"}
 
     def _next(self, made: list[ir.Value], inside: set[ir.Node]) -> ir.Node | None:
         readers = {

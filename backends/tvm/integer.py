@@ -24,6 +24,7 @@ from .integer_ops import DOMAIN, MOST_TERMS
 from .integer_tables import tabulate
 from .integer_tails import shorten_tails
 from .integer_weights import keep_levels_small, keep_weights_small
+from .integer_wide import Part, Product, rows_of, wide_parts
 from .op import attributes_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 _SIGNED = {"x86": False, "arm": True, "cuda": True}
 """Whether the dot instructions of a family read signed data: `sdot` and `dp4a` do, `vpdpbusd` does not."""
 _SMALL = (ir.DataType.INT8, ir.DataType.UINT8)
+_WIDE = (ir.DataType.INT16, ir.DataType.UINT16)
 _SMALLER = (ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2)
 """Of weights alone: kernels read them as int8, `weights.bin` holds them in fewer bits."""
 
@@ -74,22 +76,22 @@ def integerize(model: ir.Model, target: Target) -> None:
     for node in list(model.graph):
         make = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if make is not None:
-            make(_Builder(model, rewriter, node))
+            make(_Builder(model, rewriter, node, target))
     shorten_tails(model, rewriter)
 
 
 def quantized(model: ir.Model, value: ir.Value | None) -> Quantized | None:
-    """What `value` is the dequantization of, if the scale is constant and the integers have up to 8 bits.
+    """What `value` is the dequantization of, if the scale is constant and the integers have up to 16 bits.
 
-    Integers of fewer than 8 bits must be constant.
+    Integers of fewer than 8 bits must be constant, those of 16 must not.
     """
     node = value.producer() if value is not None else None
     if node is None or node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
         return None
     source = node.inputs[0]
-    if source is None or source.dtype not in (*_SMALL, *_SMALLER):
+    if source is None or source.dtype not in (*_SMALL, *_SMALLER, *_WIDE):
         return None
-    if source.dtype in _SMALLER and not _is_constant(source):
+    if source.dtype not in _SMALL and _is_constant(source) == (source.dtype in _WIDE):
         return None
     return parameters(model, node)
 
@@ -116,8 +118,8 @@ def parameters(model: ir.Model, node: ir.Node) -> Quantized | None:
 class _Builder:
     """Rewrites one operator, or leaves it."""
 
-    def __init__(self, model: ir.Model, rewriter: Rewriter, node: ir.Node):
-        self.model, self.rewriter, self.node = model, rewriter, node
+    def __init__(self, model: ir.Model, rewriter: Rewriter, node: ir.Node, target: Target):
+        self.model, self.rewriter, self.node, self.target = model, rewriter, node, target
         self.attributes = attributes_of(node)
 
     def operand(self, position: int) -> Quantized | None:
@@ -128,7 +130,7 @@ class _Builder:
     def data(self, position: int) -> Quantized | None:
         """The same for an activation: one scale."""
         found = self.operand(position)
-        if found is None or found.axis is not None or found.value.dtype not in _SMALL:
+        if found is None or found.axis is not None or found.value.dtype not in (*_SMALL, *_WIDE):
             return None
         return found
 
@@ -162,11 +164,33 @@ class _Builder:
         made.type, made.shape = ir.TensorType(dtype), self.node.outputs[0].shape
         return made
 
+    def parts(
+        self, data: Quantized, weights: np.ndarray, axis: int, own: np.ndarray | None, groups: int = 1
+    ) -> list[Part] | None:
+        """What is multiplied by weights, output channels along `axis`: one operand, or bytes of it."""
+        if data.value.dtype in _WIDE:
+            rows = rows_of(self.node.outputs[0], 1 if self.node.op_type == "Conv" else -1)
+            product = Product(data.value, data.offset, weights, axis, own, rows, groups)
+            return wide_parts(product, self.target, self.rewriter, self.node)
+        terms = weights.size // max(weights.shape[axis], 1)
+        total = _total_bias(weights, axis, data.offset, own)
+        if terms > MOST_TERMS or (total is None and (data.offset or own is not None)):
+            return None
+        return [Part(data.value, data.offset, total)]
+
+    def join(self, sums: list[ir.Value], data: Quantized) -> ir.Value:
+        """Sums of the whole from those of parts, the highest first; float64 for 16-bit activations."""
+        if data.value.dtype not in _WIDE:
+            return sums[0]
+        return self.insert("Join", list(sums), ir.DataType.DOUBLE, {}, DOMAIN)
+
     def finish(
         self, sums: ir.Value, scale: np.ndarray, axis: int, bias: ir.Value | None, shape: list[int]
     ) -> None:
         """Scale the sums, add what of the bias is still to be added, and stand in for the node."""
-        wide = self.constant("scale", scale.astype(np.float32))
+        wide = self.constant(
+            "scale", scale.astype(np.float64 if sums.dtype == ir.DataType.DOUBLE else np.float32)
+        )
         attributes: dict[str, object] = {"axis": axis} if scale.ndim else {}
         result = self.insert("DequantizeLinear", [sums, wide], ir.DataType.FLOAT, attributes)
         if bias is not None:
@@ -244,22 +268,23 @@ def _conv(build: _Builder) -> None:
     if array is None or static_shape(build.node.outputs[0]) is None:
         return
     weights = centred(array, weight)
-    terms = int(np.prod(weights.shape[1:]))
     channels = weights.shape[0]
     bias = build.node.inputs[2] if len(build.node.inputs) > 2 else None
-    scale = weight.scale * data.scale
+    scale = weight.scale * data.scale.astype(np.float64)
     own = build.int_bias(bias, scale, channels)
-    total = _total_bias(weights, 0, data.offset, own)
-    if terms == 0 or terms > MOST_TERMS or (total is None and (data.offset or own is not None)):
+    parts = build.parts(data, weights, 0, own, build.attributes.get("group", 1)) if weights.size else None
+    if parts is None:
         return
-    inputs: list[ir.Value | None] = [data.value, build.constant("weights", weights)]
-    if total is not None:
-        inputs.append(build.constant("sums_bias", total))
-    attributes = {**build.attributes, "zero_point": data.offset if build.is_padded else 0}
-    sums = build.insert("Conv", inputs, ir.DataType.INT32, attributes, DOMAIN)
+    constant, sums = build.constant("weights", weights), []
+    for part in parts:
+        inputs: list[ir.Value | None] = [part.value, constant]
+        if part.bias is not None:
+            inputs.append(build.constant("sums_bias", part.bias))
+        attributes = {**build.attributes, "zero_point": part.offset if build.is_padded else 0}
+        sums.append(build.insert("Conv", inputs, ir.DataType.INT32, attributes, DOMAIN))
     rank = len(static_shape(build.node.outputs[0]) or ())
     shape = [1, channels, *([1] * (rank - 2))]
-    build.finish(sums, scale, 1, None if own is not None else bias, shape)
+    build.finish(build.join(sums, data), scale, 1, None if own is not None else bias, shape)
 
 
 def _product(build: _Builder) -> None:
@@ -273,15 +298,17 @@ def _product(build: _Builder) -> None:
     shapes = static_shape(left.value), static_shape(right.value)
     if shapes[0] is None or shapes[1] is None or min(len(shapes[0]), len(shapes[1])) < 2:
         return
-    if shapes[0][-1] > MOST_TERMS:
-        return
     array = build.contents(right.value)
     if array is not None and array.ndim == 2:
         _by_weights(build, left, right, array)
-    elif right.axis is None and not gemm:
+        if left.value.dtype in _WIDE and build.node.graph is not None:
+            keep_weights_small(build.node, build.rewriter)
+    elif right.axis is None and not gemm and shapes[0][-1] <= MOST_TERMS:
+        if not {left.value.dtype, right.value.dtype} <= set(_SMALL):
+            return
         attributes = {"zero_point": left.offset, "right_zero_point": right.offset}
-        sums = build.insert("MatMul", [left.value, right.value], ir.DataType.INT32, dict(attributes), DOMAIN)
-        build.finish(sums, left.scale * right.scale, 0, None, [])
+        total = build.insert("MatMul", [left.value, right.value], ir.DataType.INT32, dict(attributes), DOMAIN)
+        build.finish(total, left.scale * right.scale, 0, None, [])
 
 
 def _by_weights(build: _Builder, left: Quantized, right: Quantized, array: np.ndarray) -> None:
@@ -292,27 +319,30 @@ def _by_weights(build: _Builder, left: Quantized, right: Quantized, array: np.nd
     weights = centred(array, right)
     alpha, beta = build.attributes.get("alpha", 1.0), build.attributes.get("beta", 1.0)
     bias = build.node.inputs[2] if len(build.node.inputs) > 2 else None
-    scale = right.scale * left.scale
+    scale = right.scale * left.scale.astype(np.float64)
     own = build.int_bias(bias, scale, weights.shape[columns]) if alpha == beta == 1.0 else None
-    total = _total_bias(weights, columns, left.offset, own)
-    if total is None and (left.offset or own is not None):
+    parts = build.parts(left, weights, columns, own)
+    if parts is None:
         return
-    inputs: list[ir.Value | None] = [left.value, build.constant("weights", weights)]
-    if total is not None:
-        inputs.append(build.constant("sums_bias", total))
-    sums = build.insert("MatMul", inputs, ir.DataType.INT32, {"transB": int(flip)}, DOMAIN)
+    constant, sums = build.constant("weights", weights), []
+    for part in parts:
+        inputs: list[ir.Value | None] = [part.value, constant]
+        if part.bias is not None:
+            inputs.append(build.constant("sums_bias", part.bias))
+        sums.append(build.insert("MatMul", inputs, ir.DataType.INT32, {"transB": int(flip)}, DOMAIN))
     if bias is not None and own is None and beta != 1.0:
         (bias,) = build.rewriter.insert_before(
             build.node, "Mul", [bias, build.constant("beta", np.asarray(beta, np.float32))]
         )
         bias.type, bias.shape = ir.TensorType(ir.DataType.FLOAT), build.node.inputs[2].shape  # type: ignore[union-attr]
     rank = len(static_shape(build.node.outputs[0]) or ())
-    build.finish(sums, np.asarray(scale * np.float32(alpha)), rank - 1, None if own is not None else bias, [])
+    scale = np.asarray(scale * np.float32(alpha))
+    build.finish(build.join(sums, left), scale, rank - 1, None if own is not None else bias, [])
 
 
 def _average(build: _Builder) -> None:
     data = build.data(0)
-    if data is None or static_shape(build.node.outputs[0]) is None:
+    if data is None or data.value.dtype not in _SMALL or static_shape(build.node.outputs[0]) is None:
         return
     attributes = {**build.attributes, "zero_point": data.offset}
     means = build.insert("AveragePool", [data.value], ir.DataType.FLOAT, attributes, DOMAIN)

@@ -169,17 +169,22 @@ def _cancel(node: ir.Node, rewriter: Rewriter) -> bool:
 
 
 def share_signs(model: ir.Model, rewriter: Rewriter, signed: bool) -> None:
-    """Store activations as int8 or as uint8, whichever the target's instructions read.
+    """Store activations as int8 or as uint8, whichever the target's instructions read, and as int16.
 
-    The numbers move by 128 with their zero points, so nothing that is dequantized changes. Only values that
-    start at a QuantizeLinear and end in DequantizeLinear, through moves at most, can change unseen.
+    Numbers move by half their range with their zero points, so nothing that is dequantized changes. Only
+    values that start at a QuantizeLinear and end in DequantizeLinear, through moves at most, change unseen.
     """
-    unwanted = ir.DataType.UINT8 if signed else ir.DataType.INT8
+    wanted = {ir.DataType.UINT16: ir.DataType.INT16}
+    if signed:
+        wanted[ir.DataType.UINT8] = ir.DataType.INT8
+    else:
+        wanted[ir.DataType.INT8] = ir.DataType.UINT8
     done: set[ir.Value] = set()
     for node in list(model.graph):
-        if node.op_type != "QuantizeLinear" or node.domain != "" or node.outputs[0].dtype != unwanted:
+        if node.op_type != "QuantizeLinear" or node.domain != "" or node.outputs[0] in done:
             continue
-        if node.outputs[0] in done:
+        dtype = wanted.get(node.outputs[0].dtype) if node.outputs[0].dtype is not None else None
+        if dtype is None:
             continue
         family = _family(node.outputs[0])
         if family is None:
@@ -187,9 +192,9 @@ def share_signs(model: ir.Model, rewriter: Rewriter, signed: bool) -> None:
         values, quantizers = family
         done |= values
         for value in values:
-            value.type = ir.TensorType(ir.DataType.INT8 if signed else ir.DataType.UINT8)
+            value.type = ir.TensorType(dtype)
         for each in quantizers:
-            _shift(each, rewriter, signed)
+            _shift(each, rewriter, dtype)
 
 
 def _family(start: ir.Value) -> tuple[set[ir.Value], list[ir.Node]] | None:
@@ -220,12 +225,13 @@ def _family(start: ir.Value) -> tuple[set[ir.Value], list[ir.Node]] | None:
     return values, list(quantizers)
 
 
-def _shift(node: ir.Node, rewriter: Rewriter, signed: bool) -> None:
+def _shift(node: ir.Node, rewriter: Rewriter, dtype: ir.DataType) -> None:
     given = node.inputs[2] if len(node.inputs) > 2 else None
     old = constant_array(given) if given is not None else np.zeros((), np.uint8)
     assert old is not None
-    moved = old.astype(np.int64) + (-128 if signed else 128)
-    stored = np.asarray(moved, np.int8 if signed else np.uint8)
+    half = 1 << (dtype.bitwidth - 1)
+    moved = old.astype(np.int64) + (-half if dtype.is_signed() else half)
+    stored = np.asarray(moved, dtype.numpy())
     constant = rewriter.initializer(f"{node.name}/zero_point", stored)
     node.attributes.pop("output_dtype", None)
     if len(node.inputs) > 2:

@@ -125,7 +125,7 @@ def _scale_once(node: ir.Node, rewriter: Rewriter) -> ir.Node | None:
         return None
     if not only_reader(value) or sums is None or not only_reader(sums):
         return None
-    ratio = np.asarray(grid[0].astype(np.float64) / scale.astype(np.float64), np.float32)
+    ratio = np.asarray(grid[0].astype(np.float64) / scale.astype(np.float64), scale.dtype)
     if not np.isfinite(ratio).all():
         return None
     attributes = {**attributes_of(node), **attributes_of(source)}

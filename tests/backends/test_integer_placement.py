@@ -66,7 +66,6 @@ INTEGER = {
     "dynamic": "quantize-dynamic{min_size=1}",
 }
 FLOAT = {
-    "a16w8": "insert-qdq{target=x86-vnni precision=a16w8}",
     "a16w16": "insert-qdq{target=x86-vnni precision=a16w16}",
     "weights": "quantize-weights{form=int4}",
 }
@@ -119,6 +118,15 @@ def test_every_cpu_uses_its_instructions(traced, form, cpu):
         assert len(kernels) == count
         notes = [kernel.note for kernel in kernels]
         assert all(any(word in note for word in CPUS[cpu]) for note in notes), notes
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_activations_of_16_bits_are_integer_kernels(traced, cpu):
+    """One product, or one of every byte."""
+    for name, (_, _, count) in MODELS.items():
+        kernels = kernels_of(traced, name, "insert-qdq{target=x86-vnni precision=a16w8}", cpu)
+        assert [each.kind for each in kernels if not each.kind.startswith("integer ")] == []
+        assert count <= len(kernels) <= 2 * count and all(each.note.startswith("int8 ") for each in kernels)
 
 
 @pytest.mark.parametrize("form", FLOAT)
