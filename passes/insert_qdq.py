@@ -132,7 +132,7 @@ class InsertQdq(Pass):
         mixture = mix(plan, formats)
         scales = assign_scales(plan, ranges, mixture)
         _report(plan, scales, formats.table, data, batches, context)
-        emit(model, plan, scales, mixture, formats, context)
+        emit(model, plan, scales, mixture, formats, context, self.selects)
         self._quantize_embeddings(model, formats, context)
 
     def _quantize_embeddings(self, model: ir.Model, formats: Formats, context: PassContext) -> None:

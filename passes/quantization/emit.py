@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from .operators import WeightedNode, clip_bounds
 from .placement import Plan
 from .precisions import Formats
 from .scales import Scale, Scales
+from .signed import moved_results, widen_bias
 from .tables import Table
 
 # Of a bias with a scale of its own: rounded far below float32, with room for corrections.
@@ -43,6 +44,7 @@ def emit(
     mixture: Mixture,
     formats: Formats,
     context: PassContext,
+    selects: Callable[[ir.Node], bool] = lambda node: True,
 ) -> None:
     """Inserts the pairs, stores weights and biases as integers, and drops the float originals nobody reads.
 
@@ -53,6 +55,7 @@ def emit(
         mixture: grid of every value in the plan.
         formats: number formats of the layers' weights.
         context: rewriter and statistics.
+        selects: whether the user lets a node be quantized.
     """
     rewriter = context.rewriter(model)
     weights = _WeightStore(rewriter, formats)
@@ -61,6 +64,8 @@ def emit(
     activations = _ActivationStore(rewriter, formats.table.restore_floats)
     for matched in plan.weighted:
         weights.attach(matched, inputs[matched.node])
+        if matched.node.op_type == "MatMul" and inputs[matched.node].grid.dtype == "int8":
+            widen_bias(matched, rewriter)
         context.count(f"quantized {matched.node.op_type}")
     for follower in plan.followers:
         context.count(f"quantized {follower.node.op_type}")
@@ -75,6 +80,7 @@ def emit(
     for before, behind in _unfitting_tails(plan, scales, formats.table):
         activations.attach(before, scales.of[behind], [], everywhere=True)
         context.count("pairs in front of activations")
+    moving: list[tuple[ir.Value, Scale]] = []
     for value in plan.values:
         restored = activations.attach(value, scales.of[value], readers[value], everywhere=value in written)
         context.count("quantized activations")
@@ -82,6 +88,13 @@ def emit(
             if extra is value:
                 activations.attach(restored, scales.extra[value, grid], nodes, everywhere=False)
                 context.count("requantized activations")
+        if value in written and scales.of[value].grid.dtype == "int8":
+            moving.append((restored, scales.of[value]))
+    while moving:
+        restored, scale = moving.pop()
+        for result in moved_results(restored, formats.table, selects):
+            moving.append((activations.attach(result, scale, [], everywhere=True), scale))
+            context.count("integers moved on")
     drop_unread(rewriter, [value for part in plan.weighted for value in (part.weight, part.bias)])
 
 

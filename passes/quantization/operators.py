@@ -131,7 +131,7 @@ def match_weighted(node: ir.Node, table: Table, kind: Weighted | None = None) ->
     array = constant_array(weight)
     assert weight is not None and array is not None
     axis = _weight_axis(node)
-    bias_node, bias_index = _match_bias(node)
+    bias_node, bias_index = _match_bias(node, table, kind)
     tail, result = _match_tail(node, bias_node, table)
     is_gemm = node.op_type == "Gemm"
     matched = WeightedNode(
@@ -190,24 +190,36 @@ def _weight_axis(node: ir.Node) -> int:
     return 1
 
 
-def _match_bias(node: ir.Node) -> tuple[ir.Node | None, int]:
+def _match_bias(node: ir.Node, table: Table, kind: Weighted) -> tuple[ir.Node | None, int]:
     """Finds the bias: the third input, or the constant of an Add behind a MatMul."""
     if node.op_type != "MatMul":
         has_bias = len(node.inputs) > 2 and node.inputs[2] is not None
         return (node, 2) if has_bias else (None, 0)
-    add = _only_user(node.outputs[0], ("Add",))
-    if add is None:
+    found = constant_addend(node)
+    if found is None:
         return None, 0
-    index = 1 if add.inputs[0] is node.outputs[0] else 0
+    add, index = found
     bias = constant_array(add.inputs[index])
     shape = node.outputs[0].shape
     rank = 1 if shape is None else len(shape)
-    if rank > 2 and static_shape(node.outputs[0]) is None:
-        # It is no Gemm to runtimes: their integer kernel gives floats, to which a float bias is added.
+    is_open = static_shape(node.outputs[0]) is None
+    if rank > 2 and (is_open or (table.activations.dtype == "int8" and kind.result == "any")):
+        # It is no Gemm to runtimes (see `signed.widen_bias` for int8): their integer kernel gives floats, to
+        # which a float bias is added.
         return None, 0
     # Runtimes make a Gemm of the two, and an integer one only if the bias is integer as well.
     is_vector = bias is not None and bias.ndim <= rank and bias.size == (bias.shape or (1,))[-1]
     return (add, index) if is_vector else (None, 0)
+
+
+def constant_addend(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """The Add that alone reads a product, and which of its inputs is the constant one."""
+    product = node.outputs[0]
+    add = _only_user(product, ("Add",))
+    if add is None:
+        return None
+    index = 1 if add.inputs[0] is product else 0
+    return (add, index) if constant_tensor(add.inputs[index]) is not None else None
 
 
 def _bias_problem(matched: WeightedNode) -> str | None:
@@ -231,20 +243,13 @@ def _match_tail(
     tail: list[ir.Node] = []
     value = node.outputs[0]
     if node.op_type == "MatMul":
-        add = bias_node or _float_bias_add(value)
+        found = constant_addend(node)
+        add = bias_node or (found[0] if found is not None else None)
         if add is not None:
             tail.append(add)
             value = add.outputs[0]
     activation, value = follow_activation(value, table)
     return (*tail, *activation), value
-
-
-def _float_bias_add(value: ir.Value) -> ir.Node | None:
-    add = _only_user(value, ("Add",))
-    if add is None:
-        return None
-    other = add.inputs[1] if add.inputs[0] is value else add.inputs[0]
-    return add if constant_tensor(other) is not None else None
 
 
 def follow_activation(value: ir.Value, table: Table) -> tuple[tuple[ir.Node, ...], ir.Value]:

@@ -200,3 +200,50 @@ def test_onnx_runtime_keeps_the_bias_between_16_bit_numbers(tmp_path):
     made = optimize(model, "insert-qdq{target=generic precision=a16w16}", calibration=[feeds]).model
     outputs, _ = optimized_in_onnx_runtime(made, feeds, tmp_path)
     assert compare(run_reference(model, feeds), outputs).sqnr_db > 70
+
+
+# What ONNX Runtime moves int8 through, in the file or of its own making; it used to refuse its own result.
+MOVED = {
+    "reshape": ("A,B,C", "int64[3] to", "m = Reshape(a, to)  n = Transpose<perm=[0,2,1]>(m)  y = Tanh(n)"),
+    "two readers": (
+        "A,B,C",
+        "int64[3] to",
+        "m = Transpose<perm=[0,2,3,1]>(a)  n = Reshape(m, to)  k = Reshape(a, to)  y = Add(n, k)",
+    ),
+    "pooled": ("A,B,C,D", "float[16] s", "m = MaxPool<kernel_shape=[2,2]>(a)  y = Tanh(m)"),
+    "a result": ("A,B,C", "int64[3] to", "y = Reshape(a, to)"),
+    "tokens": (
+        "A,B,C",
+        "int64[3] to, float[16,8] wm, float[8] bm, float[8,4] wn, float[4] bn",
+        "m = Reshape(a, to)  n = Transpose<perm=[0,2,1]>(m)  p = MatMul(n, wm)  q = Add(p, bm)  r = Gelu(q)  "
+        "s = MatMul(r, wn)  y = Add(bn, s)",
+    ),
+}
+
+
+@pytest.mark.parametrize("table", ["arm", "cuda"])
+@pytest.mark.parametrize("name", MOVED)
+def test_files_with_int8_activations_load_on_x86(name, table, tmp_path):
+    dims, extra, body = MOVED[name]
+    text = f"g (float[2,16,6,6] x, float[16,16,3,3] wa, {extra}) => (float[{dims}] y) {{ a = Conv(x, wa)  {body} }}"
+    model = model_of(text, to=np.array([2, 16, 16]))
+    feeds = samples_for(model)
+    made = optimize(model, f"insert-qdq{{target={table}}}", calibration=[feeds]).model
+    reference = run_reference(made, feeds)
+    assert compare(run_reference(model, feeds), reference).sqnr_db > 30
+    outputs, _ = optimized_in_onnx_runtime(made, feeds, tmp_path)
+    assert compare(reference, outputs).sqnr_db > 45
+    outputs, kernels = optimized_in_onnx_runtime(made, feeds, tmp_path, as_on_arm=True)
+    assert compare(reference, outputs).sqnr_db > 45
+    assert "QLinearConv" in kernels and not FLOAT_KERNELS & {*kernels}, kernels
+
+
+def test_skipped_moves_stay_in_float():
+    dims, extra, body = MOVED["reshape"]
+    text = f"g (float[2,16,6,6] x, float[16,16,3,3] wa, {extra}) => (float[{dims}] y) {{ a = Conv(x, wa)  {body} }}"
+    model = model_of(text, to=np.array([2, 16, 16]))
+    feeds = samples_for(model)
+    made = optimize(model, "insert-qdq{target=arm skip=Transpose}", calibration=[feeds]).model
+    assert [node.op_type for node in made.graph if node.op_type != "DequantizeLinear"][-4:] == [
+        "Reshape", "QuantizeLinear", "Transpose", "Tanh",
+    ]  # fmt: skip
