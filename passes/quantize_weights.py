@@ -23,15 +23,18 @@ from .base import Pass, PassContext
 from .functions import flatten_functions
 from .leftovers import drop_unread
 from .quantization.arithmetic import array_problem
+from .quantization.one_sided import never_negative
 from .quantization.operators import DEFAULT_DOMAINS
 from .quantization.original import remember_original
 from .quantization.transposed import turn_weights
 from .quantization.weight_emit import Layout, WeightWriter, stored_bytes
-from .quantization.weight_forms import WEIGHT_FORMS, Encoded, WeightForm, encode
+from .quantization.weight_forms import WEIGHT_FORMS, Encoded, Rule, WeightForm, encode
+from .quantization.weight_sums import keep_sums
 from .registry import register
 from .rewriter import Rewriter
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 _OPERATORS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Gather", *_RECURRENT)
 
 
@@ -59,8 +62,11 @@ class QuantizeWeights(Pass):
     """Whether zero stands in the middle; false gives every block a zero point (int8 and int4)."""
     bits: int = 4
     """With `form=kmeans` (1 to 8) and `form=power-of-two` (2 to 8): there are at most 2^bits levels."""
-    scale: Literal["search", "absmax"] = "search"
-    """How scales are chosen: least squared error over a few candidates, or the largest magnitude."""
+    scale: Literal["auto", "search", "absmax"] = "auto"
+    """How scales are chosen: by the least squared error of a few candidates, by the largest magnitude, or
+    (auto) by magnitude for convolutions in int8, int4 and nf4 and by error for all else."""
+    sums: bool = True
+    """Round some weights the other way where inputs are one-sided, so that the errors of an output cancel."""
     min_size: int = 1024
     """Weights with fewer numbers stay in float: a scale and a table would weigh as much."""
 
@@ -165,8 +171,11 @@ class _Store:
                 block=options.block,
                 symmetric=options.symmetric,
                 bits=options.bits,
-                rule=options.scale,
+                rule=_rule(options, node),
             )
+            window = _one_sided_window(node, index, array.shape) if options.sums else 0
+            if window:
+                encoded = keep_sums(encoded, matrix, window)
             self._encoded[weight] = encoded, layout
             # Rows can be picked in their stored form where nobody else wants the table.
             if len(array.shape) == 2 and len(weight.uses()) == 1 and node.attributes.get_int("axis", 0) == 0:
@@ -196,6 +205,23 @@ def _weight_inputs(node: ir.Node) -> tuple[int, ...]:
     if node.op_type in ("MatMul", "Gemm") and constant_tensor(node.inputs[1]) is None:
         return (0,) if constant_tensor(node.inputs[0]) is not None else (1,)
     return (1,)
+
+
+def _rule(options: QuantizeWeights, node: ir.Node) -> Rule:
+    """Large weights of trained windows matter by more than their squares: cut off, they cost outputs more."""
+    if options.scale != "auto":
+        return options.scale
+    largest = node.op_type in _CONVOLUTIONS and options.form in ("int8", "int4", "nf4")
+    return "absmax" if largest else "search"
+
+
+def _one_sided_window(node: ir.Node, index: int, shape: tuple[int, ...]) -> int:
+    """Columns of a row that belong to one channel of what is likely one-sided; 0 where nothing says it is."""
+    if node.op_type == "Conv":
+        return math.prod(shape[2:])
+    if node.op_type == "ConvTranspose":
+        return 1
+    return int(node.op_type in ("MatMul", "Gemm") and never_negative(node.inputs[1 - index]))
 
 
 def _layout(node: ir.Node, index: int, shape: tuple[int, ...]) -> Layout:
