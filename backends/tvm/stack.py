@@ -15,6 +15,8 @@ PIPELINE = "graphwright"
 """Name of TVM's usual lowering with these passes behind it, once `lowering` was called."""
 _KEEP = "disable_lower_builtin"
 """Annotation of allocations that TVM leaves alone."""
+_UNREAD = "pragma_scope"
+"""TVM's scatters carry it, and its code generator for CPUs warns that it does not know it."""
 _MOST_BYTES = 1 << 14
 """Larger local buffers go to the heap: threads of some systems have small stacks."""
 
@@ -63,6 +65,8 @@ def _kept(statement: Any) -> Any:
         return None if body is None else _with_body(statement, body)
     if isinstance(statement, tirx.AttrStmt):
         body = _kept(statement.body)
+        if statement.attr_key == _UNREAD:
+            return statement.body if body is None else body
         if body is None:
             return None
         return tirx.AttrStmt(statement.node, statement.attr_key, statement.value, body)

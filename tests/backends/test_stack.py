@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import tvm
 from graphwright.backends.target import resolve_target
-from graphwright.backends.tvm.kernels import Conv2dSpec, Kernel, MatmulSpec, Operand, conv2d, matmul
+from graphwright.backends.tvm.kernels import Conv2dSpec, MatmulSpec, Operand, conv2d, matmul
 from graphwright.backends.tvm.kernels.choices import Choices, choosing
 from graphwright.backends.tvm.stack import lowering
 
 
-def compiled(kernel: Kernel, target_name: str) -> tvm.runtime.Module:
+def compiled(func: tvm.tirx.PrimFunc, target_name: str) -> tvm.runtime.Module:
     target = tvm.target.Target(resolve_target(target_name).to_tvm())
-    func = kernel.func.with_attr("global_symbol", "main")
+    func = func.with_attr("global_symbol", "main")
     return tvm.compile(tvm.IRModule({"main": func}), target=target, tir_pipeline=lowering())
 
 
@@ -25,7 +25,7 @@ def test_sums_stay_in_registers_beside_prefetches(name):
     spec = MatmulSpec(Operand((128, 768)), Operand((768, 3072)), constant_b=True)
     with choosing(Choices({"prefetch": 1, "slices": 1})):
         kernel = matmul(spec, None, target)
-    assembly = compiled(kernel, name).mod.inspect_source("asm")
+    assembly = compiled(kernel.func, name).mod.inspect_source("asm")
     assert "AllocWorkspace" not in assembly
     assert not re.search(r"(call\w*|bl)\s+memset", assembly)
     loops = [
@@ -86,3 +86,15 @@ def test_convolution_computes_the_same_with_locals_on_the_stack():
         built["main"](tvm.runtime.tensor(data), tvm.runtime.tensor(kernel.pack[0](weights)), out)
         outputs.append(out.numpy())
     np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-6, atol=1e-6)
+
+
+def test_the_code_generator_has_nothing_to_warn_about_in_a_scatter(capfd):
+    from tvm import te, topi
+
+    data, updates = te.placeholder((50, 8), "float32"), te.placeholder((20, 8), "float32")
+    indices = te.placeholder((20, 8), "int64")
+    result = topi.scatter_elements(data, indices, updates, 0, "add")
+    func = te.create_prim_func([data, indices, updates, result])
+    assert "pragma_scope" in func.script()
+    compiled(func, "host")
+    assert "pragma" not in capfd.readouterr().err
