@@ -11,19 +11,18 @@ from .anchor_views import (
     Finish,
     as_is,
     conv2d_spec,
+    conv_transpose_spec,
     convolved,
     logical_of,
     multiplied,
     pool_kernel,
     spatial,
-    spatial_window,
     widened,
     with_bias,
 )
 from .anchor_volumes import volume_conv, volume_conv_transpose, volume_pool
-from .anchors import transpose_window
 from .blockwise import ATTENTION, attention_kernel
-from .integer_ops import INTEGER_ANCHORS
+from .integer_ops import INTEGER_ANCHORS, STORED
 from .lazy import Index, broadcast, immediate
 from .spec import GroupSpec, Ref, evaluate
 
@@ -31,7 +30,7 @@ from .spec import GroupSpec, Ref, evaluate
 def anchor_kernel(spec: GroupSpec) -> AnchorKernel | None:
     """The kernel for a group's anchor; None where none covers its types or rank."""
     op = spec.anchor_op
-    if op.type in INTEGER_ANCHORS or (op.type == "MaxPool" and op.input(0).dtype in ("int8", "uint8")):
+    if op.type in INTEGER_ANCHORS or (op.type == "MaxPool" and op.input(0).dtype in STORED):
         from .integer_kernels import integer_kernel
 
         return integer_kernel(spec)
@@ -61,34 +60,17 @@ def _conv(spec: GroupSpec) -> AnchorKernel | None:
 
 
 def _conv_transpose(spec: GroupSpec) -> AnchorKernel | None:
-    from .kernels import ConvTransposeSpec
     from .kernels.conv_transpose import conv_transpose
 
     op, operands = spec.anchor_op, convolved(spec)
     if operands is None:
         return None
-    window = spatial_window(transpose_window(op))
-    batch, channels, height, width = spatial(op.input(0).shape)
-    out = spatial(op.outputs[0].shape)
-    shape = ConvTransposeSpec(
-        batch,
-        channels,
-        height,
-        width,
-        out[1],
-        out[2],
-        out[3],
-        window.kernel,  # type: ignore[arg-type]
-        window.strides,  # type: ignore[arg-type]
-        window.dilations,  # type: ignore[arg-type]
-        window.pads,  # type: ignore[arg-type]
-        op.attr("group", 1),
-    )
+    shape = conv_transpose_spec(op)
     return AnchorKernel(
         lambda epilogue, target: widened(conv_transpose(shape, epilogue, target), op),
         operands[:1],
         operands[1:],
-        out,
+        spatial(op.outputs[0].shape),
         logical_of(op.rank),
         with_bias(spec, 1),
     )

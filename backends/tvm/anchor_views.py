@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .anchors import Window, conv_window, pool_window
-from .lazy import Index
+from .anchors import Window, conv_window, pool_window, transpose_window
+from .lazy import Index, floormod
 from .op import Op
 from .spec import External, GroupSpec, Ref, evaluate
 
 if TYPE_CHECKING:
-    from .kernels import Conv2dSpec
+    from .kernels import Conv2dSpec, ConvTransposeSpec
 
 Finish = Callable[[Any, Any], Callable[[Index], Any]]
 """(accumulated value, parameters) -> function from ONNX's output index to the anchor's value."""
@@ -120,6 +120,29 @@ def conv2d_spec(op: Op) -> Conv2dSpec | None:
     return shape if (shape.out_height, shape.out_width) == out[2:] else None
 
 
+def conv_transpose_spec(op: Op) -> ConvTransposeSpec:
+    """A transposed convolution over one or two axes as kernels see it."""
+    from .kernels import ConvTransposeSpec
+
+    window = spatial_window(transpose_window(op))
+    batch, channels, height, width = spatial(op.input(0).shape)
+    out = spatial(op.outputs[0].shape)
+    return ConvTransposeSpec(
+        batch,
+        channels,
+        height,
+        width,
+        out[1],
+        out[2],
+        out[3],
+        window.kernel,  # type: ignore[arg-type]
+        window.strides,  # type: ignore[arg-type]
+        window.dilations,  # type: ignore[arg-type]
+        window.pads,  # type: ignore[arg-type]
+        op.attr("group", 1),
+    )
+
+
 def widened(kernel: Any, op: Op) -> Any:
     """A kernel over two spatial axes, its packing taking weights of one axis where `op` has one."""
     if op.rank == 4:
@@ -145,6 +168,25 @@ def with_bias(spec: GroupSpec, axis: int) -> Finish:
     def finish(value: Any, parameters: Any) -> Callable[[Index], Any]:
         (bias,) = evaluate(spec, parameters.bind, parameters.derive, wanted=[ref])
         return lambda index: value + bias.read((index[axis],))
+
+    return finish
+
+
+def with_phase_bias(spec: GroupSpec) -> Finish:
+    """`finish` that adds input 2 of a transposed convolution: per channel, or per phase and channel."""
+    ref, op = _input(spec, 2), spec.anchor_op
+    if ref is None or len(op.input(2).shape) == 1:
+        return with_bias(spec, 1)
+    strides = op.input(2).shape[:-1]
+
+    def finish(value: Any, parameters: Any) -> Callable[[Index], Any]:
+        (bias,) = evaluate(spec, parameters.bind, parameters.derive, wanted=[ref])
+
+        def read(index: Index) -> Any:
+            phase = [floormod(place, stride) for place, stride in zip(index[2:], strides, strict=True)]
+            return value + bias.read((*phase, index[1]))
+
+        return read
 
     return finish
 

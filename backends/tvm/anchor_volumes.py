@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 from .anchor_views import AnchorKernel, as_is, external, same_index, with_bias
 from .anchors import conv_window, pool_window, transpose_window
 from .lazy import Index, floordiv, floormod
+from .op import Op
 from .spec import GroupSpec
 
 if TYPE_CHECKING:
     from .kernels.volume import Conv3dSpec
+    from .kernels.volume_transpose import ConvTranspose3dSpec
 
 
 def volume_of(spec: GroupSpec) -> tuple[Conv3dSpec, tuple[int, int]] | None:
     """A convolution as kernels see it, numbers of its data and weights; None where pads are negative."""
     from .kernels.volume import Conv3dSpec
 
-    op, operands = spec.anchor_op, _operands(spec)
+    op, operands = spec.anchor_op, volume_operands(spec)
     window = conv_window(op)
     if operands is None or any(pad < 0 for pad in window.pads):
         return None
@@ -54,13 +56,37 @@ def volume_conv(spec: GroupSpec) -> AnchorKernel | None:
 
 def volume_conv_transpose(spec: GroupSpec) -> AnchorKernel | None:
     """A transposed convolution; None where its code would grow large."""
-    from .kernels import ConvTransposeSpec
-    from .kernels.volume import DepthWindow
-    from .kernels.volume_transpose import ConvTranspose3dSpec, conv_transpose3d, has_few_phases
+    from .kernels.volume_transpose import conv_transpose3d, has_few_phases
 
-    op, operands = spec.anchor_op, _operands(spec)
+    op, operands = spec.anchor_op, volume_operands(spec)
     if operands is None:
         return None
+    shape = volume_transpose_spec(op)
+    if not has_few_phases(shape):
+        return None
+    planes = shape.depth.outputs
+    return AnchorKernel(
+        lambda epilogue, target: conv_transpose3d(shape, epilogue, target),
+        operands[:1],
+        operands[1:],
+        transposed_planes(op),
+        lambda index: plane_index(index, planes),
+        with_bias(spec, 1),
+    )
+
+
+def transposed_planes(op: Op) -> tuple[int, ...]:
+    """The logical shape of an output, its planes as images."""
+    batch, channels, planes, height, width = op.outputs[0].shape
+    return (batch * planes, channels, height, width)
+
+
+def volume_transpose_spec(op: Op) -> ConvTranspose3dSpec:
+    """A transposed convolution over three axes as kernels see it."""
+    from .kernels import ConvTransposeSpec
+    from .kernels.volume import DepthWindow
+    from .kernels.volume_transpose import ConvTranspose3dSpec
+
     window = transpose_window(op)
     (batch, channels, depth, height, width), out = op.input(0).shape, op.outputs[0].shape
     planes = DepthWindow(
@@ -80,17 +106,7 @@ def volume_conv_transpose(spec: GroupSpec) -> AnchorKernel | None:
         (window.pads[1], window.pads[2], window.pads[4], window.pads[5]),
         op.attr("group", 1),
     )
-    shape = ConvTranspose3dSpec(planes, plane)
-    if not has_few_phases(shape):
-        return None
-    return AnchorKernel(
-        lambda epilogue, target: conv_transpose3d(shape, epilogue, target),
-        operands[:1],
-        operands[1:],
-        (batch * out[2], out[1], out[3], out[4]),
-        lambda index: plane_index(index, out[2]),
-        with_bias(spec, 1),
-    )
+    return ConvTranspose3dSpec(planes, plane)
 
 
 def plane_index(index: Index, planes: int) -> Index:
@@ -129,7 +145,8 @@ def volume_pool(spec: GroupSpec) -> AnchorKernel | None:
     )
 
 
-def _operands(spec: GroupSpec) -> tuple[int, int] | None:
+def volume_operands(spec: GroupSpec) -> tuple[int, int] | None:
+    """Numbers of data and weights of a convolution that kernels take: constant weights, channels last."""
     data, weight = external(spec, 0), external(spec, 1)
     if data is None or weight is None or not weight[1].constant or not spec.layout.channels_last:
         return None

@@ -105,9 +105,10 @@ def emit_anchor(spec: GroupSpec, target: Target) -> Emitted | None:
         return None
     epilogue = _EpilogueBuilder(spec, plan)
     kernel = plan.build(epilogue.build(), target)
-    packs = iter(kernel.pack)
+    # A kernel may read several parts of one weight, each in an order of its own.
+    weights = plan.weights * len(kernel.pack) if len(plan.weights) == 1 else plan.weights
     arguments: list[Argument] = [*plan.data]
-    arguments += [Packed(external, next(packs)) for external in plan.weights]
+    arguments += [Packed(each, pack) for each, pack in zip(weights, kernel.pack, strict=True)]
     func = kernel.func
     return Emitted(
         func,

@@ -23,6 +23,7 @@ from .integer_moves import move_integers, share_signs
 from .integer_ops import DOMAIN, MOST_TERMS
 from .integer_tables import tabulate
 from .integer_tails import shorten_tails
+from .integer_transposed import transposed
 from .integer_weights import keep_levels_small, keep_weights_small
 from .integer_wide import Part, Product, rows_of, wide_parts
 from .op import attributes_of
@@ -352,6 +353,7 @@ def _average(build: _Builder) -> None:
 
 _RULES: dict[str, Callable[[_Builder], None]] = {
     "Conv": _conv,
+    "ConvTranspose": transposed,
     "Gemm": _product,
     "MatMul": _product,
     "AveragePool": _average,

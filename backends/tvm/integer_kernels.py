@@ -9,6 +9,7 @@ from .anchor_views import (
     AnchorKernel,
     as_is,
     conv2d_spec,
+    conv_transpose_spec,
     convolved,
     external,
     logical_of,
@@ -18,9 +19,16 @@ from .anchor_views import (
     spatial,
     widened,
     with_bias,
+    with_phase_bias,
 )
-from .anchor_volumes import volume_of
-from .integer_ops import AVERAGE, CONV, MATMUL, TABLE, WEIGHT_MATMUL
+from .anchor_volumes import (
+    plane_index,
+    transposed_planes,
+    volume_of,
+    volume_operands,
+    volume_transpose_spec,
+)
+from .integer_ops import AVERAGE, CONV, CONV_TRANSPOSE, MATMUL, TABLE, WEIGHT_MATMUL
 from .spec import GroupSpec
 
 
@@ -54,6 +62,30 @@ def _conv(spec: GroupSpec) -> AnchorKernel | None:
     )
 
 
+def _conv_transpose(spec: GroupSpec) -> AnchorKernel | None:
+    from .kernels.integer_transpose import integer_conv_transpose
+
+    op = spec.anchor_op
+    if op.rank == 5:
+        return _volume_conv_transpose(spec)
+    operands = convolved(spec)
+    if operands is None:
+        return None
+    shape = conv_transpose_spec(op)
+    types, zero_point = (op.input(0).dtype, op.input(1).dtype), op.attr("zero_point", 0)
+    return AnchorKernel(
+        lambda epilogue, target: widened(
+            integer_conv_transpose(shape, types, zero_point, epilogue, target), op
+        ),
+        operands[:1],
+        operands[1:],
+        spatial(op.outputs[0].shape),
+        logical_of(op.rank),
+        with_phase_bias(spec),
+        value_dtype="int32",
+    )
+
+
 def _volume_conv(spec: GroupSpec) -> AnchorKernel | None:
     from .kernels.integer_volume import integer_conv3d
     from .kernels.volume import VolumeView
@@ -74,6 +106,25 @@ def _volume_conv(spec: GroupSpec) -> AnchorKernel | None:
         view.shape,
         view.logical,
         with_bias(spec, 1),
+        value_dtype="int32",
+    )
+
+
+def _volume_conv_transpose(spec: GroupSpec) -> AnchorKernel | None:
+    from .kernels.integer_transpose import integer_conv_transpose3d
+
+    op, operands = spec.anchor_op, volume_operands(spec)
+    if operands is None:
+        return None
+    shape, planes = volume_transpose_spec(op), op.outputs[0].shape[2]
+    types, zero_point = (op.input(0).dtype, op.input(1).dtype), op.attr("zero_point", 0)
+    return AnchorKernel(
+        lambda epilogue, target: integer_conv_transpose3d(shape, types, zero_point, epilogue, target),
+        operands[:1],
+        operands[1:],
+        transposed_planes(op),
+        lambda index: plane_index(index, planes),
+        with_phase_bias(spec),
         value_dtype="int32",
     )
 
@@ -150,6 +201,7 @@ def _table(spec: GroupSpec) -> AnchorKernel | None:
 
 _PLANS: dict[str, Callable[[GroupSpec], AnchorKernel | None]] = {
     CONV: _conv,
+    CONV_TRANSPOSE: _conv_transpose,
     MATMUL: _matmul,
     WEIGHT_MATMUL: _weight_matmul,
     AVERAGE: pool_kernel,

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from .expressions import cast
-from .integer_ops import AVERAGE, CONV, MATMUL, TABLE, WEIGHT_MATMUL
+from .integer_ops import AVERAGE, CONV, CONV_TRANSPOSE, MATMUL, TABLE, WEIGHT_MATMUL
 from .lazy import Index, Lazy, immediate
 from .op import Op
-from .plain import Plain, convolution, pooling, product_of, without_offset
+from .plain import Plain, convolution, pooling, product_of, transposed_convolution, without_offset
 
 
 def weight_product(op: Op, a: Lazy, w: Lazy, scale: Lazy | None = None, offset: Lazy | None = None) -> Lazy:
@@ -47,6 +47,7 @@ def table(op: Op, x: Lazy, entries: Lazy) -> Lazy:
 
 INTEGER_PLAIN: dict[str, Plain] = {
     CONV: convolution,
+    CONV_TRANSPOSE: transposed_convolution,
     MATMUL: product_of,
     AVERAGE: integer_average,
     WEIGHT_MATMUL: weight_product,

@@ -100,26 +100,37 @@ def transposed_convolution(op: Op, x: Lazy, w: Lazy, bias: Lazy | None = None) -
     window = transpose_window(op)
     groups, per_group = op.attr("group", 1), w.shape[1]
     depth = x.shape[1] // groups
-    dtype = accumulator_dtype(x.dtype)
+    dtype = _sum_dtype(op, x)
     taps = reduce_axes((depth, *window.kernel))
-    zero = immediate(0, dtype)
+    zero, outside = immediate(0, dtype), immediate(op.attr("zero_point", 0), dtype)
 
     def value(index: Index) -> Any:
-        places, inside = [], tirx.const(True, "bool")
+        places, meets, inside = [], tirx.const(True, "bool"), tirx.const(True, "bool")
         for axis in range(window.rank):
             reach = index[2 + axis] + window.before(axis) - taps[1 + axis] * window.dilations[axis]
             place = tirx.floordiv(reach, window.strides[axis])
             exact = tirx.EQ(tirx.floormod(reach, window.strides[axis]), 0)
             within = tirx.all(place >= 0, place < x.shape[2 + axis])
-            inside = tirx.all(inside, exact, within)
+            meets, inside = tirx.all(meets, exact), tirx.all(inside, exact, within)
             places.append(place)
         group = index[1] // per_group
         read = x.read((index[0], group * depth + taps[0], *places))
         weight = w.read((group * depth + taps[0], index[1] % per_group, *taps[1:]))
-        product = tirx.if_then_else(inside, cast(read, dtype) * cast(weight, dtype), zero)
-        return te.sum(product, axis=taps)
+        if not op.attr("zero_point", 0):
+            product = tirx.if_then_else(inside, cast(read, dtype) * cast(weight, dtype), zero)
+            return te.sum(product, axis=taps)
+        own = tirx.if_then_else(inside, cast(read, dtype), outside)
+        return te.sum(tirx.if_then_else(meets, own * cast(weight, dtype), zero), axis=taps)
 
-    return biased(stage(op.outputs[0].shape, value, "conv_transpose", dtype), bias, 1, op.outputs[0].dtype)
+    total = stage(op.outputs[0].shape, value, "conv_transpose", dtype)
+    if bias is None or len(bias.shape) == 1:
+        return biased(total, bias, 1, op.outputs[0].dtype)
+
+    def read(index: Index) -> Any:
+        phase = [tirx.floormod(at, stride) for at, stride in zip(index[2:], window.strides, strict=True)]
+        return total.read(index) + bias.read((*phase, index[1]))
+
+    return Lazy(total.shape, op.outputs[0].dtype, read)
 
 
 def product_of(op: Op, a: Lazy, b: Lazy, c: Lazy | None = None) -> Lazy:

@@ -12,7 +12,7 @@ from . import emit
 from .channelwise import Sweep, choose_channel_tile
 from .emit import Statements
 from .interface import Conv2dSpec, Index
-from .microkernel import Accumulators, Writer
+from .microkernel import Accumulators, Finished, Writer
 from .tile import TargetNumbers, lanes_of
 from .window import MAX_BORDER_TILES, border_tiles
 
@@ -27,9 +27,19 @@ class PlacedWriter:
     writer: Writer
     place: Callable[[Index], Index]
 
+    @property
+    def extras(self) -> list[Any]:
+        """See `Writer`."""
+        return self.writer.extras
+
+    @property
+    def output(self) -> Any:
+        """See `Writer`."""
+        return self.writer.output
+
     def write_tile(
         self,
-        accumulators: Accumulators,
+        accumulators: Finished,
         index_of: Callable[[Any, Any], Index],
         first_channel: Any,
         is_last: Any,

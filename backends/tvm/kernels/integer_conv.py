@@ -26,7 +26,7 @@ from .product import Product
 from .spatial import SpatialConvolution, pack_conv_weights
 from .tile import TargetNumbers, Tile, blocks, choose_tile
 from .tile_conv import tile_conv2d
-from .window import choose_padded, is_pointwise, padded_spec
+from .window import choose_padded, is_pointwise, padded_spec, padding_of
 
 
 def integer_conv2d(
@@ -47,7 +47,13 @@ def integer_conv2d(
         epilogue: what follows.
         target: numbers and features of the target.
     """
-    writer = Writer(epilogue, spec.out_shape, nhwc, "int32")
+    return convolve_integers(spec, types, zero_point, Writer(epilogue, spec.out_shape, nhwc, "int32"), target)
+
+
+def convolve_integers(
+    spec: Conv2dSpec, types: tuple[str, str], zero_point: int, writer: Writer, target: TargetNumbers
+) -> Kernel:
+    """The same with a writer that may store elsewhere; pads may be negative, which skips rows and columns."""
     if suits_integer_depthwise(spec):
         return integer_depthwise(spec, types, zero_point, writer, target)
     tiled = tile_conv2d(spec, types, zero_point, writer, target)
@@ -85,7 +91,7 @@ class _Plan:
             staged = stage_image(
                 self.data,
                 spec.data_shape,
-                spec.pads if padded else (0, 0, 0, 0),
+                padding_of(spec.pads) if padded else (0, 0, 0, 0),
                 spec.groups,
                 arithmetic.data,
                 arithmetic.depth,
@@ -137,7 +143,7 @@ def _spatial(plan: _Plan) -> Kernel:
         spec.out_width, per_group, depth * prod(spec.kernel), target, spec.batch * spec.out_height
     )
     # Where padding is zero its products are left out; otherwise it must be there to be multiplied.
-    padded = any(spec.pads) and (plan.zero_point != 0 or choose_padded(spec, tile))
+    padded = any(padding_of(spec.pads)) and (plan.zero_point != 0 or choose_padded(spec, tile))
     staged, spec = plan.staged(padded)
     weights, flat_weights, declare = _weights(spec, arithmetic, tile)
     loops = SpatialConvolution(spec, tile, staged.flat, flat_weights, plan.writer, arithmetic=arithmetic)

@@ -20,7 +20,7 @@ from .integer_taps import interleaved_depthwise, suits_interleaved
 from .interface import Conv2dSpec, Kernel
 from .microkernel import Accumulators, Writer
 from .tile import TargetNumbers
-from .window import MAX_BORDER_TILES, border_tiles, choose_padded, padded_spec
+from .window import MAX_BORDER_TILES, border_tiles, choose_padded, padded_spec, padding_of
 
 _MOST_TAPS = 32
 """Kernel columns that are written out at most."""
@@ -46,8 +46,8 @@ def integer_depthwise(
     if suits_interleaved(spec, types, target) and border_tiles(spec, tile.pixels) <= MAX_BORDER_TILES:
         return interleaved_depthwise(spec, types, zero_point, tile, writer, target)
     padding: Statements = []
-    if any(spec.pads) and (zero_point != 0 or choose_padded(spec, tile)):
-        staged = stage_image(data, spec.data_shape, spec.pads, 1, types[0], 1, zero_point)
+    if any(padding_of(spec.pads)) and (zero_point != 0 or choose_padded(spec, tile)):
+        staged = stage_image(data, spec.data_shape, padding_of(spec.pads), 1, types[0], 1, zero_point)
         spec = padded_spec(spec)
         source = tirx.decl_buffer(spec.data_shape, types[0], name="padded", data=staged.flat.data)
         padding = [*staged.statements, tirx.DeclBuffer(source, data=staged.flat.data)]

@@ -131,7 +131,7 @@ def gather_windows(
 
     Args:
         source: the data as one axis.
-        spec: the convolution; the data hold its padding.
+        spec: the convolution; the data hold its padding, negative pads skip what they hold.
         run: neighbouring elements of a window.
         outer: (iterations, elements between them) of the loops around runs.
         gathered: the flat buffer that is filled.
@@ -144,7 +144,8 @@ def gather_windows(
 
     def line(t: Any) -> Any:
         n, h = emit.unravel(t, pixels[:2])
-        first = begin + (n * spec.height + h * spec.stride[0]) * spec.width * spec.in_channels
+        row = (n * spec.height + h * spec.stride[0] - spec.pads[0]) * spec.width - spec.pads[1]
+        first = begin + row * spec.in_channels
 
         def pixel(w: Any) -> Any:
             own = to + (t * spec.out_width + w) * length

@@ -20,11 +20,12 @@ from tvm import tirx
 
 from . import emit
 from .emit import Statements
-from .integer_conv import integer_conv2d
-from .interface import Conv2dSpec, Epilogue, Kernel
+from .integer_conv import convolve_integers
+from .interface import Conv2dSpec, Epilogue, Kernel, nhwc
+from .microkernel import Writer
 from .product import SERIAL_FLOPS
 from .tile import TargetNumbers
-from .volume import Conv3dSpec, along_depth, as_volume, repacked
+from .volume import Conv3dSpec, VolumeView, along_depth, as_volume, repacked
 
 
 def integer_conv3d(
@@ -46,18 +47,30 @@ def integer_conv3d(
         epilogue: what follows.
         target: numbers and features of the target.
     """
+    flat = VolumeView(spec).is_flat
+    shape = along_depth(spec).out_shape if flat else spec.plane.out_shape
+    kernel = convolve_volume(spec, types, zero_point, Writer(epilogue, shape, nhwc, "int32"), target)
+    return replace(as_volume(kernel, spec.data_shape, spec.out_shape), flops=spec.flops)
+
+
+def convolve_volume(
+    spec: Conv3dSpec, types: tuple[str, str], zero_point: int, writer: Writer, target: TargetNumbers
+) -> Kernel:
+    """The same with a writer that may store elsewhere, before data and output have five axes.
+
+    Pads may be negative, which skips planes, rows and columns.
+    """
     if spec.is_one_plane:
-        kernel = integer_conv2d(spec.plane, types, zero_point, epilogue, target)
+        kernel = convolve_integers(spec.plane, types, zero_point, writer, target)
         kernel = repacked(kernel, lambda weights: weights[:, :, 0])
     elif spec.is_depth_only:
-        kernel = integer_conv2d(along_depth(spec), types, zero_point, epilogue, target)
+        kernel = convolve_integers(along_depth(spec), types, zero_point, writer, target)
         kernel = repacked(kernel, lambda weights: weights[..., 0])
     else:
         stack = Stack(spec, types[0], zero_point)
-        kernel = repacked(integer_conv2d(stack.image, types, zero_point, epilogue, target), stack.weights)
+        kernel = repacked(convolve_integers(stack.image, types, zero_point, writer, target), stack.weights)
         kernel = _behind(stack, kernel)
-    note = kernel.note.replace("conv2d", "conv3d").replace("depthwise", "depthwise 3d")
-    return replace(as_volume(kernel, spec.data_shape, spec.out_shape), flops=spec.flops, note=note)
+    return replace(kernel, note=kernel.note.replace("conv2d", "conv3d").replace("depthwise", "depthwise 3d"))
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,8 @@ class Stack:
         depth, plane = self.spec.depth, self.spec.plane
         top, left, bottom, right = plane.pads
         height, width, channels = plane.height + top + bottom, plane.width + left + right, plane.in_channels
+        # Negative pads skip columns.
+        begin, end, first = max(left, 0), width - max(right, 0), max(-left, 0)
         per_group, planes = channels // plane.groups, depth.kernel
         blank = tirx.const(self.zero_point, self.dtype)
 
@@ -136,14 +151,15 @@ class Stack:
 
             def taken(kd: Any) -> Any:
                 d = out * depth.stride - depth.before + kd * depth.dilation
-                own = ((volume * depth.size + d) * plane.height + h - top) * (plane.width * channels)
+                row = (volume * depth.size + d) * plane.height + h - top
+                own = (row * plane.width + first) * channels
                 inside = emit.all_of(d >= 0, d < depth.size, h >= top, h < top + plane.height)
                 return emit.when(
                     inside,
                     [
-                        put(t, h, kd, 0, left, lambda _: blank),
-                        put(t, h, kd, left, plane.width, lambda i: emit.load(source, [own + i])),
-                        put(t, h, kd, left + plane.width, right, lambda _: blank),
+                        put(t, h, kd, 0, begin, lambda _: blank),
+                        put(t, h, kd, begin, end - begin, lambda i: emit.load(source, [own + i])),
+                        put(t, h, kd, end, width - end, lambda _: blank),
                     ],
                     put(t, h, kd, 0, width, lambda _: blank),
                 )

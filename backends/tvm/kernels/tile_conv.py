@@ -28,7 +28,7 @@ from .tile_plan import Tiling, flat_rows, image_rows, plan_tiling, split_cycles
 from .tile_product import TileProduct
 from .tile_registers import BYTES, Format, has_tiles, integer_format
 from .tile_split import Planes, allocate_planes, split_image
-from .window import gathered_spec, is_pointwise, padded_spec
+from .window import gathered_spec, is_pointwise, padded_spec, padding_of
 
 _COPIED_PER_CYCLE = 16.0
 """Bytes of a padded copy or of gathered windows."""
@@ -136,7 +136,7 @@ def choose_way(spec: Conv2dSpec, form: Format) -> Way | None:
 
 
 def _way(name: str, spec: Conv2dSpec, form: Format) -> Way | None:
-    pads, spec = any(spec.pads), padded_spec(spec)
+    pads, spec = any(padding_of(spec.pads)), padded_spec(spec)
     own, columns = spec.in_channels // spec.groups, spec.out_channels // spec.groups
     pixels = spec.batch * spec.out_height * spec.out_width
     is_split = form.parts > 1
@@ -177,8 +177,9 @@ def _runs(spec: Conv2dSpec) -> tuple[int, tuple[tuple[int, int], ...]]:
 def _integer_data(data: Any, spec: Conv2dSpec, way: Way, zero_point: int) -> tuple[Any, Statements]:
     """What registers read as one axis, and the statements that make it."""
     slack = BYTES if way.name != _PIXELS else 0
-    if any(spec.pads):
-        staged = stage_image(data, spec.data_shape, spec.pads, 1, data.dtype, 1, zero_point, slack)
+    pads = padding_of(spec.pads)
+    if any(pads):
+        staged = stage_image(data, spec.data_shape, pads, 1, data.dtype, 1, zero_point, slack)
         flat, statements = staged.flat, staged.statements
     else:
         flat, declaration = emit.flat_view(data, prod(spec.data_shape))
@@ -234,7 +235,8 @@ def way_kernel(
         [data, weights, *writer.extras, writer.output],
         [*planes.statements, declare, loops],
     )
-    copied = " gathered" if way.name == _GATHER else " staged" if any(spec.pads) and not is_split else ""
+    staged = any(padding_of(spec.pads)) and not is_split
+    copied = " gathered" if way.name == _GATHER else " staged" if staged else ""
     return Kernel(
         func,
         (lambda array: pack_window_panels(array, seen, reduction, tiling),),
@@ -251,6 +253,7 @@ def _image_rows(way: Way) -> tuple[Callable[[Any], Any], int, _Pixel]:
     spec, rows = way.spec, way.tiling.registers.rows
     count = way.tiling.tiles // (spec.batch * spec.out_height)
     stride = spec.stride[1] * spec.in_channels
+    top, left = -spec.pads[0], -spec.pads[1]
 
     def place(tile: Any) -> tuple[Any, Any, Any]:
         n, h, part = emit.unravel(tile, (spec.batch, spec.out_height, count))
@@ -258,7 +261,8 @@ def _image_rows(way: Way) -> tuple[Callable[[Any], Any], int, _Pixel]:
 
     def row(tile: Any) -> Any:
         n, h, w = place(tile)
-        return ((n * spec.height + h * spec.stride[0]) * spec.width) * spec.in_channels + w * stride
+        first = (n * spec.height + h * spec.stride[0] + top) * spec.width + left
+        return first * spec.in_channels + w * stride
 
     def pixel(tile: Any, number: Any) -> tuple[Any, ...]:
         n, h, w = place(tile)

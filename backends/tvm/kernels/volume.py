@@ -135,7 +135,11 @@ class Conv3dSpec(VolumeSpec):
     @property
     def is_depth_only(self) -> bool:
         """Whether every output is made from inputs at its own row and column."""
-        return self.plane.kernel == self.plane.stride == (1, 1) and not any(self.plane.pads)
+        plane, depth = self.plane, self.depth
+        reach = (depth.outputs - 1) * depth.stride + (depth.kernel - 1) * depth.dilation + 1
+        # Planes that are left over are no rows of an image, unless the stride passes over them.
+        covers = reach - depth.before + depth.stride > depth.size
+        return covers and plane.kernel == plane.stride == (1, 1) and not any(plane.pads)
 
 
 @dataclass(frozen=True)

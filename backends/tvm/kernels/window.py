@@ -221,9 +221,19 @@ def is_pointwise(spec: Conv2dSpec) -> bool:
     return spec.kernel == (1, 1) and spec.stride == (1, 1) and not any(spec.pads)
 
 
+def padding_of(pads: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """What of pads is padding: negative ones skip rows and columns instead."""
+    top, left, bottom, right = (max(pad, 0) for pad in pads)
+    return (top, left, bottom, right)
+
+
 def padded_spec(spec: Conv2dSpec) -> Conv2dSpec:
     """The same convolution of an input that already holds the padding."""
-    top, left, bottom, right = spec.pads
+    top, left, bottom, right = padding_of(spec.pads)
+    skipped = tuple(min(pad, 0) for pad in spec.pads)
     return replace(
-        spec, height=spec.height + top + bottom, width=spec.width + left + right, pads=(0, 0, 0, 0)
+        spec,
+        height=spec.height + top + bottom,
+        width=spec.width + left + right,
+        pads=skipped,  # type: ignore[arg-type]
     )
