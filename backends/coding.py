@@ -11,7 +11,7 @@ of float32).
 
 Payload of such a tensor in `weights.bin`, little-endian::
 
-    uint32 kind (0 codes, 1 float16, 2 bfloat16, 3 pieces one behind the other, 4 split)
+    uint32 kind (0 codes, 1 float16, 2 bfloat16, 3 pieces one behind the other, 4 split, 5 compact codes)
     uint32 rank, levels, codes per byte        of the codes
     int64  sizes[rank], f strides[rank], g strides[rank]
     int64  block, step, number of scales, 1 if there are zeros, where f and g start
@@ -20,7 +20,8 @@ Payload of such a tensor in `weights.bin`, little-endian::
     float32 levels[], scales[], zeros[]
     codes
 
-Of pieces, `levels` is their number, and each follows as uint64 bytes and its own payload. Split numbers are
+Compact codes have the same fields in fewer bytes, see `coding_fields.py`; their fourth number is 0. Of
+pieces, `levels` is their number, and each follows as uint64 bytes and its own payload. Split numbers are
 uint16, see `split_coding.py`.
 """
 
@@ -28,20 +29,28 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
-from ..passes.quantization.weight_forms import codes_per_byte
+from ..passes.quantization.weight_forms import byte_table, codes_per_byte
+from .coding_fields import (
+    CompactReader,
+    PlainReader,
+    can_be_compact,
+    compact_codes,
+    compact_integers,
+    compact_scales,
+)
 from .split_coding import SPLIT, Split, read_split
 
 if TYPE_CHECKING:
     from .lossless import Lossless
 
-CODES, FLOAT16, BFLOAT16, PIECES = 0, 1, 2, 3
+CODES, FLOAT16, BFLOAT16, PIECES, COMPACT = 0, 1, 2, 3, 5
 _CHUNK = 1 << 20
 _MOST_NUMBERS, _FARTHEST = 1 << 40, 1 << 31
 _MOST_LANES, _MOST_PRODUCTS_PER_TAP = 256, 16
@@ -128,43 +137,66 @@ class Coding:
         return self.codes.view(dtype).astype(np.float32).reshape(self.shape)
 
     def _numbers(self) -> np.ndarray:
-        count = int(np.prod(self.shape))
+        count = math.prod(self.shape)
         numbers = np.empty(count, np.float32)
         per_byte = codes_per_byte(len(self.levels))
-        digits = _digits(len(self.levels), per_byte)
-        chunk = _CHUNK // per_byte * per_byte
-        for start in range(0, count, chunk):
-            stop = min(start + chunk, count)
-            bytes_ = self.codes[start // per_byte : -(-stop // per_byte)]
-            places = self._places(start, stop)
-            found = self.levels[digits[bytes_].reshape(-1)[: stop - start]]
+        table = byte_table(self.levels)
+        if self.codes.size and self.codes.max() >= len(table):
+            raise ValueError("a coded tensor has codes beyond its levels")
+        start = 0
+        for places in self._places() if count else ():
+            stop, first = start + places.size, start // per_byte
+            found = table[self.codes[first : -(-stop // per_byte)]].reshape(-1)
+            found = found[start - first * per_byte :][: places.size]
             if self.zeros.size:
                 found = found - self.zeros[places]
             numbers[start:stop] = found * self.scales[places]
+            start = stop
         return numbers.reshape(self.shape)
 
-    def _places(self, start: int, stop: int) -> np.ndarray:
-        """Which scale belongs to each number of a range."""
-        places = places_of(self, np.unravel_index(np.arange(start, stop), self.shape))
-        if places.min() < 0 or places.max() >= len(self.scales):
-            raise ValueError("a coded tensor reads beyond its scales")
-        return places
+    def _places(self) -> Iterator[np.ndarray]:
+        """Which scale belongs to each number, some at a time."""
+        axis = next(a for a in range(len(self.shape) + 1) if math.prod(self.shape[a:]) <= _CHUNK)
+        strides = self.f_strides, self.g_strides
+        f, g = (_sums(self.shape[axis:], each[axis:], 0) for each in strides)
+        outer = [_sums(self.shape[:axis], s[:axis], at) for s, at in zip(strides, self.starts, strict=True)]
+        rows = max(_CHUNK // max(f.size, 1), 1)
+        for start in range(0, outer[0].size, rows):
+            outer_f, outer_g = (each[start : start + rows, None] for each in outer)
+            places = (outer_f + f) // self.block
+            places *= self.step
+            places += outer_g
+            places += g
+            if places.min() < 0 or places.max() >= len(self.scales):
+                raise ValueError("a coded tensor reads beyond its scales")
+            yield places.reshape(-1)
 
     def to_bytes(self) -> bytes:
         """The payload, see above."""
-        made = self.transform
-        matrix = np.zeros((0, 0)) if made is None else made.matrix
-        sizes = (0, 0, 0) if made is None else (made.outputs, made.inputs, made.lanes)
+        if self.kind == CODES and can_be_compact(len(self.levels)):
+            return self._compact_bytes()
         per_byte = codes_per_byte(len(self.levels)) if self.kind == CODES else 0
-        rank = len(self.shape)
-        header = struct.pack("<4I", self.kind, rank, len(self.levels), per_byte)
-        header += struct.pack(f"<{3 * rank}q", *self.shape, *self.f_strides, *self.g_strides)
-        header += struct.pack(
-            "<6q", self.block, self.step, len(self.scales), int(self.zeros.size > 0), *self.starts
-        )
-        header += struct.pack("<5q", *matrix.shape, *sizes)
-        arrays = (matrix, self.levels, self.scales, self.zeros, self.codes)
+        integers = self._integers()
+        header = struct.pack("<4I", self.kind, len(self.shape), len(self.levels), per_byte)
+        header += struct.pack(f"<{len(integers)}q", *integers)
+        arrays = (self._matrix(), self.levels, self.scales, self.zeros, self.codes)
         return header + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+
+    def _compact_bytes(self) -> bytes:
+        levels = len(self.levels)
+        parts = [struct.pack("<4I", COMPACT, len(self.shape), levels, 0), compact_integers(self._integers())]
+        parts += [np.ascontiguousarray(array).tobytes() for array in (self._matrix(), self.levels)]
+        parts += [compact_scales(self.scales), compact_scales(self.zeros)]
+        return b"".join([*parts, compact_codes(self.codes, math.prod(self.shape), levels)])
+
+    def _matrix(self) -> np.ndarray:
+        return np.zeros((0, 0)) if self.transform is None else self.transform.matrix
+
+    def _integers(self) -> list[int]:
+        made = self.transform
+        sizes = (0, 0, 0) if made is None else (made.outputs, made.inputs, made.lanes)
+        scales = (self.block, self.step, len(self.scales), int(self.zeros.size > 0), *self.starts)
+        return [*self.shape, *self.f_strides, *self.g_strides, *scales, *self._matrix().shape, *sizes]
 
     @classmethod
     def from_bytes(cls, data: Any) -> Coding:
@@ -172,23 +204,26 @@ class Coding:
 
         Raises:
             ValueError: the payload contradicts itself.
+            struct.error: it is truncated.
         """
-        reader = _Reader(memoryview(data))
-        kind, rank, levels, per_byte = reader.integers("I", 4)
-        if kind > BFLOAT16 or rank > 32 or levels > 1 << 16:
+        stored, rank, levels, per_byte = struct.unpack_from("<4I", data, 0)
+        if stored not in (CODES, FLOAT16, BFLOAT16, COMPACT) or rank > 32 or levels > 1 << 16:
             raise ValueError("a coded tensor is of an unknown kind")
-        shape, f_strides, g_strides = (reader.integers("q", rank) for _ in range(3))
-        block, step, scales, has_zeros, *starts = reader.integers("q", 6)
-        products, taps, outputs, inputs, lanes = reader.integers("q", 5)
+        reader = (CompactReader if stored == COMPACT else PlainReader)(memoryview(data), 16)
+        kind = CODES if stored == COMPACT else stored
+        shape, f_strides, g_strides = (reader.integers(rank) for _ in range(3))
+        block, step, scales, has_zeros, *starts = reader.integers(6)
+        products, taps, outputs, inputs, lanes = reader.integers(5)
         _check_numbers(shape, (f_strides, g_strides), starts, block, step)
         matrix = reader.array("<f8", products * taps).reshape(products, taps)
-        table, factors = reader.array("<f4", levels), reader.array("<f4", scales)
-        zeros = reader.array("<f4", scales if has_zeros else 0)
+        table, factors = reader.array("<f4", levels), reader.scales(scales)
+        zeros = reader.scales(scales if has_zeros else 0)
         count = math.prod(shape)
         if kind == CODES:
-            if levels < 1 or scales < 1 or block < 1 or per_byte != codes_per_byte(levels):
+            expected = 0 if stored == COMPACT else codes_per_byte(levels)
+            if levels < 1 or scales < 1 or block < 1 or per_byte != expected:
                 raise ValueError("a coded tensor has no levels or no scales")
-            codes = reader.array("u1", -(-count // codes_per_byte(levels)))
+            codes = reader.codes(count, levels)
         else:
             codes = reader.array("<u2", count)
         transform = Transform(matrix, outputs, inputs, lanes) if products else None
@@ -271,6 +306,14 @@ def _read_parts(data: Any) -> Coding | Pieces | Split:
     return Pieces(tuple(parts))
 
 
+def _sums(shape: Sequence[int], strides: Sequence[int], start: int) -> np.ndarray:
+    """The multiples of the indices of an array of that shape, added to `start`, on one axis."""
+    total = np.full(1, start, np.int64)
+    for size, stride in zip(shape, strides, strict=True):
+        total = (total[:, None] + np.arange(size) * stride).reshape(-1)
+    return total
+
+
 def _check_numbers(
     shape: Sequence[int],
     strides: Sequence[Sequence[int]],
@@ -327,27 +370,3 @@ def places_of(coding: Coding, index: Any) -> np.ndarray:
         (i * step for i, step in zip(index, coding.g_strides, strict=True)), start=zero + coding.starts[1]
     )
     return f // coding.block * coding.step + g
-
-
-def _digits(levels: int, per_byte: int) -> np.ndarray:
-    """The codes in every byte, `[256, per_byte]`."""
-    return np.stack([np.arange(256) // levels**i % levels for i in range(per_byte)], axis=1)
-
-
-class _Reader:
-    def __init__(self, data: memoryview):
-        self._data, self._at = data, 0
-
-    def integers(self, kind: str, count: int) -> tuple[int, ...]:
-        size = struct.calcsize(f"<{count}{kind}")
-        found = struct.unpack_from(f"<{count}{kind}", self._data, self._at)
-        self._at += size
-        return found
-
-    def array(self, dtype: str, count: int) -> np.ndarray:
-        size = np.dtype(dtype).itemsize * count
-        if count < 0 or self._at + size > len(self._data):
-            raise ValueError("a coded tensor is truncated")
-        found = np.frombuffer(self._data, dtype, count, self._at)
-        self._at += size
-        return found

@@ -26,12 +26,11 @@ from typing import Any
 import numpy as np
 
 from ..ir.contiguous import bytes_of
+from .bit_packing import packed, packed_size, unpacked
 from .coding import CodedArray, coding_of
 
 RANGE, DISTINCT = 0, 1
 _DEEPEST = 4
-_CHUNK = 1 << 16
-"""Words that are unpacked at once; a multiple of 8."""
 _LARGE = 1 << 15
 """Bytes from which a tensor is better read in place, from pages that processes share, unless it shrinks to
 half."""
@@ -97,6 +96,25 @@ def restore(data: Any, count: int, itemsize: int) -> np.ndarray:
     return words
 
 
+def write_part(array: np.ndarray) -> bytes:
+    """The shortest part found for the words of an array."""
+    words = bytes_of(array).view(f"<u{array.dtype.itemsize}")
+    return _part(words, array.shape, array.dtype.kind in "fV", _DEEPEST)
+
+
+def read_part(data: Any, count: int, itemsize: int) -> tuple[np.ndarray, int]:
+    """`count` unsigned words of `itemsize` bytes, and the bytes that their part took.
+
+    Raises:
+        ValueError: it contradicts itself, or stands for more than any tensor's would.
+        struct.error: it is truncated.
+    """
+    if not 0 < count * itemsize <= _most(len(data)):
+        raise ValueError("a packed tensor stands for more than its payload can hold")
+    reader = _Reader(memoryview(data))
+    return reader.part(count, itemsize, _DEEPEST), reader.used
+
+
 def _most(payload: int) -> int:
     return _FREE + _GROWTH * payload
 
@@ -151,18 +169,7 @@ def _range(words: np.ndarray, is_float: bool) -> bytes:
             best = bits, shift, rotated, start, offsets >> words.dtype.type(shift)
     assert best is not None
     bits, shift, rotated, start, offsets = best
-    return struct.pack("<4BQ", RANGE, bits, shift, rotated, start) + _packed(offsets, bits)
-
-
-def _packed(offsets: np.ndarray, bits: int) -> bytes:
-    if bits == 8 * offsets.itemsize:
-        return offsets.tobytes()
-    parts = []
-    for start in range(0, offsets.size, _CHUNK):
-        chunk = np.ascontiguousarray(offsets[start : start + _CHUNK])
-        each = np.unpackbits(chunk.view(np.uint8).reshape(len(chunk), -1), axis=1, bitorder="little")
-        parts.append(np.packbits(each[:, :bits], bitorder="little").tobytes())
-    return b"".join(parts)
+    return struct.pack("<4BQ", RANGE, bits, shift, rotated, start) + packed(offsets, bits)
 
 
 def _distinct(
@@ -240,35 +247,23 @@ class _Reader:
         self._at += 8
         if bits + shift > width or rotated > 1 or start >> width:
             raise ValueError("a packed tensor has offsets wider than its numbers")
-        length = -(-count * bits // 8)
+        length = packed_size(count, bits)
         if length > len(self._data) - self._at:
             raise ValueError("a packed tensor is truncated")
         payload = self._data[self._at : self._at + length]
         self._at += length
-        words = _unpacked(payload, count, bits, dtype)
+        words = unpacked(payload, count, bits, dtype)
         if shift:
             words <<= dtype.type(shift)
         words += dtype.type(start)
         return (words >> 1) | (words << (width - 1)) if rotated else words
 
+    @property
+    def used(self) -> int:
+        """Bytes that were read."""
+        return self._at
+
     def end(self) -> None:
         """Raises ValueError where something is left."""
         if self._at != len(self._data):
             raise ValueError("a packed tensor is longer than it should be")
-
-
-def _unpacked(payload: memoryview, count: int, bits: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """The offsets, writable."""
-    if bits == 0:
-        return np.zeros(count, dtype)
-    if bits == 8 * dtype.itemsize:
-        return np.frombuffer(payload, dtype).copy()
-    words = np.empty(count, dtype)
-    for start in range(0, count, _CHUNK):
-        here = min(count - start, _CHUNK)
-        first = start * bits // 8
-        packed = np.frombuffer(payload, np.uint8, -(-here * bits // 8), first)
-        each = np.zeros((here, 8 * dtype.itemsize), np.uint8)
-        each[:, :bits] = np.unpackbits(packed, count=here * bits, bitorder="little").reshape(here, bits)
-        words[start : start + here] = np.packbits(each.reshape(-1), bitorder="little").view(dtype)
-    return words

@@ -3,10 +3,12 @@
     weight = level[code]
 
 Weights that a model stores in four bits or fewer are int8 to the instructions that multiply them. In the file
-several codes share a byte, as many as `codes_per_byte` says, the first in the lowest digit; they become int8
-once, when the file is read. Payload, little-endian::
+several codes share a byte, as many as `codes_per_byte` says, the first in the lowest digit, or they are those
+of `prefix_codes.py` if that is shorter. They become int8 once, when the file is read. Payload::
 
-    uint32 number of levels, 2 to 16
+    uint8  number of levels, 2 to 16
+    uint8  1 for prefix codes, else 0
+    uint16 0
     int8   levels[16]       filled up with zeros
     codes
 """
@@ -18,11 +20,12 @@ import struct
 import numpy as np
 
 from ..passes.quantization.weight_forms import byte_table, codes_per_byte, pack
+from .prefix_codes import read_codes, write_codes
 
 MOST_LEVELS = 16
 _FEWEST = 1024
 _SAMPLE = 4096
-_HEAD = struct.Struct("<I16s")
+_HEAD = struct.Struct("<BBH16s")
 
 
 def narrow_bytes(array: np.ndarray) -> bytes | None:
@@ -40,8 +43,10 @@ def narrow_bytes(array: np.ndarray) -> bytes | None:
         levels = np.array([levels[0], 0 if levels[0] else 1], np.uint8)
     places = np.zeros(256, np.uint8)
     places[levels] = np.arange(len(levels), dtype=np.uint8)
-    codes = pack(places[flat.view(np.uint8)], len(levels))
-    return _HEAD.pack(len(levels), levels.tobytes()) + codes.tobytes()
+    numbers = places[flat.view(np.uint8)]
+    forms = pack(numbers, len(levels)).tobytes(), write_codes(numbers, len(levels))
+    is_prefix = len(forms[1]) < len(forms[0])
+    return _HEAD.pack(len(levels), is_prefix, 0, levels.tobytes()) + forms[is_prefix]
 
 
 def read_narrow(payload: bytes, size: int) -> np.ndarray:
@@ -55,9 +60,14 @@ def read_narrow(payload: bytes, size: int) -> np.ndarray:
         ValueError: the payload contradicts itself or `size`.
         struct.error: it is truncated.
     """
-    count, table = _HEAD.unpack_from(payload, 0)
-    if not 2 <= count <= MOST_LEVELS:
+    count, form, zero, table = _HEAD.unpack_from(payload, 0)
+    if not 2 <= count <= MOST_LEVELS or form > 1 or zero:
         raise ValueError("a narrow tensor has an impossible number of levels")
+    if form:
+        numbers, used = read_codes(memoryview(payload)[_HEAD.size :], size, count)
+        if used != len(payload) - _HEAD.size:
+            raise ValueError("a narrow tensor contradicts its own size")
+        return np.frombuffer(table, np.int8)[numbers]
     if len(payload) - _HEAD.size != -(-size // codes_per_byte(count)):
         raise ValueError("a narrow tensor contradicts its own size")
     codes = np.frombuffer(payload, np.uint8, offset=_HEAD.size)

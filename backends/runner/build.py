@@ -13,7 +13,17 @@ from ..host import host_arch
 from ..target import Target
 from .runtime import cache_folder, made_whole, package_folder, runtime_libraries
 
-_SOURCES = ("runner.cc", "gww.h", "coding.h", "lossless.h", "narrow.h", "batches.h", "artifact.h", "layout.h")
+_SOURCES = (
+    "runner.cc",
+    "gww.h",
+    "coding.h",
+    "lossless.h",
+    "prefix_codes.h",
+    "narrow.h",
+    "batches.h",
+    "artifact.h",
+    "layout.h",
+)
 _FLAGS = ("-std=c++17", "-O1")
 
 

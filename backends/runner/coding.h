@@ -11,6 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "lossless.h"
+#include "prefix_codes.h"
+
 namespace gww {
 
 // Reads numbers off a payload, never beyond its end.
@@ -28,7 +31,50 @@ class Payload {
     return numbers;
   }
 
+  // Signed integers of 64 bits, plain or as varints whose lowest bit is the sign.
+  std::vector<int64_t> integers(uint64_t count, bool compact) {
+    if (!compact) return take<int64_t>(count);
+    std::vector<int64_t> numbers(count);
+    for (int64_t& number : numbers) {
+      uint64_t bits = 0;
+      for (uint32_t place = 0;; ++place) {
+        if (!left_) throw std::runtime_error("a coded tensor is truncated");
+        const auto byte = static_cast<uint8_t>(*at_);
+        skip(1);
+        if (place == 9 && byte > 1) throw std::runtime_error("a coded tensor has an integer of more than 64 bits");
+        bits |= static_cast<uint64_t>(byte & 0x7f) << (7 * place);
+        if (byte < 0x80) break;
+      }
+      number = static_cast<int64_t>(bits >> 1 ^ (~(bits & 1) + 1));
+    }
+    return numbers;
+  }
+
+  std::vector<float> scales(uint64_t count, bool compact) {
+    if (!compact || !count) return take<float>(count);
+    if (count > UINT64_MAX / 4 || !CanHold(left_, count * 4)) throw std::runtime_error("a coded tensor contradicts its own size");
+    std::vector<uint32_t> words(count);
+    std::vector<float> numbers(count);
+    Lossless part(at_, left_);
+    part.Part(words.data(), count);
+    skip(part.used());
+    std::memcpy(numbers.data(), words.data(), count * sizeof(float));
+    return numbers;
+  }
+
+  std::vector<uint8_t> codes(uint64_t count, uint64_t levels) {
+    uint64_t used = 0;
+    auto found = ReadCodes(at_, left_, count, levels, &used);
+    skip(used);
+    return found;
+  }
+
  private:
+  void skip(uint64_t bytes) {
+    at_ += bytes;
+    left_ -= bytes;
+  }
+
   const char* at_;
   uint64_t left_;
 };
@@ -55,6 +101,8 @@ inline float FromBrain(uint16_t half) {
   return value;
 }
 
+constexpr uint32_t kCompact = 5;
+
 struct Coding {
   uint32_t kind, per_byte;
   int64_t block, step, f_start, g_start, outputs, inputs, lanes;
@@ -69,13 +117,14 @@ struct Coding {
     Payload payload(data, bytes);
     auto head = payload.take<uint32_t>(4);
     Coding made;
-    made.kind = head[0];
+    const bool compact = head[0] == kCompact;
+    made.kind = compact ? 0 : head[0];
     made.per_byte = head[3];
     if (made.kind > 2 || head[1] > 32 || head[2] > 65536) throw std::runtime_error("a coded tensor is of an unknown kind");
-    made.shape = payload.take<int64_t>(head[1]);
-    made.f_strides = payload.take<int64_t>(head[1]);
-    made.g_strides = payload.take<int64_t>(head[1]);
-    auto rest = payload.take<int64_t>(11);
+    made.shape = payload.integers(head[1], compact);
+    made.f_strides = payload.integers(head[1], compact);
+    made.g_strides = payload.integers(head[1], compact);
+    auto rest = payload.integers(11, compact);
     made.f_start = rest[4];
     made.g_start = rest[5];
     made.block = rest[0];
@@ -89,15 +138,20 @@ struct Coding {
     made.CheckNumbers();
     made.matrix = payload.take<double>(made.products * made.taps);
     made.levels = payload.take<float>(head[2]);
-    made.scales = payload.take<float>(static_cast<uint64_t>(rest[2]));
-    made.zeros = payload.take<float>(rest[3] ? static_cast<uint64_t>(rest[2]) : 0);
+    made.scales = payload.scales(static_cast<uint64_t>(rest[2]), compact);
+    made.zeros = payload.scales(rest[3] ? static_cast<uint64_t>(rest[2]) : 0, compact);
     uint64_t count = made.size();
     if (made.kind) {
       made.halves = payload.take<uint16_t>(count);
       return made;
     }
-    if (head[2] < 1 || made.scales.empty() || made.per_byte != PerByte(head[2])) {
+    if (head[2] < 1 || made.scales.empty() || made.per_byte != (compact ? 0 : PerByte(head[2]))) {
       throw std::runtime_error("a coded tensor has no levels or no scales");
+    }
+    if (compact) {
+      made.per_byte = 1;
+      made.codes = payload.codes(count, head[2]);
+      return made;
     }
     made.codes = payload.take<uint8_t>((count + made.per_byte - 1) / made.per_byte);
     return made;

@@ -9,15 +9,13 @@
 #include <stdexcept>
 #include <vector>
 
-#include "coding.h"
-
 namespace gww {
 
 constexpr uint8_t kPacked = 208;  // DLPack's type code is added to it.
 
 class Lossless {
  public:
-  Lossless(const char* data, uint64_t bytes) : at_(data), left_(bytes) {}
+  Lossless(const char* data, uint64_t bytes) : at_(data), left_(bytes), all_(bytes) {}
 
   // Fills `words` with the part that comes next.
   template <typename Word>
@@ -50,6 +48,8 @@ class Lossless {
       }
     }
   }
+
+  uint64_t used() const { return all_ - left_; }
 
   void End() const {
     if (left_) throw std::runtime_error("a packed tensor is longer than it should be");
@@ -100,13 +100,18 @@ class Lossless {
   }
 
   const char* at_;
-  uint64_t left_;
+  uint64_t left_, all_;
 };
+
+// Whether a payload can stand for that many bytes.
+inline bool CanHold(uint64_t payload, uint64_t expected) {
+  constexpr uint64_t kFree = uint64_t{1} << 22, kGrowth = 1024;
+  return expected <= kFree || (expected - kFree) / kGrowth <= payload;
+}
 
 // The numbers of a tensor of `expected` bytes in memory of their own that programs can read in place.
 inline std::shared_ptr<char> RestorePacked(const char* data, uint64_t bytes, uint64_t expected, uint32_t bits) {
-  constexpr uint64_t kFree = uint64_t{1} << 22, kGrowth = 1024;
-  if (expected > kFree && (expected - kFree) / kGrowth > bytes) {
+  if (!CanHold(bytes, expected)) {
     throw std::runtime_error("a packed tensor stands for more than its payload can hold");
   }
   auto* memory = static_cast<char*>(std::aligned_alloc(64, (expected + 127) / 64 * 64));

@@ -27,7 +27,7 @@ def test_numbers_of_few_levels_are_restored(levels, size, seed):
     payload = narrow_bytes(array)
     np.testing.assert_array_equal(read_narrow(payload, size), array)
     assert len(payload) <= size // 2 + 32
-    with pytest.raises(ValueError, match="its own size"):
+    with pytest.raises(ValueError, match="its own size|truncated"):
         read_narrow(payload, size + 17)
 
 
