@@ -8,6 +8,7 @@ element-wise and end in the same kernel. Operators that only move data move inte
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -294,7 +295,7 @@ def _product(build: _Builder) -> None:
     out = static_shape(build.node.outputs[0])
     if left is None or right is None:
         keep_weights_small(build.node, build.rewriter)
-    if left is None or right is None or out is None or (gemm and build.attributes.get("transA", 0)):
+    if left is None or right is None or out is None:
         return
     shapes = static_shape(left.value), static_shape(right.value)
     if shapes[0] is None or shapes[1] is None or min(len(shapes[0]), len(shapes[1])) < 2:
@@ -321,9 +322,12 @@ def _by_weights(build: _Builder, left: Quantized, right: Quantized, array: np.nd
     alpha, beta = build.attributes.get("alpha", 1.0), build.attributes.get("beta", 1.0)
     bias = build.node.inputs[2] if len(build.node.inputs) > 2 else None
     scale = right.scale * left.scale.astype(np.float64)
+    if build.attributes.get("transA", 0):
+        left = _turned(build, left)
     own = build.int_bias(bias, scale, weights.shape[columns]) if alpha == beta == 1.0 else None
     parts = build.parts(left, weights, columns, own)
     if parts is None:
+        build.rewriter.erase_unread(left.value.producer())
         return
     constant, sums = build.constant("weights", weights), []
     for part in parts:
@@ -339,6 +343,14 @@ def _by_weights(build: _Builder, left: Quantized, right: Quantized, array: np.nd
     rank = len(static_shape(build.node.outputs[0]) or ())
     scale = np.asarray(scale * np.float32(alpha))
     build.finish(build.join(sums, left), scale, rank - 1, None if own is not None else bias, [])
+
+
+def _turned(build: _Builder, data: Quantized) -> Quantized:
+    """A matrix of integers transposed, which kernels read by rows."""
+    turned = build.insert("Transpose", [data.value], data.value.dtype or ir.DataType.INT8, {"perm": [1, 0]})
+    rows, columns = static_shape(data.value) or (None, None)
+    turned.shape = ir.Shape([columns, rows])
+    return dataclasses.replace(data, value=turned)
 
 
 def _average(build: _Builder) -> None:

@@ -128,7 +128,7 @@ def test_convolutions_are_integer_and_right(through_tvm, case):
 @st.composite
 def products(draw):
     return {
-        "kind": draw(st.sampled_from(["gemm", "gemm_t", "matmul", "activations", "broadcast"])),
+        "kind": draw(st.sampled_from(["gemm", "gemm_t", "gemm_turned", "matmul", "activations", "broadcast"])),
         "m": draw(st.integers(1, 20)),
         "k": draw(st.integers(1, 70)),
         "n": draw(st.integers(1, 40)),
@@ -147,7 +147,8 @@ def product(case) -> ir.Model:
     g = Graph(case["seed"])
     m, k, n, kind = case["m"], case["k"], case["n"], case["kind"]
     gemm = kind.startswith("gemm")
-    x = tensor("x", (m, k) if gemm else (case["batch"], 2, m, k))
+    turned = kind == "gemm_turned"
+    x = tensor("x", ((k, m) if turned else (m, k)) if gemm else (case["batch"], 2, m, k))
     left = g.qdq(x, 0.02, case["zero_points"][0], case["dtypes"][0])
     inputs = {"x": x}
     if kind in ("activations", "broadcast"):
@@ -164,7 +165,7 @@ def product(case) -> ir.Model:
             y = g("Add", y, g.constant(g.random.standard_normal(n).astype(np.float32)))
     else:
         bias = g.bias(scale * np.float32(0.02), n) if case["bias"] else None
-        y = g("Gemm", left, weight, bias, transB=int(flip))
+        y = g("Gemm", left, weight, bias, transA=int(turned), transB=int(flip))
     return g.model(inputs, g.q(y, output_scale(k), 100))
 
 
