@@ -128,7 +128,9 @@ def test_convolutions_are_integer_and_right(through_tvm, case):
 @st.composite
 def products(draw):
     return {
-        "kind": draw(st.sampled_from(["gemm", "gemm_t", "gemm_turned", "matmul", "activations", "broadcast"])),
+        "kind": draw(
+            st.sampled_from(["gemm", "gemm_t", "gemm_turned", "matmul", "activations", "broadcast"])
+        ),
         "m": draw(st.integers(1, 20)),
         "k": draw(st.integers(1, 70)),
         "n": draw(st.integers(1, 40)),
