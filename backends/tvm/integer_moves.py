@@ -59,7 +59,8 @@ def _grid(node: ir.Node) -> tuple[object, ...] | None:
     if scale is None or zero_point is None or scale.size != 1 or zero_point.size != 1:
         return None
     value = float(scale.reshape(-1)[0])
-    if not (value > 0 and np.isfinite(value)):
+    # The scale of a block has the rank of what it belongs to, which a move may change.
+    if scale.ndim > 1 or not (value > 0 and np.isfinite(value)):
         return None
     return value, int(zero_point.reshape(-1)[0]), integers.dtype, number.dtype
 

@@ -31,7 +31,7 @@ _MOST_LEVELS = 16
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     """A weight matrix as (K, N): integers, scale and offset per group of rows."""
 
     weights: np.ndarray
@@ -57,7 +57,7 @@ def keep_levels_small(model: ir.Model, rewriter: Rewriter) -> None:
 
 
 def _keep_small(
-    node: ir.Node, rewriter: Rewriter, stored_in: Callable[[ir.Value | None, bool], _Stored | None]
+    node: ir.Node, rewriter: Rewriter, stored_in: Callable[[ir.Value | None, bool], Stored | None]
 ) -> None:
     gemm, attributes = node.op_type == "Gemm", attributes_of(node)
     left, out = node.inputs[0], static_shape(node.outputs[0])
@@ -113,9 +113,15 @@ def _unturned(value: ir.Value | None, flipped: bool) -> tuple[ir.Value | None, b
     return value, flipped
 
 
-def _stored(value: ir.Value | None, flipped: bool) -> _Stored | None:
+def _stored(value: ir.Value | None, flipped: bool) -> Stored | None:
     """What a constant matrix is dequantized from; `flipped` if it is (N, K)."""
-    node = value.producer() if value is not None else None
+    shape = static_shape(value)
+    return None if value is None or shape is None or len(shape) != 2 else dequantized(value, shape, flipped)
+
+
+def dequantized(value: ir.Value, shape: tuple[int, ...], flipped: bool) -> Stored | None:
+    """What a constant is dequantized from that is read as a matrix of `shape`, its last axis left whole."""
+    node = value.producer()
     merged = producer_of(value, "Reshape")
     if merged is not None and merged.inputs[0] is not None:
         node = merged.inputs[0].producer()
@@ -125,21 +131,27 @@ def _stored(value: ir.Value | None, flipped: bool) -> _Stored | None:
     if source is None or source.dtype not in _INTEGERS or not _is_stored(source):
         return None
     scale, given = constant_array(node.inputs[1]), input_of(node, 2)
-    inner, shape = static_shape(source), static_shape(value)
-    if scale is None or inner is None or shape is None or len(shape) != 2 or 0 in shape:
+    inner = static_shape(source)
+    if scale is None or inner is None or 0 in shape:
         return None
     (array,) = evaluate_values(None, [source])
     point = np.zeros(scale.shape, np.int32) if given is None else constant_array(given)
     if point is None or scale.dtype != np.float32 or not np.isfinite(scale).all():
         return None
     attributes = attributes_of(node)
-    axis, block = attributes.get("axis", 1) % len(inner), attributes.get("block_size", 0)
-    if merged is not None:
+    axis, block = attributes.get("axis", 1) % max(len(inner), 1), attributes.get("block_size", 0)
+    if tuple(inner) != tuple(shape):
         # Leading axes, such as directions of a recurrent layer, become one; blocks lie along the last.
-        if inner[-1] != shape[1] or axis != len(inner) - 1 or not block:
+        last = len(inner) - 1
+        if not inner or inner[-1] != shape[1] or (scale.size > 1 and (axis == last) != bool(block)):
             return None
+        if scale.size > 1 and not block:
+            wide = [size if k == axis else 1 for k, size in enumerate(inner[:-1])]
+            scale, point = (np.broadcast_to(each.reshape(wide), inner[:-1]) for each in (scale, point))
+            block = shape[1]
         array, axis = array.reshape(shape), 1
-        scale, point = (each.reshape(shape[0], -1) for each in (scale, point))
+        if scale.size > 1:
+            scale, point = (each.reshape(shape[0], -1) for each in (scale, point))
     tables = [_by_group(each, array.shape, axis, block, flipped) for each in (scale, point.astype(np.int32))]
     if tables[0] is None or tables[1] is None:
         return None
@@ -148,13 +160,18 @@ def _stored(value: ir.Value | None, flipped: bool) -> _Stored | None:
     return _as_codes(array, group, tables[0], tables[1], flipped)
 
 
-def _tabulated(value: ir.Value | None, flipped: bool) -> _Stored | None:
+def _tabulated(value: ir.Value | None, flipped: bool) -> Stored | None:
     """What a constant matrix is looked up from, by Gather in a table of levels."""
     shape = static_shape(value)
-    made = value.producer() if value is not None else None
-    if value is None or made is None or made.op_type == "DequantizeLinear" or value.const_value is not None:
+    return None if value is None or shape is None or len(shape) != 2 else tabulated(value, shape, flipped)
+
+
+def tabulated(value: ir.Value, shape: tuple[int, ...], flipped: bool) -> Stored | None:
+    """What a constant is looked up from that is read as a matrix of `shape`."""
+    made = value.producer()
+    if made is None or made.op_type == "DequantizeLinear" or value.const_value is not None:
         return None
-    if shape is None or len(shape) != 2 or 0 in shape or value.dtype != ir.DataType.FLOAT:
+    if 0 in shape or value.dtype != ir.DataType.FLOAT:
         return None
     if not _is_stored(value):
         return None
@@ -168,7 +185,7 @@ def _tabulated(value: ir.Value | None, flipped: bool) -> _Stored | None:
     if most >= _MOST_LEVELS:
         return None
     bits = next((b for b, count in _ROWS_PER_BYTE.items() if most < 1 << b and rows % count == 0), 8)
-    codes = codes.reshape(shape)
+    codes, array = codes.reshape(shape), array.reshape(shape)
     scales = np.broadcast_to(_spread(source), source.view).reshape(shape)
     across = scales.T if flipped else scales
     for group in dict.fromkeys((rows, source.block or rows)):
@@ -178,7 +195,7 @@ def _tabulated(value: ir.Value | None, flipped: bool) -> _Stored | None:
         table = np.ascontiguousarray(split[:, 0])
         if (split == split[:, :1]).all() and np.array_equal(levels[codes] * scales, array):
             numbers = levels.astype(np.float32)
-            return _Stored(codes.astype(np.int8), bits, group, table, None, 0.0, flipped, numbers)
+            return Stored(codes.astype(np.int8), bits, group, table, None, 0.0, flipped, numbers)
     return None
 
 
@@ -219,7 +236,7 @@ def _is_stored(value: ir.Value) -> bool:
     return True
 
 
-def _as_codes(array: np.ndarray, group: int, scale: np.ndarray, point: np.ndarray, flipped: bool) -> _Stored:
+def _as_codes(array: np.ndarray, group: int, scale: np.ndarray, point: np.ndarray, flipped: bool) -> Stored:
     """Integers in the fewest bits that hold them, and what brings them back."""
     wide = array.astype(np.int32)
     low, step = int(wide.min()), 2 if not ((wide - wide.min()) & 1).any() else 1
@@ -232,5 +249,5 @@ def _as_codes(array: np.ndarray, group: int, scale: np.ndarray, point: np.ndarra
     zeros = (point - low) / step
     steps = (scale * step).astype(np.float32)
     if (zeros == zeros.reshape(-1)[0]).all():
-        return _Stored(codes, bits, group, steps, None, float(zeros.reshape(-1)[0]), flipped)
-    return _Stored(codes, bits, group, steps, -(zeros * steps).astype(np.float32), 0.0, flipped)
+        return Stored(codes, bits, group, steps, None, float(zeros.reshape(-1)[0]), flipped)
+    return Stored(codes, bits, group, steps, -(zeros * steps).astype(np.float32), 0.0, flipped)

@@ -143,12 +143,14 @@ def _grouped(model: ir.Model, target: Target) -> tuple[Prepared, list[Group]]:
     from .integer import integerize
     from .narrow_floats import widen_narrow_floats
     from .prepare import prepare
+    from .recurrent_weights import keep_recurrent_weights_small
 
     own = clone(model)
     widen_narrow_floats(own)
     if target.kind == "llvm":
         widen_half_floats(own)
     decompose(own, target)
+    keep_recurrent_weights_small(own, target)
     integerize(own, target)
     prepared = prepare(own)
     return prepared, form_groups(prepared.graph, prepared.ops)

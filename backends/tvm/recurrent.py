@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ...ir.constants import constant_array
 from ...ir.static import only_reader, producer_of
 from .recurrent_activations import Activation, activations_of
+from .recurrent_weights import DOMAIN, OPERANDS, SCALE, WEIGHTS, weight_form
 from .unrolled import unrolled
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from .emission import Emitted
     from .spec import GroupSpec
 
-DOMAIN = "recurrence"
 RECURRENCE = f"{DOMAIN}::Recurrence"
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _DIRECTIONS = {"forward": (0,), "reverse": (1,), "bidirectional": (0, 1)}
@@ -222,14 +222,16 @@ def emit_recurrence(spec: GroupSpec, target: Target) -> Emitted:
         has_c=op.has(5),
         has_peepholes=op.has(6),
         constant_weights=1 in op.constant,
+        weights=weight_form(op),
         keeps=(bool(keeps[0]), bool(keeps[1]), bool(keeps[2])),
     )
     kernel = recurrence(shape, target)
-    externals = [ref.external for ref in refs if ref is not None]
-    arguments: list[Argument] = [externals[0]]
+    external = {i: ref.external for i, ref in enumerate(refs) if ref is not None}
+    arguments: list[Argument] = [external[0]]
     if shape.constant_weights:
-        arguments += [Packed(externals[1], pack) for pack in kernel.pack]
+        packs = zip(kernel.sources, kernel.pack, strict=True)
+        arguments += [Packed(external[OPERANDS[source]], pack) for source, pack in packs]
     else:
-        arguments.append(externals[1])
-    arguments += externals[2:]
+        arguments.append(external[WEIGHTS])
+    arguments += [each for i, each in external.items() if WEIGHTS < i < SCALE]
     return Emitted(kernel.func, tuple(arguments), shape.cell.lower(), kernel.flops, kernel.note)

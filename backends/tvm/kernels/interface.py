@@ -66,6 +66,8 @@ class Kernel:
     flops: int
     note: str
     """The tile that was chosen, for reports."""
+    sources: tuple[str, ...] = ()
+    """Per constant weight: which operand it comes from, where they are not one for each in order."""
 
 
 @dataclass(frozen=True)

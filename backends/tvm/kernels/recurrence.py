@@ -19,12 +19,13 @@ from . import emit
 from . import recurrence_cells as cells
 from .emit import Statements
 from .interface import Kernel
-from .microkernel import Accumulators
 from .recurrence_buffers import Buffers, Row
 from .recurrence_cells import Vector
-from .recurrence_plan import Block, choose_block, choose_split, packer
+from .recurrence_dots import DottedProducts
+from .recurrence_plan import Block, choose_block, choose_split, way_of
+from .recurrence_products import DecodedProducts, FloatProducts, Part, Place, Products, Put
 from .recurrence_spec import RecurrenceSpec
-from .tile import TargetNumbers, Tile, blocks
+from .tile import TargetNumbers, blocks
 
 _SHARING = {"none": "", "sequences": ", one thread per sequence", "units": ", threads share each step"}
 
@@ -32,8 +33,9 @@ _SHARING = {"none": "", "sequences": ", one thread per sequence", "units": ", th
 def recurrence(spec: RecurrenceSpec, target: TargetNumbers) -> Kernel:
     """The steps of an LSTM, GRU or RNN.
 
-    Buffers: products with the input, recurrent weights (packed once per phase if constant, else as ONNX has
-    them), then bias, lengths, first h, first c and peepholes where they are given; the output.
+    Buffers: products with the input, recurrent weights (what the products of each phase take if constant,
+    else one buffer as ONNX has them), then bias, lengths, first h, first c and peepholes where they are
+    given; the output.
     """
     return _Recurrence(spec, target).kernel()
 
@@ -45,10 +47,7 @@ class _Phase:
     gates: tuple[int, ...]
     block: Block
     finish: Callable[[RecurrenceSpec, Vector], Statements]
-    weights: Any
-    """Packed: (D, tiles, H, gates * units)."""
-    second: bool = False
-    """Whether the state behind the reset gate is multiplied."""
+    products: Products
 
 
 class _Recurrence:
@@ -58,7 +57,8 @@ class _Recurrence:
         block = self.phases[0].block
         self.tiles = blocks(spec.batch, block.rows)
         self.split = choose_split(spec, block, target)
-        self.buffers = Buffers(spec, block.rows, self.tiles, len(self.phases))
+        is_fixed = way_of(spec, target) == "dotted"
+        self.buffers = Buffers(spec, block.rows, self.tiles, len(self.phases), is_fixed)
 
     def _phases(self) -> list[_Phase]:
         spec, target = self.spec, self.target
@@ -66,24 +66,31 @@ class _Recurrence:
             finish = {"LSTM": cells.lstm, "GRU": cells.gru, "RNN": cells.rnn}[spec.cell]
             gates = tuple(range(spec.gates))
             block = choose_block(spec, spec.gates, target, "gates")
-            return [_Phase(gates, block, finish, self._weights(gates, block))]
+            return [self._phase(gates, block, finish)]
         first = choose_block(spec, 2, target, "gates")
         second = choose_block(spec, 1, target, "new", first.rows)
         return [
-            _Phase((0, 1), first, cells.gru_gates, self._weights((0, 1), first)),
-            _Phase((2,), second, cells.gru_new, self._weights((2,), second), second=True),
+            self._phase((0, 1), first, cells.gru_gates),
+            self._phase((2,), second, cells.gru_new, second=True),
         ]
 
-    def _weights(self, gates: tuple[int, ...], block: Block) -> Any:
-        hidden = self.spec.hidden
-        shape = (self.spec.directions, block.count(hidden), hidden, len(gates) * block.units)
-        name = f"weights{gates[0]}"
-        return emit.buffer(name, shape)
+    def _phase(
+        self, gates: tuple[int, ...], block: Block, finish: Callable[..., Statements], second: bool = False
+    ) -> _Phase:
+        part, form = Part(self.spec, gates, block, second, self.target), self.spec.weights
+        products: Products
+        if form is None:
+            products = FloatProducts(part)
+        elif way_of(self.spec, self.target) == "dotted":
+            products = DottedProducts(part, form)
+        else:
+            products = DecodedProducts(part, form)
+        return _Phase(gates, block, finish, products)
 
     def kernel(self) -> Kernel:
         spec, buffers = self.spec, self.buffers
-        weights = [phase.weights for phase in self.phases]
-        packs = tuple(packer(spec, phase.gates, phase.block) for phase in self.phases)
+        weights = [each for phase in self.phases for each in phase.products.parameters]
+        packs = tuple(pack for phase in self.phases for pack in phase.products.packs)
         stage: Statements = []
         if not spec.constant_weights:
             raw = emit.buffer("raw", (spec.directions, spec.gates * spec.hidden, spec.hidden))
@@ -92,13 +99,16 @@ class _Recurrence:
         body = [*stage, *buffers.allocations, buffers.start(), self._steps(), buffers.last()]
         parameters = [buffers.products, *weights, *buffers.optional, buffers.out]
         tiles = " ".join(str(phase.block) for phase in self.phases)
-        note = f"{spec.cell} of {spec.steps} steps, {tiles}{_SHARING[self.split]}"
-        return Kernel(emit.function("recurrence", parameters, body), packs, spec.flops, note)
+        kind = self.phases[0].products.note
+        note = f"{spec.cell} of {spec.steps} steps, {tiles}{kind}{_SHARING[self.split]}"
+        sources = tuple(source for phase in self.phases for source in phase.products.sources)
+        return Kernel(emit.function("recurrence", parameters, body), packs, spec.flops, note, sources)
 
     def _pack(self, raw: Any, phase: _Phase) -> Any:
         """The weights in the order of the tiles, where they are not constant."""
         hidden, block = self.spec.hidden, phase.block
-        shape = tuple(int(size) for size in phase.weights.shape)
+        (weights,) = phase.products.parameters
+        shape = tuple(int(size) for size in weights.shape)
 
         def row(t: Any) -> Any:
             d, tile, k = emit.unravel(t, shape[:3])
@@ -107,13 +117,13 @@ class _Recurrence:
             def gate(number: int) -> Any:
                 def unit(u: Any) -> Any:
                     value = emit.load(raw, [d, phase.gates[number] * hidden + first + u, k])
-                    return emit.store(phase.weights, value, [d, tile, k, number * block.units + u])
+                    return emit.store(weights, value, [d, tile, k, number * block.units + u])
 
                 return emit.loop("unit", block.units, unit)
 
             return [gate(number) for number in range(len(phase.gates))]
 
-        return [tirx.AllocBuffer(phase.weights), emit.parallel("row", prod(shape[:3]), row)]
+        return [tirx.AllocBuffer(weights), emit.parallel("row", prod(shape[:3]), row)]
 
     def _steps(self) -> Any:
         """All steps of all sequences."""
@@ -172,35 +182,26 @@ class _Recurrence:
         """One step of some sequences and some units of one direction."""
         shape, gates = phase.block, len(phase.gates)
         unit, bound = emit.bind("unit", emit.minimum(block * shape.units, self.spec.hidden - shape.units))
-        accumulators = Accumulators(Tile(shape.rows, gates * shape.vectors, shape.lanes))
         staged, allocation = emit.allocate("staged", (shape.rows * gates * shape.units,))
 
-        def begin(p: Any) -> Statements:
+        def begin(p: Any, put: Put) -> Statements:
             row, bindings = self.buffers.row(s, d, tile, p)
 
             def gate(number: int) -> Any:
                 def vector(v: Any) -> Any:
                     value = self._first_sum(phase.gates[number], row, unit + v * shape.lanes, shape.lanes)
-                    at = accumulators.position(p, number * shape.vectors + v)
-                    return emit.store(accumulators.buffer, value, [at], shape.lanes)
+                    return put(number * shape.vectors + v, value)
 
                 return emit.unrolled("vector", shape.vectors, vector)
 
             return [*bindings, *(gate(number) for number in range(gates))]
-
-        def multiply(k: Any) -> Statements:
-            return accumulators.multiply_add(
-                range(shape.rows),
-                lambda p: self._factor(phase, s, d, tile * shape.rows + p, k),
-                lambda v: emit.load(phase.weights, [d, block, k, v * shape.lanes], shape.lanes),
-            )
 
         def finish(p: Any) -> Statements:
             row, bindings = self.buffers.row(s, d, tile, p)
 
             def vector(v: Any) -> Any:
                 def at(gate: int) -> Any:
-                    return accumulators.position(p, gate * shape.vectors + v)
+                    return ((p * gates + gate) * shape.vectors + v) * shape.lanes
 
                 return self._finish(phase, row, unit + v * shape.lanes, staged, at)
 
@@ -208,11 +209,8 @@ class _Recurrence:
 
         return [
             *bound,
-            *accumulators.declare(),
-            emit.unrolled("row", shape.rows, begin),
-            emit.loop("k", self.spec.hidden, multiply),
             allocation,
-            *accumulators.copy_to(staged),
+            *phase.products.sums(self.buffers, Place(s, d, block, tile * shape.rows, begin), staged),
             emit.loop("row", shape.rows, finish),
         ]
 
@@ -221,12 +219,6 @@ class _Recurrence:
         if self.spec.cell == "GRU" and self.spec.reset_after and gate == 2:
             return self.buffers.recurrent_bias(row, unit, lanes)
         return self.buffers.product(row, gate, unit, lanes)
-
-    def _factor(self, phase: _Phase, s: Any, d: Any, slot: Any, k: Any) -> Any:
-        """One value of the state that is multiplied."""
-        if phase.second:
-            return emit.load(self.buffers.reset, [d, slot, k])
-        return emit.load(self.buffers.h, [emit.floormod(s, 2), d, slot, k])
 
     def _finish(self, phase: _Phase, row: Row, unit: Any, sums: Any, at: Callable[[int], Any]) -> Any:
         """The cells of one vector of units, sums of whose gates are staged."""

@@ -10,6 +10,7 @@ from tvm import tirx
 from . import emit
 from .emit import Statements
 from .interface import Index
+from .recurrence_fixed import FixedStates
 from .recurrence_spec import RecurrenceSpec
 
 
@@ -45,9 +46,10 @@ class Buffers:
         rows: sequences per tile.
         tiles: tiles of sequences.
         phases: phases of a step.
+        is_fixed: whether states that are multiplied are held as integers too.
     """
 
-    def __init__(self, spec: RecurrenceSpec, rows: int, tiles: int, phases: int):
+    def __init__(self, spec: RecurrenceSpec, rows: int, tiles: int, phases: int, is_fixed: bool = False):
         self.spec, self.rows, self.tiles = spec, rows, tiles
         directions, hidden = spec.directions, spec.hidden
         self.products = emit.buffer("products", spec.products_shape)
@@ -64,6 +66,8 @@ class Buffers:
         self.c = self._scratch("c", (2, *slots)) if spec.cell == "LSTM" else None
         self.update = self._scratch("update", slots) if phases > 1 else None
         self.reset = self._scratch("reset", slots) if phases > 1 else None
+        self.fixed = FixedStates(spec, tiles * rows, phases) if is_fixed else None
+        self.allocations += self.fixed.allocations if self.fixed is not None else []
 
     @property
     def optional(self) -> list[Any]:
@@ -117,8 +121,20 @@ class Buffers:
 
     def put(self, state: Any, row: Row, unit: Any, value: Any) -> Any:
         """Store a state as the step leaves it."""
-        place = [emit.floormod(row.step + 1, 2), row.direction, row.slot, unit]
-        return emit.store(state, value, place)
+        return self._put(state, emit.floormod(row.step + 1, 2), row, unit, value)
+
+    def _put(self, state: Any, parity: Any, row: Row, unit: Any, value: Any) -> Statements:
+        slot = (row.direction, row.slot)
+        made = [emit.store(state, value, [parity, *slot, unit])]
+        if self.fixed is not None and state is self.h:
+            made += self.fixed.put_h(parity, slot, unit, value)
+        return made
+
+    def put_reset(self, row: Row, unit: Any, value: Any) -> Statements:
+        """Store the state behind the reset gate."""
+        slot = (row.direction, row.slot)
+        made = [emit.store(self.reset, value, [*slot, unit])]
+        return made if self.fixed is None else [*made, *self.fixed.put_reset(slot, unit, value)]
 
     def put_output(self, row: Row, unit: Any, value: Any) -> Any:
         """Store what the step gives; nothing where only last states are wanted."""
@@ -140,12 +156,32 @@ class Buffers:
 
         def fill(row: Row, unit: Any) -> Statements:
             return [
-                emit.store(state, self._first(given, row, unit), [0, row.direction, row.slot, unit])
+                self._put(state, 0, row, unit, self._first(given, row, unit))
                 for state, given in states
                 if state is not None
             ]
 
-        return self._each(0, fill)
+        return [self.fixed.clear() if self.fixed is not None else [], self._bounds(), self._each(0, fill)]
+
+    def _bounds(self) -> Any:
+        """How large the states of each sequence can become, where they are held as integers."""
+        fixed = self.fixed
+        if fixed is None or self.first_h is None:
+            return []
+
+        def one(t: Any) -> Statements:
+            direction, tile, p = emit.unravel(t, (self.spec.directions, self.tiles, self.rows))
+            row = self._at_rest(direction, tile, p)
+            return fixed.set_bound(
+                (direction, row.slot), self.spec.hidden, lambda unit: self._first(self.first_h, row, unit)
+            )
+
+        return emit.loop("slot", self.spec.directions * self.tiles * self.rows, one)
+
+    def _at_rest(self, direction: Any, tile: Any, p: Any, step: int = 0) -> Row:
+        """A sequence before the first step, or behind the last one."""
+        batch = emit.minimum(tile * self.rows, self.spec.batch - self.rows) + p
+        return Row(step, direction, batch, tile * self.rows + p, 0, True)
 
     def _first(self, given: Any, row: Row, unit: Any) -> Any:
         if given is None:
@@ -183,8 +219,7 @@ class Buffers:
             direction, tile, p, unit = emit.unravel(
                 t, (self.spec.directions, self.tiles, self.rows, self.spec.hidden)
             )
-            batch = emit.minimum(tile * self.rows, self.spec.batch - self.rows) + p
-            return body(Row(step, direction, batch, tile * self.rows + p, 0, True), unit)
+            return body(self._at_rest(direction, tile, p, step), unit)
 
         return emit.loop("element", self.spec.directions * self.tiles * self.rows * self.spec.hidden, one)
 

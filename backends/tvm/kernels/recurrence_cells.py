@@ -90,10 +90,17 @@ class Vector:
         """What the first phase left in a buffer for the second."""
         return emit.load(state, [self.row.direction, self.row.slot, self.unit + lane])
 
-    def leave(self, state: Any, number: int) -> Any:
-        """Leave what the buffer holds for the second phase."""
+    def leave_update(self, number: int) -> Any:
+        """Leave the update gate, which the buffer holds, for the second phase."""
         place = [self.row.direction, self.row.slot]
-        return self.each(lambda lane: emit.store(state, self.sum(number, lane), [*place, self.unit + lane]))
+        update = self.buffers.update
+        return self.each(lambda lane: emit.store(update, self.sum(number, lane), [*place, self.unit + lane]))
+
+    def leave_reset(self, number: int) -> Any:
+        """Leave the state behind the reset gate, which the buffer holds, for the second phase."""
+        return self.each(
+            lambda lane: self.buffers.put_reset(self.row, self.unit + lane, self.sum(number, lane))
+        )
 
 
 def activate(activation: Activation, x: Any) -> Any:
@@ -161,8 +168,8 @@ def gru_gates(spec: RecurrenceSpec, at: Vector) -> Statements:
         at.set(0, lambda lane: at.active(0, _clipped(spec, at.sum(0, lane)))),
         at.set(1, lambda lane: at.active(0, _clipped(spec, at.sum(1, lane)))),
         at.set(1, lambda lane: at.sum(1, lane) * at.h(lane)),
-        at.leave(at.buffers.update, 0),
-        at.leave(at.buffers.reset, 1),
+        at.leave_update(0),
+        at.leave_reset(1),
     ]
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arithmetic import integer_arithmetic
 from .choices import Option, choose
 from .product import SERIAL_FLOPS
+from .recurrence_fixed import PARTS, WORD, is_bounded
 from .recurrence_spec import RecurrenceSpec
 from .tile import L3_BYTES_PER_CYCLE, TargetNumbers, blocks, lanes_of
 
@@ -23,6 +25,8 @@ _MOST_SUMS = 24
 """Accumulators per tile where registers abound: more only lengthens the code."""
 _BARRIER_CYCLES = 3000
 """What it costs that threads wait for each other once per step."""
+_MOST_DOTTED = 32768
+"""Units whose integer products int32 holds the sum of."""
 _CELL_CYCLES = 90
 """What the activations of one vector of units cost, about."""
 
@@ -48,17 +52,33 @@ class Block:
         return f"{self.rows}x{self.vectors}x{self.lanes}"
 
 
+def way_of(spec: RecurrenceSpec, target: TargetNumbers) -> str:
+    """How weights are multiplied: as "float", "decoded" to floats, or "dotted" as integers."""
+    form = spec.weights
+    if form is None:
+        return "float"
+    whole = form.zero == 0 if form.bits == 8 else float(2 * form.zero).is_integer()
+    per_step = WORD * 8 // form.bits
+    aligned = spec.groups == 1 or form.group % per_step == 0
+    plain = whole and aligned and not form.has_offset and not form.has_levels
+    fits = lanes_of(target) <= spec.hidden <= _MOST_DOTTED and is_bounded(spec)
+    is_fast = integer_arithmetic("uint8", "int8", target).depth == WORD
+    return "dotted" if plain and fits and is_fast else "decoded"
+
+
 def choose_block(
     spec: RecurrenceSpec, gates: int, target: TargetNumbers, name: str, rows: int | None = None
 ) -> Block:
     """The tile for the products of some gates, by estimated time; `rows` where they are decided already."""
     lanes = min(lanes_of(target), spec.hidden)
-    ranked = []
+    way, ranked = way_of(spec, target), []
     for vectors in range(1, max(spec.hidden // lanes, 1) + 1):
         columns = gates * vectors
         for count in range(1, spec.batch + 1) if rows is None else [rows]:
             sums = count * columns
-            if sums + min(count, columns) + 1 > target.vector_registers or sums > _MOST_SUMS:
+            if _registers(way, count, columns) > target.vector_registers:
+                break
+            if sums * (PARTS if way == "dotted" else 1) > _MOST_SUMS:
                 break
             block = Block(count, vectors, lanes)
             ranked.append((block, _step_cycles(spec, block, gates, target)))
@@ -72,20 +92,38 @@ def choose_block(
     return Block(*chosen)
 
 
+def _registers(way: str, rows: int, columns: int) -> int:
+    """Vector registers that a tile takes."""
+    if way == "dotted":
+        return PARTS * rows * columns + PARTS * rows + 1
+    return rows * columns + min(rows, columns) + (1 if way == "float" else 2)
+
+
 def _step_cycles(spec: RecurrenceSpec, block: Block, gates: int, target: TargetNumbers) -> float:
     """Estimated cycles of one step of one direction on one core."""
     columns = gates * block.vectors
-    weight_bytes = 4 * gates * spec.hidden * spec.hidden
-    fits = weight_bytes <= target.l2_bytes * 3 // 4
-    stream = columns * block.lanes * 4 / (_L2_BYTES_PER_CYCLE if fits else L3_BYTES_PER_CYCLE)
-    loads = (block.rows + columns) / 2
-    one = max(block.rows * columns, loads, _FMA_CHAINS) / 2
+    size = 4 if spec.weights is None else spec.weights.bits / 8
+    fits = size * gates * spec.hidden * spec.hidden <= target.l2_bytes * 3 // 4
+    stream = columns * block.lanes * size / (_L2_BYTES_PER_CYCLE if fits else L3_BYTES_PER_CYCLE)
+    one = _multiply_cycles(spec, block.rows, columns, target)
     # Only the first tile of sequences finds the weights far away if a block fits the nearest cache.
-    is_near = 4 * columns * block.lanes * spec.hidden <= target.l1_bytes * 3 // 4
+    is_near = size * columns * block.lanes * spec.hidden <= target.l1_bytes * 3 // 4
     tiles = blocks(spec.batch, block.rows)
     product = spec.hidden * (max(one, stream) + (tiles - 1) * (one if is_near else max(one, stream)))
     cells = tiles * block.rows * block.vectors * _CELL_CYCLES
     return block.count(spec.hidden) * (product + cells)
+
+
+def _multiply_cycles(spec: RecurrenceSpec, rows: int, columns: int, target: TargetNumbers) -> float:
+    """Estimated cycles of one unit read by a tile, weights at hand."""
+    way, sums = way_of(spec, target), rows * columns
+    loads = (rows + columns) / 2
+    if way == "float" or spec.weights is None:
+        return max(sums, loads, _FMA_CHAINS) / 2
+    if way == "decoded":
+        return max(sums + 2 * columns, loads, _FMA_CHAINS) / 2
+    unpacking = 0 if spec.weights.bits == 8 else 3
+    return max(PARTS * sums + unpacking * columns, loads, _FMA_CHAINS) / 2 / WORD
 
 
 def choose_split(spec: RecurrenceSpec, block: Block, target: TargetNumbers) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..recurrent_activations import Activation
+from .weight_form import WeightForm
 
 Cell = Literal["LSTM", "GRU", "RNN"]
 GATES: dict[str, int] = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -48,6 +49,8 @@ class RecurrenceSpec:
     has_c: bool = False
     has_peepholes: bool = False
     constant_weights: bool = True
+    weights: WeightForm | None = None
+    """How recurrent weights are stored; None for floats."""
     keeps: tuple[bool, bool, bool] = (True, False, False)
     """Which of all states h, the last h and the last c are stored."""
 
@@ -55,6 +58,11 @@ class RecurrenceSpec:
     def gates(self) -> int:
         """Gates of a cell."""
         return GATES[self.cell]
+
+    @property
+    def groups(self) -> int:
+        """Groups of units read whose weights share a scale."""
+        return 1 if self.weights is None else -(-self.hidden // self.weights.group)
 
     @property
     def directions(self) -> int:

@@ -9,43 +9,20 @@ with a table of up to 16 levels (NF4, k-means, powers of two), for `levels[store
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
-from tvm import tirx
 
 from . import emit
-from .arithmetic import has_features
 from .emit import Statements
 from .interface import Epilogue, Index, Kernel, MatmulSpec
 from .matmul import pack_matrix
 from .microkernel import Accumulators, Writer
 from .product import Product
-from .tables import LEVELS, look_up, pack_levels, permuted
+from .tables import LEVELS, pack_levels
 from .tile import TargetNumbers, Tile, blocks, choose_tile
-
-
-@dataclass(frozen=True)
-class WeightForm:
-    """How weights are stored.
-
-    Attributes:
-        bits: 8, or 4, 2 or 1 for several per byte, which are not negative.
-        group: rows of the reduction that share scale and offset.
-        has_scale: whether scales are applied here; otherwise they belong to the epilogue.
-        has_offset: the same for offsets; only beside scales.
-        zero: what stands for 0 in all groups.
-        has_levels: whether codes are places in a table; then without offsets.
-    """
-
-    bits: int
-    group: int
-    has_scale: bool
-    has_offset: bool
-    zero: float = 0.0
-    has_levels: bool = False
+from .weight_form import WeightForm, cast, decoded
 
 
 def weight_matmul(
@@ -78,8 +55,8 @@ def weight_matmul(
     def column(block: Any, step: Any, part: int, v: Any) -> Any:
         lanes = tile.lanes
         at = v * lanes
-        wide = _cast(emit.load(b, [block, step, at], lanes), "int32", lanes)
-        value = _decoded(wide, part, form, levels[0] if levels else None, lanes, target)
+        wide = cast(emit.load(b, [block, step, at], lanes), "int32", lanes)
+        value = decoded(wide, part, form, levels[0] if levels else None, lanes, target)
         group = emit.floordiv(step * parts + part, form.group) if groups > 1 else 0
         if form.has_scale:
             value = value * emit.load(tables[0], [block, group, at], lanes)
@@ -120,26 +97,6 @@ def weight_matmul(
     )
     kind = f"{min(1 << form.bits, LEVELS)} levels" if levels else f"int{form.bits}"
     return Kernel(func, packs, spec.flops, f"{kind} weights matmul {tile}")
-
-
-def _decoded(wide: Any, part: int, form: WeightForm, levels: Any, lanes: int, target: TargetNumbers) -> Any:
-    """The numbers of one of the rows whose codes lie in int32 lanes, before scale and offset."""
-    if part:
-        wide = tirx.shift_right(wide, emit.constant(part * form.bits, lanes, "int32"))
-    # One permutation takes the place of masking, conversion and subtraction, and reads four bits only.
-    permutes = form.bits < 8 and lanes == LEVELS and has_features(target, "avx512f")
-    if part < 8 // form.bits - 1 and not (permutes and form.bits == 4):
-        wide = tirx.bitwise_and(wide, emit.constant((1 << form.bits) - 1, lanes, "int32"))
-    if levels is not None:
-        return look_up(levels, wide, lanes, target)
-    if permutes:
-        return permuted([code - form.zero for code in range(LEVELS)], wide)
-    value = _cast(wide, "float32", lanes)
-    return value - emit.constant(form.zero, lanes, "float32") if form.zero else value
-
-
-def _cast(value: Any, dtype: str, lanes: int) -> Any:
-    return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
 
 
 def _packer(spec: MatmulSpec, form: WeightForm, tile: Tile) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,0 +1,198 @@
+"""Products of the bytes of states (see `recurrence_fixed`) with weights of up to 8 bits: exact sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from . import emit
+from .arithmetic import integer_arithmetic
+from .emit import Statements
+from .recurrence_buffers import Buffers
+from .recurrence_fixed import MIDDLE_OF_TOP, PARTS, WORD
+from .recurrence_plan import packer
+from .recurrence_products import Pack, Part, Place, bytes_of, factor_of, into, table_packer, table_shape
+from .tile import blocks
+from .weight_form import WeightForm, cast
+
+_INFINITE, _NOT_A_NUMBER = 0x7F800000, 0x7FC00000
+"""Bits of float32."""
+
+
+class DottedProducts:
+    """Integer products of the bytes of states with int8 weights, four at a time; sums are exact.
+
+    Weights are packed (D, tiles, steps, gates * units, 4), several steps to a byte where they have fewer
+    bits. Groups begin with a step of their own.
+    """
+
+    def __init__(self, part: Part, form: WeightForm):
+        self.part, self.form, self._per_byte = part, form, 8 // form.bits
+        spec, name = part.spec, part.gates[0]
+        self._group = min(form.group, spec.hidden)
+        self._steps = blocks(self._group, WORD * self._per_byte)
+        self._all_steps = blocks(spec.hidden, WORD * self._per_byte)
+        # Codes stand for twice what they are where nothing whole stands for 0.
+        self._factor = 1 if float(form.zero).is_integer() else 2
+        shape = (*part.outer, self._all_steps, part.width * WORD)
+        self.weights = emit.buffer(f"codes{name}", shape, "int8" if form.bits == 8 else "uint8")
+        self.start = emit.buffer(f"start{name}", table_shape(part), "int32")
+        self.scale = emit.buffer(f"scale{name}", table_shape(part))
+        self.parameters = [self.weights, self.start, self.scale]
+        self.sources = ["weights", "weights", "scale"]
+        table = table_packer(part)
+        self.packs: list[Pack] = [
+            self._pack,
+            self._pack_start,
+            lambda scale: table((scale / self._factor).astype(np.float32)),
+        ]
+        self.arithmetic = integer_arithmetic("uint8", "int8", part.target)
+        self.note = f", int{form.bits} weights {self.arithmetic.name}"
+
+    def _pack(self, codes: np.ndarray) -> np.ndarray:
+        """(D, G H, H) -> words of neighbours that one lane multiplies."""
+        part, per_byte = self.part, self._per_byte
+        ordered = packer(part.spec, part.gates, part.block)(codes)
+        gap = self._all_steps * WORD * per_byte - part.spec.hidden
+        empty = round(self.form.zero) if self.form.bits < 8 else 0
+        filled = np.pad(ordered, [(0, 0), (0, 0), (0, gap), (0, 0)], constant_values=empty)
+        outer = (*part.outer, self._all_steps * per_byte)
+        split = filled.reshape(*outer, WORD, part.width).swapaxes(-1, -2)
+        return bytes_of(np.ascontiguousarray(split).reshape(*outer, -1), self.form.bits, 2)
+
+    def _pack_start(self, codes: np.ndarray) -> np.ndarray:
+        """What sums of the highest bytes begin with, so that a state of 0 adds nothing."""
+        part, hidden = self.part, self.part.spec.hidden
+        whole = self._factor * codes.astype(np.int64) - round(self._factor * self.form.zero)
+        gap = part.spec.groups * self._group - hidden
+        padded = np.pad(whole, [(0, 0), (0, 0), (0, gap)])
+        totals = padded.reshape(-1, part.spec.groups, self._group).sum(axis=2)
+        return table_packer(part)((-MIDDLE_OF_TOP * totals.T).astype(np.int32))
+
+    def sums(self, buffers: Buffers, place: Place, staged: Any) -> Statements:
+        """Three sums per vector of a group stay in registers, those of all groups in the staging buffer."""
+        part, lanes, rows = self.part, self.part.block.lanes, self.part.block.rows
+        acc, allocation = emit.allocate("acc", (rows * part.columns * PARTS * lanes,), "int32")
+        cells = [(p, v, i) for p in range(rows) for v in range(part.columns) for i in range(PARTS)]
+
+        def at(p: int, v: int, i: int) -> int:
+            return ((p * part.columns + v) * PARTS + i) * lanes
+
+        def table(source: Any, g: Any, v: int) -> Any:
+            return emit.load(source, [place.direction, place.block, g, v * lanes], lanes)
+
+        def begin(g: Any, p: int, v: int, i: int) -> Any:
+            value = table(self.start, g, v) if i == PARTS - 1 else emit.constant(0, lanes, "int32")
+            return emit.store(acc, value, [at(p, v, i)], lanes)
+
+        def multiply(k: Any, digit: int) -> Statements:
+            words, made = {}, []
+            for p in range(rows):
+                for i in range(PARTS):
+                    word = self._word(buffers, place, p, i, k, digit)
+                    words[p, i], bound = emit.hold("x", word, dtype="int32")
+                    made.append(bound)
+            for v in range(part.columns):
+                column, bound = emit.hold("w", self._column(place, k, digit, v), lanes, "int32")
+                made.append(bound)
+                for p in range(rows):
+                    for i in range(PARTS):
+                        total = emit.load(acc, [at(p, v, i)], lanes)
+                        total = self.arithmetic.combine(total, words[p, i], column, lanes)
+                        made.append(emit.store(acc, total, [at(p, v, i)], lanes))
+            return made
+
+        def finish(g: Any, p: int, unit: Any) -> Statements:
+            def vector(v: int) -> Any:
+                parts = [cast(emit.load(acc, [at(p, v, i)], lanes), "float32", lanes) for i in range(PARTS)]
+                low = parts[1] * emit.constant(256.0, lanes) + parts[0]
+                total = parts[2] * emit.constant(65536.0, lanes) + low
+                total = total * (table(self.scale, g, v) * emit.splat(unit, lanes))
+                place_ = [(p * part.columns + v) * lanes]
+                return emit.store(staged, emit.load(staged, place_, lanes) + total, place_, lanes)
+
+            return [vector(v) for v in range(part.columns)]
+
+        units, made = [], []
+        for p in range(rows):
+            unit, statements = self._unit(buffers, place, p)
+            units.append(unit)
+            made += statements
+
+        def of_group(g: Any) -> Statements:
+            first, count = g * self._steps, self._steps
+            if self._all_steps % self._steps:
+                count = emit.minimum(count, self._all_steps - first)
+
+            def step(k: Any) -> Statements:
+                return [multiply(first + k, digit) for digit in range(self._per_byte)]
+
+            return [
+                *(begin(g, *cell) for cell in cells),
+                emit.loop("k", count, step),
+                *(finish(g, p, units[p]) for p in range(rows)),
+            ]
+
+        return [
+            emit.unrolled("row", rows, lambda p: place.begin(p, into(staged, part, p))),
+            *made,
+            allocation,
+            emit.loop("group", part.spec.groups, of_group),
+        ]
+
+    def _word(self, buffers: Buffers, place: Place, p: int, part: int, k: Any, digit: int) -> Any:
+        """A byte each of four neighbouring states."""
+        slot = (place.direction, place.slot + p)
+        number = k * self._per_byte + digit
+        assert buffers.fixed is not None
+        return buffers.fixed.word(self.part.second, emit.floormod(place.step, 2), slot, part, number)
+
+    def _column(self, place: Place, k: Any, digit: int, v: int) -> Any:
+        """The weights of one instruction, as int32 lanes."""
+        form, lanes = self.form, self.part.block.lanes
+        count, wide = lanes * WORD, f"int32x{lanes}"
+        stored = emit.load(self.weights, [place.direction, place.block, k, v * count], count)
+        word = tirx.reinterpret(wide, stored)
+        if form.bits == 8:
+            return word
+        if digit:
+            word = tirx.shift_right(word, emit.constant(digit * form.bits, lanes, "int32"))
+        mask = ((1 << form.bits) - 1) * 0x01010101
+        codes = tirx.reinterpret(f"int8x{count}", tirx.bitwise_and(word, emit.constant(mask, lanes, "int32")))
+        if self._factor == 2:
+            codes = codes + codes
+        zero = round(self._factor * form.zero)
+        return tirx.reinterpret(wide, codes - emit.constant(zero, count, "int8") if zero else codes)
+
+    def _unit(self, buffers: Buffers, place: Place, p: int) -> tuple[Any, Statements]:
+        """The float that one step of a sequence's integers stands for; no number if a state is none."""
+        part = self.part
+        lanes, hidden = part.block.lanes, part.spec.hidden
+        most, allocation = emit.allocate("most", (lanes,), "int32")
+        largest, allocation_of_one = emit.allocate("largest", (1,), "int32")
+
+        def raised(k: Any) -> Any:
+            bits = tirx.reinterpret(f"int32x{lanes}", factor_of(buffers, part, place, p, k, lanes))
+            magnitude = tirx.bitwise_and(bits, emit.constant(0x7FFFFFFF, lanes, "int32"))
+            return emit.store(most, tirx.max(emit.load(most, [0], lanes), magnitude), [0], lanes)
+
+        def across(lane: Any) -> Any:
+            return emit.store(largest, tirx.max(emit.load(largest, [0]), emit.load(most, [lane])), [0])
+
+        assert buffers.fixed is not None
+        step = buffers.fixed.step((place.direction, place.slot + p))
+        none = tirx.reinterpret("float32", emit.constant(_NOT_A_NUMBER, dtype="int32"))
+        value = tirx.Select(emit.load(largest, [0]) >= emit.constant(_INFINITE, dtype="int32"), none, step)
+        unit, bound = emit.hold("unit", value)
+        return unit, [
+            allocation,
+            allocation_of_one,
+            emit.store(most, emit.constant(0, lanes, "int32"), [0], lanes),
+            emit.loop("k", hidden // lanes, lambda k: raised(k * lanes)),
+            *([raised(hidden - lanes)] if hidden % lanes else []),
+            emit.store(largest, emit.constant(0, dtype="int32"), [0]),
+            emit.loop("lane", lanes, across),
+            bound,
+        ]
