@@ -69,3 +69,9 @@ class CompileError(GraphwrightError):
 
 class ToolError(GraphwrightError):
     """A command was given a bad file, folder or option."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception of somebody else's code for use in a message: its type, and its text on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -22,7 +22,7 @@ from .quantization.budget import COSTS, Budget, Choice, cost_of, search, totals
 from .quantization.calibration import Calibration, as_calibration
 from .quantization.precisions import FLOAT, PRECISIONS
 from .quantization.tables import find_table
-from .quantization.trials import Metric, Trials, labelled_accuracy, layers_text, user_metric
+from .quantization.trials import Metric, Trials, labelled_accuracy, user_metric
 from .registry import register
 
 
@@ -89,7 +89,10 @@ class Quantize(Pass):
             raise PassError(f"it reads the data often, but an {data.source} can be read once only")
         budget = Budget.parse(self.budget)
         table = find_table(self.target, context.target)
-        precisions = [name for name in self._named() if name == FLOAT or name in table.precisions]
+        named = self._named()
+        if named in ([], [FLOAT]):
+            raise PassError(f"option 'precisions' names none to quantize to: '{self.precisions}'")
+        precisions = [name for name in named if name == FLOAT or name in table.precisions]
         if precisions in ([], [FLOAT]):
             raise PassError(
                 f"quantization table '{table.name}' has none of {self.precisions}; "
@@ -98,7 +101,7 @@ class Quantize(Pass):
         metric, judged = self._judge(model, data)
         trials = Trials(model, self._pass(), data, judged, context, metric, self.samples)
         choice = search(trials, budget, precisions, context.progress)
-        self._report(trials, budget, choice, context)
+        self._report(trials, budget, choice, judged, context)
         trials.chosen(choice.precisions).apply(model, context)
 
     def _pass(self) -> InsertQdq:
@@ -124,7 +127,9 @@ class Quantize(Pass):
             return user_metric(self.metric), judged
         return None, judged
 
-    def _report(self, trials: Trials, budget: Budget, choice: Choice, context: PassContext) -> None:
+    def _report(
+        self, trials: Trials, budget: Budget, choice: Choice, judged: Calibration, context: PassContext
+    ) -> None:
         layers = trials.layers()
         found = totals(layers, choice.precisions)
         macs = max(sum(row["macs"] for row in found.values()), 1)
@@ -132,8 +137,13 @@ class Quantize(Pass):
         context.note(
             f"budget {budget.text}: {budget.shown(choice.outcome)} with this mix, "
             f"{budget.shown(choice.cheapest)} with every layer in the cheapest precision; "
-            f"{choice.runs} versions measured"
+            f"models measured: {choice.runs}"
         )
+        if budget.what == "sqnr":
+            seen = (
+                "which ranges were measured on too" if self.data is None else "which no range was measured on"
+            )
+            context.note(f"measured on {trials.samples} samples ({judged.source}), {seen}")
         for precision in sorted(found, key=lambda name: COSTS[name]):
             row = found[precision]
             context.note(
@@ -160,5 +170,5 @@ class Quantize(Pass):
             "cost": cost_of(layers, choice.precisions),
             "totals": found,
             "layers": rows,
-            "option": layers_text(choice.precisions),
+            "option": trials.chosen(choice.precisions).layers,
         }

@@ -2,7 +2,7 @@
 
 Noise of layers adds up, as far as it is small: what each layer costs alone says in which order layers should
 leave the cheapest precision, the one first that takes away most noise for its extra cost. How many of those
-steps it takes is found by measuring whole models, and steps that turn out not to be needed are taken back.
+steps it takes is found by measuring whole models, and cheaper mixes are then looked for from there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ir.errors import PassError
+from .cheaper import Mix, Space, improve
 from .precisions import FLOAT
 from .trials import Layer, Outcome, Trials
 
@@ -28,7 +29,6 @@ COSTS: Mapping[str, float] = {
     FLOAT: 4.0,
 }
 """What a multiply-accumulate costs beside one in int8: lanes of a vector that it takes."""
-_TAKE_BACK = 16
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ class Budget:
         if what == "sqnr":
             return cls(text, what, number, False)
         share = number / 100.0 if unit == "%" else number
+        if what == "accuracy" and abs(share) > 1.0:
+            raise PassError(
+                f"budget '{text}': accuracy is a share of 1, so write {what}>={found.group(2)}% or less"
+                if unit == ""
+                else f"budget '{text}': no accuracy is above 100%"
+            )
         return cls(text, what, share, found.group(2)[0] in "-+")
 
     def keeps(self, outcome: Outcome, reference: Outcome) -> bool:
@@ -127,33 +133,49 @@ def search(
     layers = trials.layers()
     if not layers:
         raise PassError("nothing can be quantized: no layer is left in integers (see what insert-qdq says)")
-    ladder = sorted(precisions, key=lambda name: COSTS[name])
+    ladder = sorted(precisions, key=lambda name: (COSTS[name], layers[0].bytes_in(name)))
     state = {layer.name: ladder[0] for layer in layers}
     cheapest = trials.outcome(state)
     if budget.keeps(cheapest, trials.reference):
         return Choice(state, cheapest, cheapest, {}, trials.runs)
     _refuse_hopeless(trials, budget, layers, ladder)
+    told = progress if progress is not None else lambda done, total, text: None
+    in_float = {layer.name: FLOAT for layer in layers}
     alone: dict[tuple[str, str], Outcome] = {}
     for done, layer in enumerate(layers):
-        if progress is not None:
-            progress(done, len(layers), f"{layer.name} alone")
+        told(done, len(layers), f"{layer.name} alone")
         for precision in ladder:
             if precision != FLOAT:
-                others = {other.name: FLOAT for other in layers if other is not layer}
-                alone[layer.name, precision] = trials.outcome({**others, layer.name: precision})
-    steps = _steps(layers, ladder, alone)
-    state, outcome = _fewest_steps(trials, budget, state, steps, progress)
-    if all(precision == FLOAT for precision in state.values()):
-        kept = {layer.name: FLOAT for layer in layers}
-        best = max(
-            (trials.outcome({**kept, name: precision}) for name, precision in alone), key=budget.quality
-        )
+                alone[layer.name, precision] = trials.outcome({**in_float, layer.name: precision})
+    # What the user's own choice for other layers costs.
+    floor = trials.outcome(in_float).noise
+    noise = {key: max(outcome.noise - floor, 0.0) for key, outcome in alone.items()}
+    space = Space(layers, ladder, COSTS, noise)
+    forbidden = space.mix(in_float) if FLOAT in ladder else None
+    found = [_fewest_steps(trials, budget, state, _steps(space), told)]
+    found += [tuple(precision for _ in layers) for precision in ladder[1:]]
+    if forbidden is not None:
+        found += [space.mix({**in_float, name: precision}) for name, precision in alone]
+
+    def keeps(mix: Mix) -> bool:
+        return budget.keeps(trials.outcome(space.named(mix)), trials.reference)
+
+    kept = [mix for mix in found if mix is not None and mix != forbidden and keeps(mix)]
+    if not kept:
+        best = max(alone.values(), key=budget.quality)
         raise PassError(
             f"budget '{budget.text}' cannot be kept with any layer quantized; the best reachable with one is "
             f"{budget.shown(best)}"
         )
-    state, outcome = _take_back(trials, budget, state, outcome, layers, ladder, alone, progress)
-    return Choice(state, outcome, cheapest, alone, trials.runs)
+    chosen = improve(
+        space,
+        min(kept, key=space.cost),
+        keeps,
+        forbidden,
+        lambda done, total: told(done, total, "looking for a cheaper mix"),
+    )
+    state = space.named(chosen)
+    return Choice(state, trials.outcome(state), cheapest, alone, trials.runs)
 
 
 def cost_of(layers: Sequence[Layer], precisions: Mapping[str, str]) -> float:
@@ -192,22 +214,17 @@ def _refuse_hopeless(trials: Trials, budget: Budget, layers: Sequence[Layer], la
         )
 
 
-def _steps(
-    layers: Sequence[Layer], ladder: Sequence[str], alone: Mapping[tuple[str, str], Outcome]
-) -> list[tuple[str, str]]:
+def _steps(space: Space) -> list[tuple[str, str]]:
     """Layers that go to a costlier precision, the best bargain first."""
-
-    def noise(layer: Layer, precision: str) -> float:
-        return 0.0 if precision == FLOAT else alone[layer.name, precision].noise
-
-    at = {layer.name: ladder[0] for layer in layers}
+    ladder = space.ladder
+    at = {layer.name: ladder[0] for layer in space.layers}
     steps: list[tuple[str, str]] = []
     while True:
         best: tuple[float, str, str] | None = None
-        for layer in layers:
+        for layer in space.layers:
             current = at[layer.name]
             for precision in ladder[ladder.index(current) + 1 :]:
-                won = noise(layer, current) - noise(layer, precision)
+                won = space.noise[layer.name, current] - space.noise.get((layer.name, precision), 0.0)
                 extra = (COSTS[precision] - COSTS[current]) * max(layer.macs, 1)
                 if won > 0.0 and (best is None or won / max(extra, 1e-9) > best[0]):
                     best = won / max(extra, 1e-9), layer.name, precision
@@ -222,64 +239,21 @@ def _fewest_steps(
     budget: Budget,
     start: Mapping[str, str],
     steps: Sequence[tuple[str, str]],
-    progress: Progress | None,
-) -> tuple[dict[str, str], Outcome]:
-    """The first steps that suffice, by bisection over whole models."""
+    told: Progress,
+) -> Mix | None:
+    """The mix after the first steps that suffice, by bisection over whole models; None where all do not."""
 
     def after(count: int) -> dict[str, str]:
         return {**start, **dict(steps[:count])}
 
     low, high = 0, len(steps)
     if not budget.keeps(trials.outcome(after(high)), trials.reference):
-        best = trials.outcome(after(high))
-        raise PassError(f"budget '{budget.text}' cannot be kept; the best reachable is {budget.shown(best)}")
+        return None
     while high - low > 1:
         middle = (low + high) // 2
-        if progress is not None:
-            progress(middle, len(steps), f"{middle} of {len(steps)} steps")
+        told(middle, len(steps), f"{middle} of {len(steps)} steps")
         if budget.keeps(trials.outcome(after(middle)), trials.reference):
             high = middle
         else:
             low = middle
-    return after(high), trials.outcome(after(high))
-
-
-def _take_back(
-    trials: Trials,
-    budget: Budget,
-    state: dict[str, str],
-    outcome: Outcome,
-    layers: Sequence[Layer],
-    ladder: Sequence[str],
-    alone: Mapping[tuple[str, str], Outcome],
-    progress: Progress | None,
-) -> tuple[dict[str, str], Outcome]:
-    """Let layers that cost much and would add little noise go back to a cheaper precision."""
-
-    def added(layer: Layer, cheaper: str) -> float:
-        current = state[layer.name]
-        return alone[layer.name, cheaper].noise - (
-            0.0 if current == FLOAT else alone[layer.name, current].noise
-        )
-
-    candidates = [
-        (layer, cheaper)
-        for layer in layers
-        for cheaper in ladder[: ladder.index(state[layer.name])]
-        if cheaper != FLOAT
-    ]
-    candidates.sort(
-        key=lambda each: (
-            -(COSTS[state[each[0].name]] - COSTS[each[1]]) * max(each[0].macs, 1) / max(added(*each), 1e-12)
-        )
-    )
-    for done, (layer, cheaper) in enumerate(candidates[:_TAKE_BACK]):
-        if COSTS[cheaper] >= COSTS[state[layer.name]]:
-            continue
-        if progress is not None:
-            progress(done, min(len(candidates), _TAKE_BACK), f"{layer.name} back to {cheaper}")
-        tried = {**state, layer.name: cheaper}
-        found = trials.outcome(tried)
-        if budget.keeps(found, trials.reference):
-            state, outcome = tried, found
-    return state, outcome
+    return tuple(after(high).values())

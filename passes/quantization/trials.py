@@ -18,12 +18,12 @@ from ...ir.account import account
 from ...ir.clone import clone
 from ...ir.compare import compare
 from ...ir.constants import constant_array, constant_tensor
-from ...ir.errors import PassError
+from ...ir.errors import GraphwrightError, PassError, one_line
 from ...ir.reference import Reference
 from ..base import PassContext
 from .calibration import Calibration
 from .operators import is_float
-from .precisions import FLOAT, PRECISIONS
+from .precisions import FLOAT, PRECISIONS, precision_selector
 from .repair.layers import dequantizer_of
 from .repair.walk import some_batches
 
@@ -72,7 +72,9 @@ class Outcome:
 
     @property
     def noise(self) -> float:
-        """Noise power relative to the signal."""
+        """Noise power relative to the signal; infinite where an output is NaN."""
+        if math.isnan(self.sqnr_db):
+            return math.inf
         return 0.0 if self.sqnr_db == math.inf else 10.0 ** (-self.sqnr_db / 10.0)
 
     def __str__(self) -> str:
@@ -92,8 +94,14 @@ class Trials:
         metric: The user's own quality of a model, larger is better.
         samples: Samples of `judged` that are looked at.
 
+    Attributes:
+        runs: Versions that were measured.
+        samples: Samples that outputs are compared on.
+        reference: What the float model reaches.
+
     Raises:
-        PassError: The data does not suit the model, or the model has no floating-point output.
+        PassError: The data does not suit the model, the model has no floating-point output, or the metric
+            fails.
     """
 
     def __init__(
@@ -110,28 +118,40 @@ class Trials:
         self.runs = 0
         self._options = options
         self._context = context
-        self._metric = metric
+        self._metric = None if metric is None else finite_metric(metric)
         self._folder = tempfile.TemporaryDirectory(prefix="graphwright-ranges-")
         # Ranges are those of the float model: every version takes them from the first.
-        self._data = Calibration.from_iterable(
-            lambda: calibration.batches(model), identity="trials"
-        ).with_cache(Path(self._folder.name) / "ranges.json")
+        self._data = calibration
+        if calibration.cache is None or calibration.identity is None:
+            self._data = Calibration.from_iterable(
+                lambda: calibration.batches(model), identity="trials"
+            ).with_cache(Path(self._folder.name) / "ranges.json")
+            self._data.random = calibration.random
         self._batches = some_batches(judged, model, samples)
+        self.samples = sum(
+            max((len(array) for array in feeds.values() if array.ndim), default=1) for feeds in self._batches
+        )
         self._expected = self._outputs(model)
         if not self._expected:
             raise PassError("the model has no floating-point output to compare")
-        self.reference = Outcome(math.inf, None if metric is None else float(metric(model)))
+        self.reference = Outcome(math.inf, None if self._metric is None else self._metric(model))
         self._known: dict[tuple[tuple[str, str], ...], Outcome] = {}
 
     def layers(self) -> list[Layer]:
-        """The layers that the options quantize at all, in graph order."""
+        """The layers that the options quantize at all, in graph order.
+
+        Those whose precision the options name are not among them: they stay in it.
+        """
         quantized = self.quantized({})
+        settled = precision_selector("", self._options.layers, self._options.name)
         costs = account(self.model).by_node
         weights = {str(node.name): node.inputs for node in self.model.graph}
         found = []
         for node in quantized.graph:
             name = str(node.name)
             if name not in weights or node.op_type not in (*_WEIGHTED, "Gather") or len(node.inputs) < 2:
+                continue
+            if settled(node):
                 continue
             if node.op_type == "Gather":
                 table = weights[name][0]
@@ -167,7 +187,7 @@ class Trials:
             self.runs += 1
             version = self.quantized(precisions)
             worst = compare(self._expected, self._outputs(version))
-            metric = None if self._metric is None else float(self._metric(version))
+            metric = None if self._metric is None else self._metric(version)
             self._known[key] = Outcome(float(worst.sqnr_db), metric)
         return self._known[key]
 
@@ -216,6 +236,8 @@ def labelled_accuracy(path: str, model: ir.Model) -> tuple[Metric, Calibration]:
         raise PassError(f"'{path}': labels must be whole numbers, one for each sample of the inputs")
     data = Calibration.from_arrays(arrays, source=Path(path).name, batch=64)
 
+    highest = int(labels.max(initial=0))
+
     def accuracy(version: ir.Model) -> float:
         reference = Reference(version)
         name = str(version.graph.outputs[0].name)
@@ -225,6 +247,11 @@ def labelled_accuracy(path: str, model: ir.Model) -> tuple[Metric, Calibration]:
             count = min(len(scores), len(labels) - seen)
             if scores.ndim != 2 or not count:
                 raise PassError(f"accuracy wants scores [samples, classes]; '{name}' is {list(scores.shape)}")
+            if highest >= scores.shape[1] or labels.min() < 0:
+                raise PassError(
+                    f"'{path}': labels go from {labels.min()} to {highest}, but '{name}' has scores for "
+                    f"{scores.shape[1]} classes"
+                )
             # A batch of fixed size ends with samples that came before.
             right += int((scores[-count:].argmax(axis=1) == labels[seen : seen + count]).sum())
             seen += count
@@ -244,11 +271,37 @@ def user_metric(spec: str) -> Metric:
     module, _, name = spec.partition(":")
     try:
         found: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise PassError(f"metric '{spec}': {error}") from None
+    except Exception as error:
+        raise PassError(f"metric '{spec}': {one_line(error)}") from error
     if not callable(found):
         raise PassError(f"metric '{spec}' is not a function")
     return found  # type: ignore[no-any-return]
+
+
+def finite_metric(metric: Metric) -> Metric:
+    """The same metric, whose complaints are one line, as what it returns is a finite number.
+
+    Raises:
+        PassError: When called: the metric raised, or returned something else.
+    """
+    name = f"{getattr(metric, '__module__', '?')}:{getattr(metric, '__name__', type(metric).__name__)}"
+
+    def measured(model: ir.Model) -> float:
+        try:
+            number = metric(model)
+        except GraphwrightError:
+            raise
+        except Exception as error:
+            raise PassError(f"metric '{name}' failed: {one_line(error)}") from error
+        try:
+            found = float(number)
+        except (TypeError, ValueError):
+            found = math.nan
+        if not math.isfinite(found):
+            raise PassError(f"metric '{name}' must return a finite number, not {str(number)[:40]!r}")
+        return found
+
+    return measured
 
 
 def _leading_number(formula: str | None) -> int:
