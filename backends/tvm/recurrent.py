@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from ...ir.constants import constant_array
 from ...ir.static import only_reader, producer_of
-from .recurrent_activations import Activation, activations_of
+from .recurrent_activations import activations_of, by_direction
 from .recurrent_weights import DOMAIN, OPERANDS, SCALE, WEIGHTS, weight_form
 from .unrolled import unrolled
 
@@ -199,17 +199,13 @@ def emit_recurrence(spec: GroupSpec, target: Target) -> Emitted:
 
     op, refs = spec.anchor_op, spec.members[spec.anchor].inputs
     batch_first, keeps = bool(op.attr("batch_first")), op.attr("keeps")
-    backwards = tuple(bool(each) for each in op.attr("backwards"))
-    given = zip(op.attr("activations"), op.attr("alphas"), op.attr("betas"), strict=True)
-    activations = [Activation(*each) for each in given]
-    count = len(activations) // len(backwards)
     shape = RecurrenceSpec(
         op.attr("cell"),
         op.attr("steps"),
         op.input(0).shape[0 if batch_first else 1],
         op.input(1).shape[2],
-        backwards,
-        tuple(tuple(activations[i * count : (i + 1) * count]) for i in range(len(backwards))),
+        tuple(bool(each) for each in op.attr("backwards")),
+        by_direction(op.attributes),
         order=op.attr("order"),
         batch_first=batch_first,
         states_batch_first=bool(op.attr("states_batch_first")),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .decompose import Assembler
@@ -62,6 +63,14 @@ def activations_of(new: Assembler, kind: str, directions: int) -> list[Activatio
         beta = next(betas, constants[1]) if len(constants) > 1 else 0.0
         found.append(Activation(name, float(alpha), float(beta)))
     return found
+
+
+def by_direction(attributes: Mapping[str, Any]) -> tuple[tuple[Activation, ...], ...]:
+    """The activations f, g and h of each direction, from the attributes of a `recurrence::Recurrence`."""
+    given = zip(*(attributes[name] for name in ("activations", "alphas", "betas")), strict=True)
+    found = [Activation(*each) for each in given]
+    count = len(found) // len(attributes["backwards"])
+    return tuple(tuple(found[i : i + count]) for i in range(0, len(found), count))
 
 
 def _choices() -> str:

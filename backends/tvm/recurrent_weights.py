@@ -17,7 +17,8 @@ import onnx_ir as ir
 from ...ir.static import static_shape
 from ...passes.rewriter import Rewriter
 from .integer_weights import Stored, dequantized, tabulated
-from .op import Op
+from .op import Op, attributes_of
+from .recurrent_activations import by_direction
 
 if TYPE_CHECKING:
     from ..target import Target
@@ -27,10 +28,15 @@ DOMAIN = "recurrence"
 WEIGHTS, SCALE, OFFSET, LEVELS = 1, 7, 8, 9
 OPERANDS = {"weights": WEIGHTS, "scale": SCALE, "offset": OFFSET, "levels": LEVELS}
 """Where the operands of stored weights are."""
+_SHARE_OF_L2 = 0.75
+"""Of the cache, that weights may fill."""
 
 
 def keep_recurrent_weights_small(model: ir.Model, target: Target) -> None:
     """Let recurrent layers read their weights as they are stored.
+
+    Weights that would only be decoded to floats stay floats where the second-level cache holds them as such:
+    steps read them from there faster than they decode.
 
     Args:
         model: the model about to be lowered, recurrent operators decomposed; changed in place.
@@ -48,8 +54,22 @@ def keep_recurrent_weights_small(model: ir.Model, target: Target) -> None:
             continue
         rows = (math.prod(shape[:-1]), shape[-1])
         stored = dequantized(weights, rows, True) or (tabulated(weights, rows, True) if looks_up else None)
-        if stored is not None:
+        if stored is None:
+            continue
+        if 4 * math.prod(shape[1:]) > target.l2_bytes * _SHARE_OF_L2 or _is_dotted(node, stored, target):
             _replace(node, stored, shape, rewriter)
+
+
+def _is_dotted(node: ir.Node, stored: Stored, target: Target) -> bool:
+    """Whether steps multiply the weights as integers."""
+    from .kernels.recurrence_plan import way_of
+    from .kernels.recurrence_spec import RecurrenceSpec
+
+    own, hidden = attributes_of(node), stored.weights.shape[1]
+    backwards = tuple(bool(each) for each in own["backwards"])
+    form = _form(stored.bits, stored.group, stored.zero, stored.offset is not None, stored.levels is not None)
+    spec = RecurrenceSpec(own["cell"], own["steps"], 1, hidden, backwards, by_direction(own), weights=form)
+    return way_of(spec, target) == "dotted"
 
 
 def _replace(node: ir.Node, stored: Stored, shape: tuple[int, ...], rewriter: Rewriter) -> None:
@@ -81,6 +101,10 @@ def weight_form(op: Op) -> WeightForm | None:
     bits = op.attr("bits", 0)
     if not bits:
         return None
+    return _form(bits, op.attr("group"), op.attr("zero"), op.has(OFFSET), op.has(LEVELS))
+
+
+def _form(bits: int, group: int, zero: float, has_offset: bool, has_levels: bool) -> WeightForm:
     from .kernels.weight_form import WeightForm
 
-    return WeightForm(bits, op.attr("group"), True, op.has(OFFSET), op.attr("zero"), op.has(LEVELS))
+    return WeightForm(bits, group, True, has_offset, zero, has_levels)

@@ -13,7 +13,17 @@ from .emit import Statements
 from .recurrence_buffers import Buffers
 from .recurrence_fixed import MIDDLE_OF_TOP, PARTS, WORD
 from .recurrence_plan import packer
-from .recurrence_products import Pack, Part, Place, bytes_of, factor_of, into, table_packer, table_shape
+from .recurrence_products import (
+    Pack,
+    Part,
+    Place,
+    bytes_of,
+    factor_of,
+    into,
+    table_packer,
+    table_shape,
+    total_of,
+)
 from .tile import blocks
 from .weight_form import WeightForm, cast
 
@@ -42,12 +52,18 @@ class DottedProducts:
         self.scale = emit.buffer(f"scale{name}", table_shape(part))
         self.parameters = [self.weights, self.start, self.scale]
         self.sources = ["weights", "weights", "scale"]
+        self.offset = None
         table = table_packer(part)
         self.packs: list[Pack] = [
             self._pack,
             self._pack_start,
             lambda scale: table((scale / self._factor).astype(np.float32)),
         ]
+        if form.has_offset:
+            self.offset = emit.buffer(f"offset{name}", table_shape(part))
+            self.parameters.append(self.offset)
+            self.sources.append("offset")
+            self.packs.append(table)
         self.arithmetic = integer_arithmetic("uint8", "int8", part.target)
         self.note = f", int{form.bits} weights {self.arithmetic.name}"
 
@@ -105,15 +121,19 @@ class DottedProducts:
             return made
 
         def finish(g: Any, p: int, unit: Any) -> Statements:
+            share, made = self._states(buffers, place, g, p)
+
             def vector(v: int) -> Any:
                 parts = [cast(emit.load(acc, [at(p, v, i)], lanes), "float32", lanes) for i in range(PARTS)]
                 low = parts[1] * emit.constant(256.0, lanes) + parts[0]
                 total = parts[2] * emit.constant(65536.0, lanes) + low
                 total = total * (table(self.scale, g, v) * emit.splat(unit, lanes))
-                place_ = [(p * part.columns + v) * lanes]
-                return emit.store(staged, emit.load(staged, place_, lanes) + total, place_, lanes)
+                if self.offset is not None:
+                    total = total + table(self.offset, g, v) * emit.splat(share, lanes)
+                at_ = [(p * part.columns + v) * lanes]
+                return emit.store(staged, emit.load(staged, at_, lanes) + total, at_, lanes)
 
-            return [vector(v) for v in range(part.columns)]
+            return [*made, *(vector(v) for v in range(part.columns))]
 
         units, made = [], []
         for p in range(rows):
@@ -165,6 +185,34 @@ class DottedProducts:
             codes = codes + codes
         zero = round(self._factor * form.zero)
         return tirx.reinterpret(wide, codes - emit.constant(zero, count, "int8") if zero else codes)
+
+    def _states(self, buffers: Buffers, place: Place, g: Any, p: int) -> tuple[Any, Statements]:
+        """The sum of the states of a group, by which offsets of weights count."""
+        part, lanes = self.part, self.part.block.lanes
+        if self.offset is None:
+            return None, []
+        sums, allocation = emit.allocate("states", (lanes,))
+        first = g * self._group
+        count = emit.minimum(self._group, part.spec.hidden - first)
+
+        def add(k: Any) -> Any:
+            state = factor_of(buffers, part, place, p, first + k * lanes, lanes)
+            return emit.store(sums, emit.load(sums, [0], lanes) + state, [0], lanes)
+
+        def add_one(k: Any) -> Any:
+            state = factor_of(buffers, part, place, p, first + emit.floordiv(count, lanes) * lanes + k)
+            return emit.store(sums, emit.load(sums, [0]) + state, [0])
+
+        total, statements = total_of(lambda lane: emit.load(sums, [lane]), lanes)
+        held, bound = emit.hold("sum", total)
+        return held, [
+            allocation,
+            emit.store(sums, emit.constant(0.0, lanes), [0], lanes),
+            emit.loop("k", emit.floordiv(count, lanes), add),
+            emit.loop("k", emit.floormod(count, lanes), add_one),
+            *statements,
+            bound,
+        ]
 
     def _unit(self, buffers: Buffers, place: Place, p: int) -> tuple[Any, Statements]:
         """The float that one step of a sequence's integers stands for; no number if a state is none."""

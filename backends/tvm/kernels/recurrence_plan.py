@@ -60,7 +60,7 @@ def way_of(spec: RecurrenceSpec, target: TargetNumbers) -> str:
     whole = form.zero == 0 if form.bits == 8 else float(2 * form.zero).is_integer()
     per_step = WORD * 8 // form.bits
     aligned = spec.groups == 1 or form.group % per_step == 0
-    plain = whole and aligned and not form.has_offset and not form.has_levels
+    plain = whole and aligned and not form.has_levels
     fits = lanes_of(target) <= spec.hidden <= _MOST_DOTTED and is_bounded(spec)
     is_fast = integer_arithmetic("uint8", "int8", target).depth == WORD
     return "dotted" if plain and fits and is_fast else "decoded"
