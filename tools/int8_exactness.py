@@ -43,7 +43,7 @@ _INTEGERS = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType
 _GIVEN = "given/"
 _EVERY = "every"
 _INSTRUCTION_SETS = ("amx", "vnni", "avx2", "dotprod", "neon")
-_INSTRUCTION = re.compile(r"\b(tdpb[su]{2}d|vpdpbusd|vpmaddwd|sdot|widening|multiply|dp4a)\b")
+_INSTRUCTION = re.compile(r"\b(tdpb[su]{2}d|vpdpbusd|vpdpwssd|vpmaddwd|sdot|widening|multiply|dp4a)\b")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def cut(model: ir.Model) -> tuple[ir.Model, list[str]]:
     values = [value for node in graph for value in _quantized(node)]
     for value in values:
         if value.shape is None or not value.shape.is_static():
-            raise ToolError(f"the shape of '{value.name}' is not fixed; give sizes with --dim")
+            raise ToolError(f"the shape of '{value.name}' does not follow from those of the inputs")
         given = ir.Value(name=f"{_GIVEN}{value.name}", shape=value.shape, type=value.type)
         read = [(user, index) for user, index in value.uses()]
         for user, index in read:
@@ -299,7 +299,9 @@ def _subjects(
         raise ToolError("--input goes with --model")
     if file is not None:
         held = load(file)
-        yield file.stem, held, _read(inputs) if inputs is not None else random_inputs(held, seed=1)
+        feeds = _read(inputs) if inputs is not None else random_inputs(held, seed=1)
+        _settle(held, feeds)
+        yield file.stem, held, feeds
         return
     names = list(MODELS) if only is None else [name for name in known_models() if re.search(only, name)]
     if not names:
@@ -307,6 +309,26 @@ def _subjects(
     for name in names:
         model = optimize(build_model(name), FLOAT).model
         yield name, quantize(model, table), random_inputs(model, seed=1)
+
+
+def _settle(model: ir.Model, feeds: Mapping[str, np.ndarray]) -> None:
+    """Open dimensions of the inputs get the sizes that are fed."""
+    from ..ir.shapes import bind_dims
+    from ..ir.symbols import name_input_dims
+
+    name_input_dims(model)
+    open_axes: dict[str, int] = {}
+    for value in model.graph.inputs:
+        array = feeds.get(str(value.name))
+        if array is None or value.shape is None or len(value.shape) != np.ndim(array):
+            continue
+        sizes = zip(value.shape, np.shape(array), strict=True)
+        open_axes |= {
+            f"{value.name}:{axis}": size
+            for axis, (known, size) in enumerate(sizes)
+            if not isinstance(known, int)
+        }
+    bind_dims(model, open_axes)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

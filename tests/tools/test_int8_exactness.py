@@ -89,6 +89,25 @@ def test_what_is_off_is_named_and_ends_with_code_1(quantized, tmp_path, monkeypa
     assert bad.exit_code == 1 and "`bad`: 99.8000% of 1,000 equal, 2 steps" in bad.output
 
 
+@pytest.mark.parametrize("fed", [True, False])
+def test_open_dimensions_are_those_of_the_inputs(tmp_path, fed):
+    from graphwright.passes.optimize import optimize
+
+    weights = ", ".join(str(number / 96 - 0.5) for number in range(96))
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 23]> g (float[N,12] x) => (float[N,8] y) '
+        f"<float[12,8] w = {{ {weights} }}> {{ y = MatMul(x, w) }}"
+    )
+    data = np.random.default_rng(0).standard_normal((4, 12), np.float32)
+    file = tmp_path / "open.onnx"
+    save(optimize(model, "insert-qdq{target=x86-vnni}", calibration=[{"x": data}]).model, file)
+    np.savez(tmp_path / "x.npz", x=np.ones((5, 12), np.float32))
+    given = ["--input", str(tmp_path / "x.npz")] if fed else []
+    result = CliRunner().invoke(app, ["--model", str(file), "--target", "x86", *given])
+    assert result.exit_code == 0, result.output
+    assert not fed or "| 60 |" in result.output
+
+
 @pytest.mark.parametrize(
     ("elements", "equal", "steps", "holds"),
     [(1000, 999, 1, True), (1000, 998, 1, False), (1000, 999, 2, False), (0, 0, 0, True), (10, 9, 1, False)],
