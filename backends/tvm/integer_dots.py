@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
-from .anchors import conv_window
+from .anchors import conv_window, transpose_window
 from .expressions import cast
-from .integer_ops import CONV, MATMUL
+from .integer_ops import CONV, CONV_TRANSPOSE, MATMUL
 from .lazy import Index, Lazy, immediate
 from .op import Derived, Op
-from .plain import biased, padded_image, reduce_axes, stage
+from .plain import biased, padded_image, phase_biased, reached, reduce_axes, stage
 from .spec import Derive, GroupSpec
 
 _DEPTH = 4
@@ -26,19 +26,29 @@ _WORDS = "int32"
 def dot_anchor(spec: GroupSpec, derive: Derive, args: list[Lazy | None]) -> Lazy | None:
     """The value of an integer anchor; None where its operands are not int8 or its weights not constant."""
     op, refs = spec.anchor_op, spec.members[spec.anchor].inputs
-    if op.type not in (CONV, MATMUL) or len(refs) < 2 or refs[1] is None or not refs[1].is_external:
+    if (
+        op.type not in (CONV, CONV_TRANSPOSE, MATMUL)
+        or len(refs) < 2
+        or refs[1] is None
+        or not refs[1].is_external
+    ):
         return None
     x, bias = args[0], args[2] if len(args) > 2 else None
-    axis = -1 if op.attr("transB", 0) else 0
-    if op.type == CONV:
+    axis, groups = -1 if op.attr("transB", 0) else 0, op.attr("group", 1)
+    if op.type != MATMUL:
         axis = 1
     elif len(op.input(1).shape) != 2:
         return None
     types = {op.input(0).dtype, op.input(1).dtype}
     if x is None or types != {"int8"} or not spec.externals[refs[1].external].constant:
         return None
-    words = derive(Derived((refs[1].external,), lambda weights: pack_words(weights, axis)))
-    return (_convolution if op.type == CONV else _product)(op, x, words, bias)
+
+    def pack(weights: np.ndarray) -> np.ndarray:
+        if op.type == CONV_TRANSPOSE:
+            weights = weights.reshape(groups, -1, *weights.shape[1:])
+        return pack_words(weights, axis)
+
+    return _VALUES[op.type](op, x, derive(Derived((refs[1].external,), pack)), bias)
 
 
 def pack_words(weights: np.ndarray, axis: int) -> np.ndarray:
@@ -63,16 +73,21 @@ def _dot(one: Any, other: Any) -> Any:
     return tirx.call_pure_extern(_WORDS, "__dp4a", one, other, immediate(0, _WORDS))
 
 
-def _convolution(op: Op, x: Lazy, words: Lazy, bias: Lazy | None) -> Lazy:
-    window, groups = conv_window(op), op.attr("group", 1)
-    depth, steps, per_group = op.input(1).shape[1], words.shape[1], words.shape[0] // groups
-    wide = padded_image(x, window, op.attr("zero_point", 0))
+def _channel_words(x: Lazy, groups: int, steps: int) -> Lazy:
+    """Images with four channels of a group as one word."""
+    depth = x.shape[1] // groups
 
     def packed(index: Index) -> Any:
         group, step = index[1] // steps * depth, index[1] % steps
-        return _word(lambda at: wide.read((index[0], group + at, *index[2:])), step * _DEPTH, depth)
+        return _word(lambda at: x.read((index[0], group + at, *index[2:])), step * _DEPTH, depth)
 
-    data = stage((wide.shape[0], groups * steps, *wide.shape[2:]), packed, "words", _WORDS)
+    return stage((x.shape[0], groups * steps, *x.shape[2:]), packed, "words", _WORDS)
+
+
+def _convolution(op: Op, x: Lazy, words: Lazy, bias: Lazy | None) -> Lazy:
+    window, groups = conv_window(op), op.attr("group", 1)
+    steps, per_group = words.shape[1], words.shape[0] // groups
+    data = _channel_words(padded_image(x, window, op.attr("zero_point", 0)), groups, steps)
     taps = reduce_axes((steps, *window.kernel))
 
     def value(index: Index) -> Any:
@@ -86,6 +101,24 @@ def _convolution(op: Op, x: Lazy, words: Lazy, bias: Lazy | None) -> Lazy:
         return te.sum(_dot(own, words.read((index[1], *taps))), axis=taps)
 
     return biased(stage(op.outputs[0].shape, value, "conv", _WORDS), bias, 1, _WORDS)
+
+
+def _transposed(op: Op, x: Lazy, words: Lazy, bias: Lazy | None) -> Lazy:
+    window, groups = transpose_window(op), op.attr("group", 1)
+    steps, per_group = words.shape[1], words.shape[2]
+    data = _channel_words(x, groups, steps)
+    taps = reduce_axes((steps, *window.kernel))
+    byte = op.attr("zero_point", 0) & 255
+    outside = immediate(int(np.array([byte] * _DEPTH, np.uint8).view("<i4")[0]), _WORDS)
+
+    def value(index: Index) -> Any:
+        places, meets, inside = reached(window, x.shape[2:], index[2:], taps[1:])
+        group, own = index[1] // per_group, index[1] % per_group
+        word = tirx.if_then_else(inside, data.read((index[0], group * steps + taps[0], *places)), outside)
+        sums = _dot(word, words.read((group, taps[0], own, *taps[1:])))
+        return te.sum(tirx.if_then_else(meets, sums, immediate(0, _WORDS)), axis=taps)
+
+    return phase_biased(stage(op.outputs[0].shape, value, "conv_transpose", _WORDS), bias, window, op)
 
 
 def _product(op: Op, x: Lazy, words: Lazy, bias: Lazy | None) -> Lazy:
@@ -105,3 +138,6 @@ def _product(op: Op, x: Lazy, words: Lazy, bias: Lazy | None) -> Lazy:
         return te.sum(_dot(data.read((*index[:-1], k)), weight), axis=[k])
 
     return biased(stage(op.outputs[0].shape, value, "matmul", _WORDS), bias, -1, _WORDS)
+
+
+_VALUES = {CONV: _convolution, CONV_TRANSPOSE: _transposed, MATMUL: _product}

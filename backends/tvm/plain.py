@@ -5,7 +5,7 @@ GPUs take these through TVM's DLight schedules; on CPUs they serve what no kerne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -105,14 +105,7 @@ def transposed_convolution(op: Op, x: Lazy, w: Lazy, bias: Lazy | None = None) -
     zero, outside = immediate(0, dtype), immediate(op.attr("zero_point", 0), dtype)
 
     def value(index: Index) -> Any:
-        places, meets, inside = [], tirx.const(True, "bool"), tirx.const(True, "bool")
-        for axis in range(window.rank):
-            reach = index[2 + axis] + window.before(axis) - taps[1 + axis] * window.dilations[axis]
-            place = tirx.floordiv(reach, window.strides[axis])
-            exact = tirx.EQ(tirx.floormod(reach, window.strides[axis]), 0)
-            within = tirx.all(place >= 0, place < x.shape[2 + axis])
-            meets, inside = tirx.all(meets, exact), tirx.all(inside, exact, within)
-            places.append(place)
+        places, meets, inside = reached(window, x.shape[2:], index[2:], taps[1:])
         group = index[1] // per_group
         read = x.read((index[0], group * depth + taps[0], *places))
         weight = w.read((group * depth + taps[0], index[1] % per_group, *taps[1:]))
@@ -122,7 +115,30 @@ def transposed_convolution(op: Op, x: Lazy, w: Lazy, bias: Lazy | None = None) -
         own = tirx.if_then_else(inside, cast(read, dtype), outside)
         return te.sum(tirx.if_then_else(meets, own * cast(weight, dtype), zero), axis=taps)
 
-    total = stage(op.outputs[0].shape, value, "conv_transpose", dtype)
+    return phase_biased(stage(op.outputs[0].shape, value, "conv_transpose", dtype), bias, window, op)
+
+
+def reached(
+    window: Window, sizes: tuple[int, ...], at: Index, taps: Sequence[Any]
+) -> tuple[list[Any], Any, Any]:
+    """Which input a tap of an output reads, whether it reads any, and whether that lies in the image."""
+    from tvm import tirx
+
+    places, meets, inside = [], tirx.const(True, "bool"), tirx.const(True, "bool")
+    for axis, size in enumerate(sizes):
+        reach = at[axis] + window.before(axis) - taps[axis] * window.dilations[axis]
+        place = tirx.floordiv(reach, window.strides[axis])
+        exact = tirx.EQ(tirx.floormod(reach, window.strides[axis]), 0)
+        within = tirx.all(place >= 0, place < size)
+        meets, inside = tirx.all(meets, exact), tirx.all(inside, exact, within)
+        places.append(place)
+    return places, meets, inside
+
+
+def phase_biased(total: Lazy, bias: Lazy | None, window: Window, op: Op) -> Lazy:
+    """Sums of a transposed convolution with a bias per channel, or per phase of the output and channel."""
+    from tvm import tirx
+
     if bias is None or len(bias.shape) == 1:
         return biased(total, bias, 1, op.outputs[0].dtype)
 

@@ -269,10 +269,10 @@ _TABLES = (
     Table(
         name="tvm",
         purpose="Graphwright's own kernels: full 8-bit weights, sums go on in float until a layer reads them",
-        weighted={name: Weighted(result="any") for name in _CPU_WEIGHTED},
+        weighted={name: Weighted(result="any") for name in (*_CPU_WEIGHTED, "ConvTranspose")},
         computed=("AveragePool", "GlobalAveragePool"),
         shared=_CPU_MOVES,
-        keeps_float=_KEEPS_FLOAT | _CPU_NO_KERNEL,
+        keeps_float=_KEEPS_FLOAT,
         precisions=_CPU_PRECISIONS,
     ),
     Table(

@@ -18,6 +18,7 @@ from graphwright.ir.reference import run_reference
 
 from .quantized_models import layer, residual
 from .test_integer_tables import model
+from .test_integer_transposed import transposed
 from .test_level_weights import product
 
 
@@ -76,6 +77,16 @@ def test_quantized_outputs_equal_the_reference_under_qemu(target, groups):
     assert check.checked
     # Within a step everywhere, and nearly everywhere equal.
     assert check.comparison.max_abs <= 1
+
+
+@pytest.mark.parametrize("target", ["armv8.2-a-dotprod", "armv8-a"])
+@pytest.mark.parametrize("shape", [(20, 6, 7), (12, 9), (8, 3, 4, 3)], ids=["images", "signals", "volumes"])
+def test_quantized_transposed_convolutions_equal_the_reference_under_qemu(target, shape):
+    axes = len(shape) - 1
+    window = {"strides": [2] * axes, "pads": [1] * axes + [0] * axes}
+    exe = gw.compile(transposed((2, *shape), 20, (3,) * axes, **window), target, check="qemu")
+    assert any(kernel["kind"] == "integer convtranspose" for kernel in exe.report.kernels)
+    assert exe.report.check.checked and exe.report.check.comparison.max_abs <= 1
 
 
 def test_levels_are_looked_up_in_registers():

@@ -12,6 +12,7 @@ from graphwright.backends.tvm import integer, integer_dots, strategy
 
 from .quantized_models import layer
 from .test_integer import assert_within_a_step, convolution, product
+from .test_integer_transposed import transposed
 
 
 def case(**given):
@@ -34,6 +35,9 @@ MODELS = {
     "grouped, uneven": lambda: convolution(case(groups=3, channels=15, outputs=6, dilations=[2, 1])),
     "depthwise": lambda: convolution(case(groups=16, channels=16, outputs=16)),
     "1-D": lambda: convolution(case(rank=1, size=[20], kernel=[5], pads=[2, 2], strides=[2], dilations=[1])),
+    "transposed": lambda: transposed((1, 10, 5, 6), 7, (4, 3), strides=[2, 2], pads=[1, 1, 0, 1]),
+    "transposed, grouped": lambda: transposed((2, 6, 5, 6), 4, (3, 3), strides=[2, 3], group=2),
+    "transposed, 3-D": lambda: transposed((1, 5, 3, 4, 3), 4, (2, 3, 2), strides=[2, 2, 1]),
     "gemm": lambda: product(dense("gemm")),
     "gemm, transposed": lambda: product(dense("gemm_t", k=32)),
     "matmul": lambda: product(dense("matmul")),
@@ -83,7 +87,7 @@ def test_weights_become_words():
     assert not words.view(np.int8).reshape(2, 8)[:, 6:].any()
 
 
-@pytest.mark.parametrize("name", ["conv", "matmul", "gemm"])
+@pytest.mark.parametrize("name", ["conv", "transposed", "matmul", "gemm"])
 def test_cuda_code_holds_dp4a(tmp_path, monkeypatch, name):
     monkeypatch.setattr(cuda, "find_nvcc", lambda: None)
     exe = gw.compile(MODELS[name](), "cuda", check=False)

@@ -262,6 +262,10 @@ def test_transposed_convolutions(group):
     # Before its own quantization the result has only the noise of input and weights.
     assert compare(exact, found[name]).sqnr_db > 38
     assert compare(exact, found["y"]).sqnr_db > 32
+    quantized, record = quantize(model, "target=tvm", data=[feeds])
+    node = node_named(quantized, "ConvTranspose_0")
+    assert node.inputs[1].producer().attributes["axis"].value == 1 and not reasons(record)
+    assert compare(exact, Reference(quantized).run(feeds)["y"]).sqnr_db > 36
     _, record = quantize(model, "target=x86")
     assert reasons(record) == {"ConvTranspose_0": "there is no integer kernel for it on this target"}
 
