@@ -1,4 +1,4 @@
-"""How many bytes of a library each of its functions takes, by the library's own table of symbols (ELF-64)."""
+"""How many bytes of code each function of an object file takes, by its own table of symbols (ELF-64)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SYMBOLS, _CODE = 2, 2
 _ENTRY, _BODY = "__tvm_ffi_", "_compute_"
 
 
-def code_sizes(library: str | Path) -> dict[str, int]:
+def code_sizes(path: str | Path) -> dict[str, int]:
     """Bytes of machine code by kernel: its entry, its body and the parallel loops that follow the body.
 
-    Empty for a file of another format, or without symbols.
+    Empty for a file of another format, or without symbols; libraries as `build` leaves them have few.
     """
-    data = Path(library).read_bytes()
+    data = Path(path).read_bytes()
     if data[:6] != _MAGIC:
         return {}
     try:
@@ -50,8 +50,8 @@ def _functions(data: bytes) -> list[tuple[str, int, int]]:
             continue
         names = sections[link][4]
         for position in range(offset, offset + size, entry):
-            name, info, _, _, address, length = struct.unpack_from("<IBBHQQ", data, position)
-            if info & 0xF == _CODE and address:
+            name, info, _, section, address, length = struct.unpack_from("<IBBHQQ", data, position)
+            if info & 0xF == _CODE and section:
                 end = data.index(b"\0", names + name)
                 found.append((data[names + name : end].decode(errors="replace"), address, length))
     return found

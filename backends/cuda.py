@@ -91,7 +91,8 @@ def build_apart(
     elapsed = time.perf_counter() - start
     report.steps["start a process"] = elapsed - sum(answer["steps"].values())
     report.steps.update(answer["steps"])
-    return Library(folder / LIBRARY, read_weights(folder / WEIGHTS), answer["kernels"], answer["used"])
+    weights = read_weights(folder / WEIGHTS)
+    return Library(folder / LIBRARY, weights, answer["kernels"], answer["used"], answer["code"])
 
 
 def _run_child(folder: Path, tools: CudaTools) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def main(folder: Path) -> int:
         programs = {entry: load(folder / f"{entry}.onnx") for entry in request["programs"]}
         built = build_here(programs, target, folder, report, lambda step: None, shapes=request["shapes"])
         write_weights(folder / WEIGHTS, built.weights)
-        answer: dict[str, Any] = {"kernels": built.kernels, "used": built.used, "steps": report.steps}
+        answer: dict[str, Any] = {"kernels": built.kernels, "used": built.used, "code": built.code}
+        answer["steps"] = report.steps
     except GraphwrightError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except OSError as error:

@@ -34,12 +34,14 @@ class Library:
         weights: packed weights in the order it takes them.
         kernels: what its functions compute, JSON-able.
         used: positions of the weights that each program reads.
+        code: bytes of machine code by kernel.
     """
 
     path: Path
     weights: list[np.ndarray]
     kernels: list[dict[str, Any]]
     used: dict[str, list[int]]
+    code: dict[str, int]
 
 
 def build_library(
@@ -98,7 +100,7 @@ def build_here(
             lowered = lower_programs(programs, target, schedules, shapes)
         with report.step("build"):
             say("build")
-            build(lowered, target, path, fcompile=linker)
+            code = build(lowered, target, path, fcompile=linker).code
     except GraphwrightError:
         raise
     except OSError:
@@ -107,7 +109,7 @@ def build_here(
         raise CompileError("there is not enough memory to compile this model") from None
     except Exception as error:
         raise _tvm_error(error) from error
-    return Library(path, lowered.weights, [_kernel(kernel) for kernel in lowered.kernels], lowered.used)
+    return Library(path, lowered.weights, [_kernel(kernel) for kernel in lowered.kernels], lowered.used, code)
 
 
 def _kernel(kernel: Any) -> dict[str, Any]:

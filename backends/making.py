@@ -165,7 +165,6 @@ class Maker:
         return executable
 
     def _library(self, report: CompileReport, schedules: Schedules | None) -> Executable:
-        from .code_sizes import code_sizes
         from .compiled import TvmExecutable
         from .library import build_library
         from .lossless import shrunk
@@ -191,7 +190,7 @@ class Maker:
         weights = shrunk(built.weights)
         report.weight_bytes = sum(stored_bytes(weight) for weight in weights)
         if batches is not None:
-            rows = rows_of(batches, built.kernels, code_sizes(built.path), weights, built.used)
+            rows = rows_of(batches, built.kernels, built.code, weights, built.used)
             report.batches = BatchReport(batches, rows)
         return TvmExecutable(built.path, weights, *self._signature(batches), report.target, folder, batches)
 

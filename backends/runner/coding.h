@@ -237,11 +237,15 @@ struct Coding {
     }
     std::vector<int64_t> index(shape.size());
     auto base = static_cast<uint32_t>(levels.size());
-    int64_t f = f_start, g = g_start;
+    int64_t f = f_start, g = g_start, number = FloorDiv(f, block), begin = number * block;
     uint32_t byte = 0;
     for (uint64_t i = 0; i < count; ++i) {
       byte = i % per_byte ? byte / base : codes[i / per_byte];
-      auto place = static_cast<uint64_t>(FloorDiv(f, block) * step + g);
+      if (f < begin || f - begin >= block) {
+        number = FloorDiv(f, block);
+        begin = number * block;
+      }
+      auto place = static_cast<uint64_t>(number * step + g);
       if (place >= scales.size()) throw std::runtime_error("a coded tensor reads beyond its scales");
       float level = levels[byte % base];
       if (!zeros.empty()) level -= zeros[place];

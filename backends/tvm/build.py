@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..code_sizes import code_sizes
 from .arena import plan_arena
+from .byte_code import COMPILING, LEAST, program_of, source_of
 from .lifetimes import keep_weights
 from .lower import Lowered
 from .stack import lowering
@@ -18,21 +20,31 @@ if TYPE_CHECKING:
     from ..target import Target
 
 _LINKING = (
-    # TVM describes every variable to debuggers; nobody ships that.
-    "-Wl,--strip-debug",
-    # Code and constants share pages of the file, which are otherwise filled up between them.
-    *("-Wl,-z,noseparate-code", "-Wl,--build-id=none", "-Wl,--gc-sections"),
+    # TVM describes every variable to debuggers and names functions that nobody looks for; nobody ships that.
+    "-Wl,--strip-all",
+    # Code and constants share pages of the file, which are otherwise filled up between them; so they would be
+    # before the end of what must not change after loading, which is a handful of addresses.
+    *("-Wl,-z,noseparate-code", "-Wl,-z,norelro", "-Wl,--build-id=none", "-Wl,--gc-sections"),
 )
 
 
 @dataclass(frozen=True)
 class BuildInfo:
-    """What building took and left."""
+    """What building took and left.
+
+    Attributes:
+        path: of the library.
+        seconds: that it took.
+        library_bytes: size of the library.
+        functions: of the module.
+        code: bytes of machine code by kernel.
+    """
 
     path: Path
     seconds: float
     library_bytes: int
     functions: int
+    code: dict[str, int]
 
 
 def build(
@@ -63,10 +75,23 @@ def build(
         )
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix="objects-", dir=path.parent) as workspace:
-        linked = {"fcompile": fcompile} if fcompile else {}
-        executable.export_library(str(path), workspace_dir=workspace, options=list(_LINKING), **linked)
+        _link(executable.mod, path, workspace, fcompile, target.kind == "llvm")
+        # The library itself has no names for what it does not export.
+        code = code_sizes(Path(workspace, "lib0.o"))
     functions = len(lowered.ir_module.functions)
-    return BuildInfo(path, time.perf_counter() - start, path.stat().st_size, functions)
+    return BuildInfo(path, time.perf_counter() - start, path.stat().st_size, functions, code)
+
+
+def _link(module: Any, path: Path, folder: str, fcompile: Callable[..., Any] | None, on_cpu: bool) -> None:
+    options = [*_LINKING]
+    how: dict[str, Any] = {"fcompile": fcompile} if fcompile else {}
+    program = program_of(module) if on_cpu else b""
+    if len(program) >= LEAST:
+        source = Path(folder, "byte_code.cc")
+        source.write_text(source_of(program), encoding="utf-8")
+        how["fpack_imports"] = lambda *_: str(source)
+        options += COMPILING
+    module.export_library(str(path), workspace_dir=folder, options=options, **how)
 
 
 def _pipeline(on_cpu: bool) -> Any:
