@@ -20,9 +20,9 @@ from ..ir.constants import constant_array
 from ..ir.errors import PassError
 from ..ir.static import input_of, producer_of
 from .base import Pass, PassContext
-from .quantization.original import original_of
 from .quantization.repair.blocks import BlockedWeight, blocked
-from .quantization.repair.layers import QuantizedLayer, dequantizer_of, find_layers
+from .quantization.repair.layers import QuantizedLayer, dequantizer_of
+from .quantization.repair.originals import layers_beside_original
 from .registry import register
 
 # The alternation only finds the minimum next to it: it starts from several shares of the scale.
@@ -64,8 +64,7 @@ class Hqq(Pass):
         Raises:
             PassError: The float model is not known.
         """
-        before = original_of(model, self.original)
-        layers = find_layers(model, before, self.selects, context.leave)
+        _, layers = layers_beside_original(model, self.original, self.selects, context.leave)
         if not layers:
             context.note("no layer has integer weights; quantize first")
         rewriter = context.rewriter(model)

@@ -1,7 +1,7 @@
 """Cheaper mixes of precisions than one that keeps a budget, each tried on a whole model.
 
 What a mix is expected to lose is the sum of what its layers lose alone. That says which mixes to try, not
-what counts: layers that share grids, or whose errors cancel, make the sum wrong by some dB. So those are tried
+what counts: layers that share grids, or whose errors cancel, make the sum wrong by some dB. So those come
 first that are cheap and expected to lose no more than one that was kept, then the others, the least expected
 loss first, until too many in a row have failed.
 """

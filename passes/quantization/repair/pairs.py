@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from ...base import Pass, PassContext
 from ..calibration import as_calibration
-from ..original import original_of
-from .layers import QuantizedLayer, find_layers
+from .layers import QuantizedLayer
+from .originals import layers_beside_original
 from .walk import Walk, some_batches
 
 
@@ -48,8 +48,7 @@ def sampled_layers(
     Raises:
         PassError: The data does not suit the model, or the float model is not known.
     """
-    before = original_of(model, original)
-    layers = find_layers(model, before, instance.selects, context.leave)
+    before, layers = layers_beside_original(model, original, instance.selects, context.leave)
     if not layers:
         context.note("no layer has integer weights; quantize first")
         return
