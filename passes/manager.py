@@ -24,6 +24,7 @@ from .blame import blamed, crash_of, name_interruption, named_failures
 from .equivalence import Expectation, check_equivalent
 from .fingerprint import Fingerprint, interface_of
 from .pipeline import Pipeline, as_pipeline, pass_text
+from .quantization.given_batches import once_at_most
 from .records import PassRecord
 from .run_state import Observer, RunState, costs_of, count_nodes
 from .shape_loss import Known, known_values
@@ -98,7 +99,7 @@ class PassManager:
         self._rule_timeout = rule_timeout
         self._context = PassContext(
             target,
-            calibration,
+            once_at_most(calibration),
             seed,
             progress,
             rewrite_limit=rewrite_limit,

@@ -153,7 +153,13 @@ def save_crash(
     found = Failure("crash", str(crash))
     wanted = inputs if crash.kind == "numbers" else None
     Reproducer(
-        before, str(Pipeline((passes[index],))), Bound(), seed, found, wanted, feeds_of(calibration, model)
+        before,
+        str(Pipeline((passes[index],))),
+        Bound(),
+        seed,
+        found,
+        wanted,
+        _feeds_to_keep(calibration, model),
     ).save(path)
     return Path(path)
 
@@ -184,7 +190,7 @@ def save_interrupted(
     """
     passes = list(as_pipeline(pipeline))[: interruption.pass_index + 1]  # type: ignore[attr-defined]
     found = Failure("interrupted", "; ".join(getattr(interruption, "__notes__", [])))
-    stored = feeds_of(calibration, model)
+    stored = _feeds_to_keep(calibration, model)
     Reproducer(model, str(Pipeline(tuple(passes))), Bound(), seed, found, None, stored).save(path)
     return Path(path)
 
@@ -223,6 +229,25 @@ def feeds_of(calibration: Any, model: ir.Model) -> list[Feeds] | None:
     from .quantization.calibration import as_calibration
 
     return list(as_calibration(calibration).batches(model))
+
+
+def _feeds_to_keep(calibration: Any, model: ir.Model) -> list[Feeds] | None:
+    """Calibration data that a reproducer can carry; None where it is too large or cannot be had again."""
+    if calibration is None:
+        return None
+    from .quantization.calibration import as_calibration
+
+    kept: list[Feeds] = []
+    size = 0
+    try:
+        for feeds in as_calibration(calibration).batches(model):
+            size += sum(np.asarray(array).nbytes for array in feeds.values())
+            if size > _EMBED_LIMIT:
+                return None
+            kept.append(feeds)
+    except GraphwrightError:
+        return None
+    return kept
 
 
 def packed(feeds: Iterable[Feeds] | None) -> str | None:

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from ...ir.errors import PassError
 from .calibration_checks import as_array, by_name, check_kind, check_names, check_shape, checked
 from .calibration_files import Member, digest_of, open_npy, open_npz
+from .given_batches import Once, in_turn, once_at_most
 
 Feeds = dict[str, np.ndarray]
 Array = np.ndarray | Member
@@ -104,12 +105,13 @@ class Calibration:
         """Yields feeds for `model`, checked, one batch at a time.
 
         Raises:
-            PassError: a name, shape or type does not suit the model, a number is not finite, or there is no
-                data.
+            PassError: a name, shape or type does not suit the model, a number is not finite, there is no
+                data, or what makes it raised something.
         """
         inputs = _inputs_of(model)
         count = 0
-        for count, batch in enumerate(self._open(model), start=1):
+        given = in_turn(lambda: self._open(model), f"calibration data ({self.source})")
+        for count, batch in enumerate(given, start=1):
             where = f"calibration data ({self.source}), batch {count}"
             yield checked(batch, inputs, where)
         if count == 0:
@@ -139,7 +141,7 @@ class Calibration:
         Raises:
             PassError: there is no array, or they differ in their number of samples.
         """
-        return cls._of({name: np.asarray(array) for name, array in arrays.items()}, batch, source)
+        return cls._of({name: as_array(array) for name, array in arrays.items()}, batch, source)
 
     @classmethod
     def _of(cls, data: Mapping[str, Array], batch: int, source: str) -> Calibration:
@@ -199,15 +201,14 @@ class Calibration:
         identify = None if identity is None else lambda: identity
         if callable(batches):
             return cls(lambda model: _cut(batches(), model), source="function", identity=identify)
-        once = iter(batches) is batches
+        given: Iterable[Any] = once_at_most(batches)
+        once = isinstance(given, Once)
         return cls(
-            lambda model: _cut(batches, model),
+            lambda model: _cut(given, model),
             source="iterator" if once else "iterable",
             repeatable=not once,
             identity=identify,
-            count=lambda model: (
-                sum(1 for _ in _cut(batches, model)) if isinstance(batches, Sequence) else None
-            ),
+            count=lambda model: sum(1 for _ in _cut(given, model)) if isinstance(given, Sequence) else None,
         )
 
     @classmethod

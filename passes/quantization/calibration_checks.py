@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...ir.errors import PassError
+from ...ir.errors import PassError, one_line
 
 Feeds = dict[str, np.ndarray]
 
@@ -86,8 +86,14 @@ def _converted(name: str, array: np.ndarray, wanted: np.dtype, where: str) -> np
 
 
 def as_array(data: Any) -> np.ndarray:
-    """An array of what may also be a torch tensor or a list."""
-    return np.asarray(data.detach().cpu().numpy() if hasattr(data, "detach") else data)
+    """An array of what may also be a torch tensor (bfloat16, which numpy lacks, as float32) or a list."""
+    if hasattr(data, "detach"):
+        tensor = data.detach().cpu()
+        return np.asarray((tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy())
+    try:
+        return np.asarray(data)
+    except ValueError as error:
+        raise PassError(f"calibration data is no array of numbers: {one_line(error)}") from None
 
 
 def check_kind(name: str, given: np.dtype, wanted: np.dtype, where: str) -> None:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from graphwright.ir.errors import PassError
 from graphwright.ir.reference import Reference
+from graphwright.passes.optimize import optimize
 from graphwright.passes.quantization.calibration import Calibration, as_calibration
 from graphwright.passes.quantization.calibrators import CALIBRATORS, Percentile
 from graphwright.passes.quantization.ranges import measure_ranges
@@ -305,3 +306,51 @@ def test_the_model_is_not_touched(model, samples):
     measure_ranges(model, ["a", "y"], as_calibration([samples]), Percentile)
     assert ir.to_proto(model).SerializeToString() == before
     assert measure_ranges(model, [], as_calibration([samples]), Percentile) == ({}, 0)
+
+
+def raises_midway(x):
+    yield x
+    raise OSError("disk on\nfire")
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda x: raises_midway(x), "batch 2 could not be made: OSError: disk on fire"),
+        (lambda x: lambda: raises_midway(x), "batch 2 could not be made: OSError: disk on fire"),
+        (lambda x: lambda: 1 // 0, "batch 1 could not be made: ZeroDivisionError"),
+        (lambda x: lambda wanted: [x], "batch 1 could not be made: TypeError.*wanted"),
+        (lambda x: lambda: 5, "batch 1 could not be made: TypeError"),
+        (lambda x: [[[1.0, 2.0], [3.0]]], "batch 1 has 2 arrays"),
+        (lambda x: [{"x": [[1.0, 2.0], [3.0]]}], "no array of numbers"),
+    ],
+)
+def test_what_the_users_code_raises_is_one_line(model, samples, make, match):
+    with pytest.raises(PassError, match=match) as caught:
+        list(as_calibration(make(samples)).batches(model))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_iterator_is_not_read_by_two_passes(network):
+    net = network()
+    model = net.model(net.linear(net.input(4, 6), 5))
+    batches = [np.random.default_rng(i).normal(size=(4, 6)).astype(np.float32) for i in range(3)]
+    with pytest.raises(PassError, match="bias-correction': .* was read already; give a list, or a function"):
+        optimize(model, "insert-qdq,bias-correction", calibration=iter(batches))
+    held = Calibration.from_iterable(iter(batches))
+    assert len(list(held.batches(model))) == 3
+    with pytest.raises(PassError, match="was read already"):
+        list(held.batches(model))
+    for again in (batches, lambda: iter(batches)):
+        optimize(model, "insert-qdq,bias-correction", calibration=again)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_torch_tensors_of_every_kind(model, samples, dtype):
+    import torch
+
+    tensor = torch.tensor(samples).to(getattr(torch, dtype)).requires_grad_()
+    for data in (tensor, {"x": tensor}, [tensor], [{"x": tensor}]):
+        found = np.concatenate([feeds["x"] for feeds in as_calibration(data).batches(model)])
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, samples, atol=0.04)
