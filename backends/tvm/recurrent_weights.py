@@ -28,15 +28,13 @@ DOMAIN = "recurrence"
 WEIGHTS, SCALE, OFFSET, LEVELS = 1, 7, 8, 9
 OPERANDS = {"weights": WEIGHTS, "scale": SCALE, "offset": OFFSET, "levels": LEVELS}
 """Where the operands of stored weights are."""
-_SHARE_OF_L2 = 0.75
-"""Of the cache, that weights may fill."""
 
 
 def keep_recurrent_weights_small(model: ir.Model, target: Target) -> None:
     """Let recurrent layers read their weights as they are stored.
 
-    Weights that would only be decoded to floats stay floats where the second-level cache holds them as such:
-    steps read them from there faster than they decode.
+    Weights stay floats where steps are estimated to be faster so: where a cache holds them as floats, and
+    they would be decoded, or serve several sequences at once.
 
     Args:
         model: the model about to be lowered, recurrent operators decomposed; changed in place.
@@ -56,20 +54,25 @@ def keep_recurrent_weights_small(model: ir.Model, target: Target) -> None:
         stored = dequantized(weights, rows, True) or (tabulated(weights, rows, True) if looks_up else None)
         if stored is None:
             continue
-        if 4 * math.prod(shape[1:]) > target.l2_bytes * _SHARE_OF_L2 or _is_dotted(node, stored, target):
+        if _pays(node, stored, target):
             _replace(node, stored, shape, rewriter)
 
 
-def _is_dotted(node: ir.Node, stored: Stored, target: Target) -> bool:
-    """Whether steps multiply the weights as integers."""
-    from .kernels.recurrence_plan import way_of
+def _pays(node: ir.Node, stored: Stored, target: Target) -> bool:
+    """Whether a step is estimated to be no slower with the weights as they are stored."""
+    from .kernels.recurrence_plan import step_cycles
     from .kernels.recurrence_spec import RecurrenceSpec
 
-    own, hidden = attributes_of(node), stored.weights.shape[1]
-    backwards = tuple(bool(each) for each in own["backwards"])
+    own, products = attributes_of(node), static_shape(node.inputs[0])
+    assert products is not None
+    batch, backwards = (
+        products[0 if own["batch_first"] else 1],
+        tuple(bool(each) for each in own["backwards"]),
+    )
+    shape = own["cell"], own["steps"], batch, stored.weights.shape[1], backwards, by_direction(own)
     form = _form(stored.bits, stored.group, stored.zero, stored.offset is not None, stored.levels is not None)
-    spec = RecurrenceSpec(own["cell"], own["steps"], 1, hidden, backwards, by_direction(own), weights=form)
-    return way_of(spec, target) == "dotted"
+    costs = [step_cycles(RecurrenceSpec(*shape, weights=each), target) for each in (form, None)]
+    return costs[0] <= costs[1]
 
 
 def _replace(node: ir.Node, stored: Stored, shape: tuple[int, ...], rewriter: Rewriter) -> None:

@@ -28,7 +28,7 @@ def quantized(layer: Layer, form: str) -> ir.Model:
 
 
 def uncached(target: str):
-    """The target with no second-level cache, in which weights that are decoded may lie as floats."""
+    """The target with no second-level cache, in which weights might lie as floats."""
     return dataclasses.replace(resolve_target(target), l2_bytes=0)
 
 
@@ -70,8 +70,8 @@ def assert_equals_reference(layer: Layer, form: str, target="host", seed: int = 
     ],
 )
 def test_integer_sums_equal_the_reference(layer, form):
-    assert_equals_reference(layer, form)
-    assert "weights vpdpbusd" in note_of(lowered_for(quantized(layer, form), VNNI), layer.kind)
+    assert_equals_reference(layer, form, uncached("host"))
+    assert "weights vpdpbusd" in note_of(lowered_for(quantized(layer, form), uncached(VNNI)), layer.kind)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,22 @@ def test_decoded_weights_equal_the_reference(layer, form, note):
     assert_equals_reference(layer, form, uncached("host"))
     found = note_of(lowered_for(quantized(layer, form), uncached(VNNI)), layer.kind)
     assert note in found and "vpdpbusd" not in found
-    assert "weights" not in note_of(lowered_for(quantized(layer, form), VNNI), layer.kind)
+
+
+@pytest.mark.parametrize(
+    ("batch", "hidden", "form", "note"),
+    [
+        (1, 128, "int8", "int8 weights"),
+        (1, 128, "nf4", ""),
+        (8, 128, "int4", ""),
+        (1, 512, "nf4", "16 levels"),
+        (8, 512, "int4", "int4 weights"),
+    ],
+)
+def test_weights_that_a_cache_holds_as_floats_stay_so_where_that_is_faster(batch, hidden, form, note):
+    layer = Layer("LSTM", 3, batch, 4, hidden, operands=frozenset())
+    found = note_of(lowered_for(quantized(layer, form), VNNI), "LSTM")
+    assert note in found if note else "weights" not in found and "levels" not in found
 
 
 @pytest.mark.parametrize("form", ["float16", "fp8-e4m3", "power-of-two bits=6"])

@@ -70,8 +70,28 @@ def choose_block(
     spec: RecurrenceSpec, gates: int, target: TargetNumbers, name: str, rows: int | None = None
 ) -> Block:
     """The tile for the products of some gates, by estimated time; `rows` where they are decided already."""
-    lanes = min(lanes_of(target), spec.hidden)
-    way, ranked = way_of(spec, target), []
+    ranked, lanes = _ranked(spec, gates, target, rows), min(lanes_of(target), spec.hidden)
+    if not ranked:
+        return Block(rows or 1, 1, lanes)
+    best = min(ranked, key=lambda each: each[1])
+    value = (best[0].rows, best[0].vectors, lanes)
+    options = [Option((b.rows, b.vectors, lanes), cost / best[1]) for b, cost in ranked]
+    chosen = choose(name, value, lambda: [each for each in options if each.cost < 2])
+    assert isinstance(chosen, tuple)
+    return Block(*chosen)
+
+
+def step_cycles(spec: RecurrenceSpec, target: TargetNumbers) -> float:
+    """Estimated cycles of one step of one direction on one core, all gates at once, by the best tile."""
+    return min((cost for _, cost in _ranked(spec, spec.gates, target, None)), default=0.0)
+
+
+def _ranked(
+    spec: RecurrenceSpec, gates: int, target: TargetNumbers, rows: int | None
+) -> list[tuple[Block, float]]:
+    """Tiles that registers allow, with their estimated time."""
+    lanes, way = min(lanes_of(target), spec.hidden), way_of(spec, target)
+    ranked = []
     for vectors in range(1, max(spec.hidden // lanes, 1) + 1):
         columns = gates * vectors
         for count in range(1, spec.batch + 1) if rows is None else [rows]:
@@ -82,14 +102,7 @@ def choose_block(
                 break
             block = Block(count, vectors, lanes)
             ranked.append((block, _step_cycles(spec, block, gates, target)))
-    if not ranked:
-        return Block(rows or 1, 1, lanes)
-    best = min(ranked, key=lambda each: each[1])
-    value = (best[0].rows, best[0].vectors, lanes)
-    options = [Option((b.rows, b.vectors, lanes), cost / best[1]) for b, cost in ranked]
-    chosen = choose(name, value, lambda: [each for each in options if each.cost < 2])
-    assert isinstance(chosen, tuple)
-    return Block(*chosen)
+    return ranked
 
 
 def _registers(way: str, rows: int, columns: int) -> int:
