@@ -212,7 +212,7 @@ def _write_parts(executable: Executable, folder: Path) -> None:
     if isinstance(executable, TvmExecutable):
         executable.require_files()
         shutil.copyfile(executable.library, folder / LIBRARY)
-        write_weights(folder / WEIGHTS, executable.weights)
+        write_weights(folder / WEIGHTS, executable.weights, compact=True)
     if executable.model is not None:
         from ..ir.save import save
 

@@ -1,6 +1,6 @@
 """The fields of a coded tensor as a payload holds them: plainly, or in few bytes (`coding.py`).
 
-Compact integers are little-endian base-128 varints, bit 0 the sign (zigzag); compact scales are a part of
+Compact integers are those of `varints.py`, bit 0 the sign (zigzag); compact scales are a part of
 `lossless.py`, compact codes those of `prefix_codes.py`.
 """
 
@@ -13,9 +13,7 @@ import numpy as np
 
 from ..passes.quantization.weight_forms import byte_table, codes_per_byte, pack
 from .prefix_codes import MOST_LEVELS, read_codes, write_codes
-
-_LONGEST = 10
-"""Bytes of an integer of 64 bits."""
+from .varints import read_varint, write_varints
 
 
 class PlainReader:
@@ -56,19 +54,7 @@ class CompactReader(PlainReader):
         return tuple(self._integer() for _ in range(count))
 
     def _integer(self) -> int:
-        number = 0
-        for place in range(_LONGEST):
-            if self._at >= len(self._data):
-                raise ValueError("a coded tensor is truncated")
-            byte = self._data[self._at]
-            self._at += 1
-            number |= (byte & 0x7F) << 7 * place
-            if byte < 0x80:
-                break
-        else:
-            raise ValueError("a coded tensor has an integer of more than 64 bits")
-        if number >> 64:
-            raise ValueError("a coded tensor has an integer of more than 64 bits")
+        number, self._at = read_varint(self._data, self._at)
         return number >> 1 if number & 1 == 0 else -(number >> 1) - 1
 
     def scales(self, count: int) -> np.ndarray:
@@ -90,14 +76,7 @@ class CompactReader(PlainReader):
 
 def compact_integers(numbers: Iterable[int]) -> bytes:
     """What `CompactReader.integers` reads."""
-    made = bytearray()
-    for number in numbers:
-        rest = number << 1 if number >= 0 else (-number - 1) << 1 | 1
-        while rest > 0x7F:
-            made.append(rest & 0x7F | 0x80)
-            rest >>= 7
-        made.append(rest)
-    return bytes(made)
+    return write_varints(number << 1 if number >= 0 else (-number - 1) << 1 | 1 for number in numbers)
 
 
 def compact_scales(scales: np.ndarray) -> bytes:

@@ -12,6 +12,10 @@ Little-endian throughout::
         int64  sizes[rank]
     payloads, C order
 
+Artifacts have "GWW2" instead, where what stands for a tensor is in as few bytes as it needs: type code, bits,
+rank, offset, bytes and sizes as integers of `varints.py`. Offsets count from the first multiple of 64 behind
+all of that.
+
 Tensors of type code 192 are float32 numbers, or uint16 if they have 16 bits, whose payload is a code of them,
 see `coding.py`. Writing and reading take and give `CodedArray`. Those of type code 193 are int8 numbers of at
 most 16 levels, see `narrow_integers.py`; writing finds them. Type codes from 208 on are DLPack's plus 208:
@@ -26,7 +30,8 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +40,15 @@ import numpy as np
 from ..ir.contiguous import bytes_of
 from ..ir.errors import ToolError
 from .narrow_integers import narrow_bytes, read_narrow
+from .varints import read_varint, write_varints
 
-MAGIC = b"GWW1"
+MAGIC, COMPACT_MAGIC = b"GWW1", b"GWW2"
 CHECK_FUNCTION = "check_weights"
 """Function of a library that raises unless it is called with a shape of one size: `layout_number`."""
 ALIGNMENT = 64
 _MAX_RANK = 32
+_LEAST = 5
+"""Bytes of the entry of a tensor in a compact file."""
 
 _INT, _UINT, _FLOAT, _BFLOAT, _BOOL, _CODED, _NARROW, _PACKED = 0, 1, 2, 4, 6, 192, 193, 208
 _DTYPES: dict[tuple[int, int], np.dtype[Any]] = {
@@ -52,32 +60,41 @@ _DTYPES: dict[tuple[int, int], np.dtype[Any]] = {
 _CODES = {dtype.name: code for code, dtype in _DTYPES.items()} | {"bfloat16": (_BFLOAT, 16)}
 
 
-def write_weights(path: str | Path, tensors: Sequence[np.ndarray]) -> int:
+def write_weights(path: str | Path, tensors: Sequence[np.ndarray], *, compact: bool = False) -> int:
     """Write tensors to a file and return its size in bytes.
+
+    Args:
+        path: of the file.
+        tensors: what to write.
+        compact: describe them in few bytes, as artifacts do.
 
     Raises:
         ToolError: an element type has no place in the format.
     """
     stored = [_stored(index, tensor) for index, tensor in enumerate(tensors)]
     described, payloads = [kind for kind, _ in stored], [payload for _, payload in stored]
-    header_bytes = 8 + sum(24 + 8 * tensor.ndim for tensor in tensors)
     # What is not read in place follows the rest, without gaps.
     order = sorted(range(len(tensors)), key=lambda index: described[index][0] >= _PACKED)
-    offsets, end = [0] * len(tensors), header_bytes
+    start = 0 if compact else 8 + sum(24 + 8 * tensor.ndim for tensor in tensors)
+    offsets, end = [0] * len(tensors), start
     for index in order:
         offsets[index] = end if described[index][0] >= _PACKED else _aligned(end)
         end = offsets[index] + len(payloads[index])
-    header = bytearray(MAGIC + struct.pack("<I", len(tensors)))
+    header = bytearray((COMPACT_MAGIC if compact else MAGIC) + struct.pack("<I", len(tensors)))
     for tensor, payload, offset, (code, bits) in zip(tensors, payloads, offsets, described, strict=True):
+        if compact:
+            header += write_varints((code, bits, tensor.ndim, offset, len(payload), *tensor.shape))
+            continue
         header += struct.pack("<BBHIQQ", code, bits, 1, tensor.ndim, offset, len(payload))
         header += struct.pack(f"<{tensor.ndim}q", *tensor.shape)
+    base = _aligned(len(header)) if compact else 0
     with open(path, "wb") as file:
         file.write(header)
         for index in order:
-            file.write(bytes(offsets[index] - file.tell()))
+            file.write(bytes(base + offsets[index] - file.tell()))
             file.write(payloads[index])
-        file.write(bytes(_aligned(end) - file.tell()))
-    return _aligned(end)
+        file.write(bytes(base + _aligned(end) - file.tell()))
+    return base + _aligned(end)
 
 
 def read_weights(path: str | Path) -> list[np.ndarray]:
@@ -114,23 +131,64 @@ def parse_weights(data: mmap.mmap, name: str) -> list[np.ndarray]:
         raise ToolError(f"weights file {name} is damaged: {error}") from None
 
 
-def _parse(data: mmap.mmap) -> list[np.ndarray]:
-    if data[:4] != MAGIC:
-        raise ValueError("it does not start with GWW1")
-    (count,) = struct.unpack_from("<I", data, 4)
-    if count * 24 > len(data):
-        raise ValueError(f"it is too short for {count} tensors")
-    position, tensors = 8, []
+@dataclass(frozen=True)
+class _Entry:
+    """What stands in a file for a tensor; `offset` is from the beginning."""
+
+    code: int
+    bits: int
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+
+
+def _entries(data: mmap.mmap, count: int) -> tuple[list[_Entry], int]:
+    """The entries of a plain file, and where they end."""
+    position, entries = 8, []
     for index in range(count):
         code, bits, lanes, rank, offset, size = struct.unpack_from("<BBHIQQ", data, position)
         if lanes != 1 or rank > _MAX_RANK:
             raise ValueError(f"tensor {index} has an unknown type or rank")
         shape = struct.unpack_from(f"<{rank}q", data, position + 24)
         position += 24 + 8 * rank
-        if min(shape, default=0) < 0:
+        entries.append(_Entry(code, bits, shape, offset, size))
+    return entries, position
+
+
+def _compact_entries(data: mmap.mmap, count: int) -> tuple[list[_Entry], int]:
+    """The entries of a compact file, and where they end."""
+    position, entries = 8, []
+
+    def integers(count: int) -> Iterator[int]:
+        nonlocal position
+        for _ in range(count):
+            number, position = read_varint(data, position)
+            yield number
+
+    for index in range(count):
+        code, bits, rank, offset, size = integers(5)
+        if rank > _MAX_RANK:
+            raise ValueError(f"tensor {index} has an unknown type or rank")
+        entries.append(_Entry(code, bits, tuple(integers(rank)), offset, size))
+    base = _aligned(position)
+    return [replace(entry, offset=base + entry.offset) for entry in entries], position
+
+
+def _parse(data: mmap.mmap) -> list[np.ndarray]:
+    compact = data[:4] == COMPACT_MAGIC
+    if not compact and data[:4] != MAGIC:
+        raise ValueError("it does not start with GWW1 or GWW2")
+    (count,) = struct.unpack_from("<I", data, 4)
+    if count * (_LEAST if compact else 24) > len(data):
+        raise ValueError(f"it is too short for {count} tensors")
+    entries, header = (_compact_entries if compact else _entries)(data, count)
+    tensors = []
+    for index, entry in enumerate(entries):
+        code, bits, shape, offset, size = entry.code, entry.bits, entry.shape, entry.offset, entry.size
+        if min(shape, default=0) < 0 or max(shape, default=0) >> 63:
             raise ValueError(f"tensor {index} contradicts its own size")
         gap = 0 if code >= _PACKED else offset % ALIGNMENT
-        if gap or offset < position or offset + size > len(data):
+        if gap or offset < header or offset + size > len(data):
             raise ValueError(f"tensor {index} lies outside of the file, which may be truncated")
         if code == _CODED and bits in (16, 32):
             tensors.append(_restored(index, data[offset : offset + size], shape, bits))

@@ -1,4 +1,4 @@
-// Reading and writing GWW1 tensor files; backends/weights.py documents the layout.
+// Reading GWW1 and GWW2 tensor files, and writing the former; backends/weights.py documents the layout.
 #pragma once
 
 #include <dlpack/dlpack.h>
@@ -67,6 +67,9 @@ struct Tensor {
 };
 
 constexpr uint32_t kMaxRank = 32;
+constexpr uint64_t kLeastEntry = 5;  // Bytes of what stands for a tensor in a GWW2 file.
+
+inline uint64_t Aligned(uint64_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
 
 // Bytes of a tensor, if its type and sizes are possible ones; a file may say anything.
 inline bool SizeOf(const Tensor& tensor, uint64_t* bytes) {
@@ -87,19 +90,51 @@ inline bool SizeOf(const Tensor& tensor, uint64_t* bytes) {
 // that the file says is believed before it has been held against the file's size.
 inline std::vector<Tensor> Read(const MappedFile& file) {
   const auto damaged = [&file] { return std::runtime_error(file.path() + " is damaged"); };
-  if (std::memcmp(file.at(0, 4), "GWW1", 4) != 0) throw std::runtime_error(file.path() + " is no GWW1 file");
+  const bool compact = std::memcmp(file.at(0, 4), "GWW2", 4) == 0;
+  if (!compact && std::memcmp(file.at(0, 4), "GWW1", 4) != 0) throw std::runtime_error(file.path() + " is no GWW1 or GWW2 file");
   const uint64_t count = file.get<uint32_t>(4);
-  file.at(8, 24 * count);
+  file.at(8, (compact ? kLeastEntry : 24) * count);
   uint64_t position = 8;
+  const auto varint = [&file, &position, &damaged] {
+    uint64_t number = 0;
+    for (uint32_t place = 0;; ++place) {
+      const auto byte = file.get<uint8_t>(position++);
+      if (place == 9 && byte > 1) throw damaged();
+      number |= static_cast<uint64_t>(byte & 0x7f) << (7 * place);
+      if (byte < 0x80) return number;
+    }
+  };
   std::vector<Tensor> tensors(count);
+  std::vector<uint64_t> offsets;
   for (Tensor& tensor : tensors) {
-    tensor.dtype = {file.get<uint8_t>(position), file.get<uint8_t>(position + 1), file.get<uint16_t>(position + 2)};
-    const auto rank = file.get<uint32_t>(position + 4);
-    const auto offset = file.get<uint64_t>(position + 8);
-    tensor.bytes = file.get<uint64_t>(position + 16);
-    position += 24;
-    if (rank > kMaxRank) throw damaged();
-    for (uint32_t axis = 0; axis < rank; ++axis, position += 8) tensor.shape.push_back(file.get<int64_t>(position));
+    uint64_t code = 0, bits = 0, rank = 0, lanes = 1;
+    if (compact) {
+      code = varint();
+      bits = varint();
+      rank = varint();
+      offsets.push_back(varint());
+      tensor.bytes = varint();
+    } else {
+      code = file.get<uint8_t>(position);
+      bits = file.get<uint8_t>(position + 1);
+      lanes = file.get<uint16_t>(position + 2);
+      rank = file.get<uint32_t>(position + 4);
+      offsets.push_back(file.get<uint64_t>(position + 8));
+      tensor.bytes = file.get<uint64_t>(position + 16);
+      position += 24;
+    }
+    if (rank > kMaxRank || code > 255 || bits > 255) throw damaged();
+    tensor.dtype = {static_cast<uint8_t>(code), static_cast<uint8_t>(bits), static_cast<uint16_t>(lanes)};
+    for (uint64_t axis = 0; axis < rank; ++axis) {
+      tensor.shape.push_back(compact ? static_cast<int64_t>(varint()) : file.get<int64_t>(position));
+      position += compact ? 0 : 8;
+    }
+  }
+  const uint64_t base = compact ? Aligned(position) : 0;
+  for (size_t index = 0; index < count; ++index) {
+    Tensor& tensor = tensors[index];
+    uint64_t offset = 0;
+    if (__builtin_add_overflow(base, offsets[index], &offset)) throw damaged();
     const bool coded = tensor.dtype.code == kCoded, narrow = tensor.dtype.code == kNarrow;
     const bool packed = tensor.dtype.code >= kPacked;
     if (coded) tensor.dtype.code = tensor.dtype.bits == 16 ? kDLUInt : kDLFloat;
@@ -124,8 +159,6 @@ inline std::vector<Tensor> Read(const MappedFile& file) {
   }
   return tensors;
 }
-
-inline uint64_t Aligned(uint64_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
 
 inline void Write(const std::string& path, const std::vector<Tensor>& tensors) {
   std::ofstream file(path, std::ios::binary);

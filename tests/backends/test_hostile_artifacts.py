@@ -21,7 +21,7 @@ from graphwright.ir.errors import GraphwrightError, ToolError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .hostile_headers import PROMISES, promising
+from .hostile_headers import PROMISES, promising, promising_compactly
 
 NASTY = (
     None, True, -1, 0, 1, 2**31, 2**63, 2**64, 10**400, 1.5, float("inf"), float("nan"), "", "x", "../x",
@@ -190,10 +190,10 @@ def test_weights_with_other_bytes(tmp_path_factory, data):
 
 @pytest.mark.parametrize("header", PROMISES)
 def test_weights_that_promise_too_much(folder, header):
-    _written(folder, "weights.bin", promising(header))
-    assert not _ends_well(lambda: load_executable(folder))
-    _written(folder, "weights.bin", b"GWW1" + struct.pack("<I", 2**32 - 1))
-    assert not _ends_well(lambda: load_executable(folder))
+    many = struct.pack("<I", 2**32 - 1)
+    for content in (promising(header), promising_compactly(header), b"GWW1" + many, b"GWW2" + many):
+        _written(folder, "weights.bin", content)
+        assert not _ends_well(lambda: load_executable(folder))
 
 
 @pytest.mark.parametrize("arrays", [[], [np.zeros((6, 4), np.float32)] * 9, [np.zeros(3, np.int8)]])

@@ -14,7 +14,7 @@ from graphwright.backends.runner.build import build_runner
 from graphwright.backends.target import host_target
 from graphwright.backends.weights import read_weights, write_weights
 
-from .hostile_headers import PROMISES, promising
+from .hostile_headers import PROMISES, promising, promising_compactly
 
 LITTLE_MEMORY = 1 << 30
 
@@ -93,10 +93,10 @@ def test_files_with_other_bytes(runner, folder, tmp_path):
 @pytest.mark.parametrize("header", PROMISES)
 def test_weights_that_promise_too_much(runner, folder, tmp_path, header):
     inputs = _inputs(tmp_path / "in.bin")
-    (folder / "weights.bin").write_bytes(promising(header))
-    assert run(runner, folder, inputs).returncode == 2
-    (folder / "weights.bin").write_bytes(b"GWW1" + struct.pack("<I", 2**32 - 1) + bytes(64))
-    assert run(runner, folder, inputs).returncode == 2
+    many = struct.pack("<I", 2**32 - 1) + bytes(64)
+    for content in (promising(header), promising_compactly(header), b"GWW1" + many, b"GWW2" + many):
+        (folder / "weights.bin").write_bytes(content)
+        assert run(runner, folder, inputs).returncode == 2
 
 
 @pytest.mark.parametrize(
