@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..ir.errors import ToolError
 from .console import plain, print_json, print_line, print_table, progress
 from .feeds import calibration_feeds
+from .layer_plot import svg
 from .options import load_model
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ def run(request: Request) -> None:
             target=resolve_target(request.target) if request.target is not None else None, seed=request.seed
         )
         trials = Trials(graph, chosen, data, data, context, request.metric)
+        if not trials.layers():
+            raise ToolError("nothing to scan: insert-qdq leaves every layer of this model in float")
         found = scan(trials, chosen.precision, lambda done, total, text: say(f"{done} of {total}: {text}"))
     if request.output is not None:
         _write(request.output, request.model, found)
@@ -74,6 +78,8 @@ def run(request: Request) -> None:
         return
     for title, head, rows in tables(found):
         print_table(title, head, rows)
+    if data.random:
+        print_line("measured on random numbers: they say little about the layers")
     if request.output is not None:
         print_line(f"wrote {request.output}")
 
@@ -97,42 +103,34 @@ def tables(found: QuantizationScan) -> list[tuple[str, list[str], list[list[str]
     return [(title, head, rows)]
 
 
-def svg(found: QuantizationScan) -> str:
-    """Two charts over the layers in graph order: each alone, and all but each."""
-    from .sensitivity_plot import HEIGHT, WIDTH, chart
-
-    alone = [(float(i), _finite(point.alone.sqnr_db)) for i, point in enumerate(found.points)]
-    without = [(float(i), _finite(point.without.sqnr_db)) for i, point in enumerate(found.points)]
-    every = [(float(i), _finite(found.together.sqnr_db)) for i in range(len(found.points))]
-    first = chart("Each layer alone", "layer", "SQNR, dB", {f"only it in {found.precision}": alone}, 0)
-    second = chart(
-        "All layers but one", "layer", "SQNR, dB", {"it in float": without, "none in float": every}, HEIGHT
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {2 * HEIGHT}" '
-        f'width="{WIDTH}" height="{2 * HEIGHT}" font-family="sans-serif" font-size="12">\n'
-        f'<rect width="100%" height="100%" fill="white"/>\n{first}{second}</svg>\n'
-    )
-
-
 def _write(output: Path, model: str, found: QuantizationScan) -> None:
-    from html import escape
-
-    lines = "\n\n".join(_markdown(title, head, rows) for title, head, rows in tables(found))
-    if output.suffix == ".svg":
-        text = svg(found)
-    elif output.suffix == ".json":
+    if output.suffix == ".json":
         text = json.dumps(plain({"model": model, **found.to_json()}), indent=2) + "\n"
     elif output.suffix == ".md":
-        text = lines
+        text = "\n\n".join(_markdown(title, head, rows) for title, head, rows in tables(found))
+    elif output.suffix == ".svg":
+        text = svg(found)
     else:
-        title = escape(f"What quantizing costs: {model}")
-        text = (
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>\n'
-            f'<body style="font-family: sans-serif; max-width: 60em; margin: 2em auto"><h1>{title}</h1>\n'
-            f"{svg(found)}<pre>{escape(lines)}</pre></body></html>\n"
-        )
+        text = _page(f"What quantizing costs: {model}", found)
     output.write_text(text, encoding="utf-8")
+
+
+def _page(title: str, found: QuantizationScan) -> str:
+    """The picture and the table."""
+    parts = [
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+        f"<title>{escape(title)}</title>",
+        "<style>body { font-family: sans-serif; max-width: 60em; margin: 2em auto }",
+        "td, th { padding: 2px 10px; text-align: right } td:nth-child(-n+2) { text-align: left }",
+        "tr:nth-child(even) { background: #f4f4f4 }</style></head>",
+        f"<body><h1>{escape(title)}</h1>\n{svg(found)}",
+    ]
+    for caption, head, rows in tables(found):
+        parts.append(f"<h2>{escape(caption)}</h2>\n<table>")
+        for tag, cells in (("th", head), *(("td", row) for row in rows)):
+            parts.append("<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>")
+        parts.append("</table>")
+    return "\n".join([*parts, "</body></html>\n"])
 
 
 def _markdown(title: str, head: list[str], rows: list[list[str]]) -> str:
@@ -142,10 +140,6 @@ def _markdown(title: str, head: list[str], rows: list[list[str]]) -> str:
 
 def _decibels(number: float) -> str:
     return f"{number:.1f}" if math.isfinite(number) else "inf"
-
-
-def _finite(number: float) -> float:
-    return number if math.isfinite(number) else math.nan
 
 
 def _metric(outcome: Outcome) -> str:

@@ -62,7 +62,7 @@ def chart(
     points = [(x, y) for curve in curves.values() for x, y in curve if math.isfinite(y)]
     if not points:
         return f'<text x="{_LEFT}" y="{offset + _TOP}">{escape(title)}: nothing to show</text>\n'
-    x_ticks, y_ticks = _ticks([x for x, _ in points]), _ticks([y for _, y in points])
+    x_ticks, y_ticks = ticks_around([x for x, _ in points]), ticks_around([y for _, y in points])
 
     def x_at(x: float) -> float:
         span = x_ticks[-1] - x_ticks[0]
@@ -86,7 +86,7 @@ def chart(
         f'<text x="{(_LEFT + right) / 2:.1f}" y="{low + 36:.1f}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
     )
-    parts.append(f'<text x="8" y="{high - 6:.1f}">{escape(y_label)}</text>')
+    parts.append(f'<text x="8" y="{high - 12:.1f}">{escape(y_label)}</text>')
     # Those that lose the most are named; with many groups the others would hide them.
     ranked = sorted(curves, key=lambda name: min((y for _, y in curves[name] if y == y), default=math.inf))
     for index, name in enumerate(ranked):
@@ -107,7 +107,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 24 else name[:23] + "…"
 
 
-def _ticks(values: Sequence[float]) -> list[float]:
+def ticks_around(values: Sequence[float]) -> list[float]:
     """Round numbers that enclose the values, about five of them."""
     low, high = min(values), max(values)
     span = (high - low) or abs(high) or 1.0

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from xml.etree import ElementTree
 
 import graphwright as gw
 import numpy as np
@@ -336,10 +337,34 @@ def test_command_line(network, tmp_path, capsys):
     for suffix in ("json", "svg", "md", "html"):
         output = tmp_path / f"out.{suffix}"
         assert main([*base, "--calibration", str(tmp_path / "data.npz"), "-o", str(output), *minmax]) == 0
-        assert "conv2" in output.read_text() or suffix == "svg"
+        assert "conv2" in output.read_text()
+    root = ElementTree.fromstring((tmp_path / "out.svg").read_text())
+    circles = root.findall("{http://www.w3.org/2000/svg}circle")
+    across = {each[0].text.split(":")[0]: float(each.get("cx")) for each in circles if len(each)}
+    assert len(across) == 10
+    # The fragile layer alone is the leftmost point, all but it the rightmost.
+    alone = {name: x for name, x in across.items() if name.endswith(", only it")}
+    assert min(alone, key=alone.get) == "conv2, only it"
+    without = {name: x for name, x in across.items() if name.endswith("all but it")}
+    assert max(without, key=without.get) == "conv2, all but it"
+    table = (tmp_path / "out.html").read_text()
+    assert table.count("<tr>") == 6 and "<td>conv2</td>" in table
     found = json.loads((tmp_path / "out.json").read_text())
     assert len(found["layers"]) == 5 and found["layers"][1]["alone"]["sqnr_db"] < 20
     assert "all but it dB" in capsys.readouterr().out
     assert main(base) == 2
     assert main([*base, "--calibrate-random", "1", "--options", "colour=red"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+    net = network()
+    save(net.model(net.op("Softmax", net.input("n", 3))), tmp_path / "layerless.onnx")
+    nothing = [
+        "sensitivity",
+        str(tmp_path / "layerless.onnx"),
+        "--kind",
+        "quantize",
+        "--calibrate-random",
+        "1",
+    ]
+    assert main([*nothing, "-o", str(tmp_path / "none.svg")]) == 2
+    assert "leaves every layer of this model in float" in capsys.readouterr().err
+    assert not (tmp_path / "none.svg").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...ir.errors import ToolError
+from ...ir.errors import PassError, ToolError
 from ..console import plain, print_json, print_line, print_table, progress
 from ..feeds import calibration_feeds
 from ..options import (
@@ -165,14 +164,12 @@ def _shares(text: str) -> list[float]:
 
 
 def _function(spec: str) -> Callable[[Any], float]:
-    module, _, name = spec.partition(":")
+    from ...passes.quantization.trials import finite_metric, user_metric
+
     try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ToolError(f"--metric {spec}: {error}") from error
-    if not callable(found):
-        raise ToolError(f"--metric {spec} is not a function")
-    return found  # type: ignore[no-any-return]
+        return finite_metric(user_metric(spec))
+    except PassError as error:
+        raise ToolError(f"--{error}") from error
 
 
 def _write(output: Path, model: str, found: Sensitivity) -> None:
