@@ -10,6 +10,7 @@ reads the pairs around an operator as its operand types. What the target can do 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -88,6 +89,9 @@ class InsertQdq(Pass):
     embeddings: Literal["table", "quantize", "float"] = "table"
     """Whether constant tables that Gather reads (embeddings) become integers, with a scale per row or, where
     that is nearer, per column; `table` asks the target's table."""
+    products: Literal["table", "quantize", "float"] = "table"
+    """Whether both operands of a MatMul without constants (attention's scores and values) become integers of
+    8 bits; `table` asks the target's table, all of which leave them in float: softmax's input is delicate."""
     reduce_range: bool | None = None
     """Use 7 bits for weights, against sums that saturate on x86 without VNNI; by default the table says."""
 
@@ -152,6 +156,8 @@ class InsertQdq(Pass):
 
     def _formats(self, model: ir.Model, context: PassContext) -> Formats:
         table = find_table(self.target, context.target)
+        if self.products != "table":
+            table = dataclasses.replace(table, products=self.products)
         precision_of = precision_selector(self.precision, self.layers, self.name)
         wanted = {precision_of(node) for node in model.graph if node.op_type in table.weighted}
         check_precisions(table, wanted | {self.precision})

@@ -104,6 +104,27 @@ def is_restored(value: ir.Value | None) -> bool:
     return producer.op_type == "DequantizeLinear" or STORAGE_KEY in producer.metadata_props
 
 
+def is_activation_product(node: ir.Node) -> bool:
+    """Whether a node is a MatMul of two float32 activations."""
+    operands = list(node.inputs[:2])
+    return (
+        node.op_type == "MatMul"
+        and len(operands) == 2
+        and all(is_float(each) and constant_tensor(each) is None for each in operands)
+    )
+
+
+def activation_product_problem(node: ir.Node) -> str | None:
+    """Why a MatMul of two activations cannot run on integers, or None."""
+    if any(is_restored(value) for value in node.inputs) or any(
+        _stores(user) for user in node.outputs[0].consumers()
+    ):
+        return "it is already quantized"
+    if any(value is None or value.shape is None or len(value.shape) < 2 for value in node.inputs):
+        return "integer kernels want operands with a known rank of two or more"
+    return None
+
+
 def _stores(node: ir.Node) -> bool:
     """Whether a node is the first of a pair."""
     return node.op_type == "QuantizeLinear" or node.metadata_props.get(STORAGE_KEY) == "stores"
@@ -163,7 +184,10 @@ def _operand_problem(node: ir.Node) -> str | None:
         if constant_tensor(data) is not None:
             return "its first operand is the constant one, integer kernels want the weights second"
         if node.op_type == "MatMul" and weight is not None and weight.producer() is not None:
-            return "neither operand is a constant; fold-constants first if one could be"
+            return (
+                "neither operand is a constant; fold-constants first if one could be, "
+                "products=quantize takes both activations"
+            )
         return "its weights are not constant"
     if not (is_float(data) and is_float(weight)):
         return f"it computes in {data.dtype if data is not None else None}, not in float32"

@@ -24,11 +24,13 @@ from ...ir.constants import constant_tensor
 from .operators import (
     DEFAULT_DOMAINS,
     WeightedNode,
+    activation_product_problem,
     clip_bounds,
     data_inputs,
     follow_activation,
     follower_problem,
     has_bodies,
+    is_activation_product,
     is_float,
     match_weighted,
 )
@@ -38,13 +40,18 @@ from .tables import Table
 
 @dataclass(frozen=True)
 class Follower:
-    """A computed or shared node: inputs and results (behind its fused activation) are quantized."""
+    """A computed or shared node: inputs and results (behind its fused activation) are quantized.
+
+    A product of two activations `leads`: its inputs are quantized wherever they come from, like those of a
+    weighted node, and its result where somebody wants it.
+    """
 
     node: ir.Node
     shares: bool
     inputs: tuple[ir.Value, ...]
     results: tuple[ir.Value, ...]
     tail: tuple[ir.Node, ...]
+    leads: bool = False
 
 
 @dataclass
@@ -116,6 +123,9 @@ def plan_quantization(
             plan.values[weighted[node].data] = None
             if weighted[node].kind.result == "integer":
                 plan.values[weighted[node].result] = None
+        elif node in followers and followers[node].leads:
+            plan.followers.append(followers[node])
+            plan.values.update(dict.fromkeys(followers[node].inputs))
         elif node in followers and not wanted.isdisjoint(followers[node].results):
             plan.followers.append(followers[node])
             plan.values.update(dict.fromkeys((*followers[node].inputs, *followers[node].results)))
@@ -154,6 +164,8 @@ def _match(
     if node.op_type in table.keeps_float:
         return table.keeps_float[node.op_type]
     if node.op_type in table.weighted:
+        if table.products == "quantize" and is_activation_product(node):
+            return _match_product(node, formats, forbidden)
         return _match_weighted(node, formats, forbidden)
     if (node.op_type in table.computed or node.op_type in table.shared) and formats.has_followers(node):
         return _match_follower(node, table, forbidden, integer)
@@ -173,6 +185,20 @@ def _match_weighted(node: ir.Node, formats: Formats, forbidden: Mapping[ir.Value
     if matched.kind.result == "integer" and matched.result in forbidden:
         return f"its result '{matched.result.name}' cannot be quantized: {forbidden[matched.result]}"
     return matched
+
+
+def _match_product(node: ir.Node, formats: Formats, forbidden: Mapping[ir.Value, str]) -> Follower | str:
+    problem = activation_product_problem(node)
+    if problem is not None:
+        return problem
+    if formats.activations(node).dtype not in ("uint8", "int8"):
+        return "no target multiplies two activations in more than 8 bits"
+    inputs = tuple(dict.fromkeys(value for value in node.inputs if value is not None))
+    for value in inputs:
+        if value in forbidden:
+            return f"its input '{value.name}' cannot be quantized: {forbidden[value]}"
+    result = node.outputs[0]
+    return Follower(node, False, inputs, () if result in forbidden else (result,), (), leads=True)
 
 
 def _match_follower(
@@ -208,7 +234,7 @@ def _wanted(
     for node in reversed(graph):
         if node in weighted:
             wanted.add(weighted[node].data)
-        elif node in followers and not wanted.isdisjoint(followers[node].results):
+        elif node in followers and (followers[node].leads or not wanted.isdisjoint(followers[node].results)):
             wanted.update(followers[node].inputs)
     return wanted
 

@@ -102,6 +102,8 @@ class Table:
         precisions: names of the precisions (`precisions.py`) that the target has kernels for.
         embeddings: whether constant tables that Gather reads become integers, with one scale per row or per
             column: "quantize" or "float".
+        products: whether both operands of a MatMul without constants (attention's scores and values) become
+            integers, in 8 bits: "quantize" or "float".
     """
 
     name: str
@@ -119,6 +121,7 @@ class Table:
     restore_floats: Literal["cast", "dequantize"] = "cast"
     precisions: tuple[str, ...] = ("int8",)
     embeddings: Literal["quantize", "float"] = "quantize"
+    products: Literal["quantize", "float"] = "float"
 
     def __post_init__(self) -> None:
         where = f"quantization table '{self.name}'"
@@ -136,7 +139,7 @@ class Table:
         self._check_operators()
 
     def _check_policy(self, where: str) -> None:
-        for name in ("first_layer", "last_layer", "embeddings"):
+        for name in ("first_layer", "last_layer", "embeddings", "products"):
             if getattr(self, name) not in ("quantize", "float"):
                 raise PassError(f"{where}: {name} is '{getattr(self, name)}', not 'quantize' or 'float'")
         if self.restore_floats not in ("cast", "dequantize"):
@@ -358,6 +361,15 @@ def _check_kinds(entries: Mapping[str, Any]) -> None:
             raise PassError(
                 f"{where}: '{op_type}' of 'weighted' must be an object, such as {_EXAMPLES['Conv']}"
             )
+        _check_keys(entry, Weighted, f"{where}: '{op_type}' of 'weighted'")
+        _check_keys(entry.get("weights") or {}, Numbers, f"{where}: 'weights' of '{op_type}'")
+    for key in ("activations", "weights"):
+        _check_keys(entries.get(key, {}), Numbers, f"{where}: '{key}'")
+    if not isinstance(entries.get("name", ""), str):
+        raise PassError(f"{where}: 'name' must be a text")
+    for key in ("weighted", "precisions"):
+        if not entries.get(key, True):
+            raise PassError(f"{where}: '{key}' is empty, so that nothing could be quantized")
     for key in _LISTS:
         each = entries.get(key, [])
         if (
@@ -366,6 +378,16 @@ def _check_kinds(entries: Mapping[str, Any]) -> None:
             or not all(isinstance(n, str) for n in each)
         ):
             raise PassError(f"{where}: '{key}' must be a list of names")
+
+
+def _check_keys(entry: Mapping[str, Any], kind: type, where: str) -> None:
+    """Refuse entries that there are not, and texts where a switch must stand."""
+    known = {each.name: each.type for each in dataclasses.fields(kind)}
+    for key, value in entry.items():
+        if key not in known:
+            raise PassError(f"{where} has an unknown entry '{key}'; entries are: {', '.join(known)}")
+        if known[key] == "bool" and not isinstance(value, bool):
+            raise PassError(f"{where}: '{key}' must be true or false, not {json.dumps(value)}")
 
 
 def _weighted(entry: Mapping[str, Any]) -> Weighted:
