@@ -65,7 +65,7 @@ class Hqq(Pass):
             PassError: The float model is not known.
         """
         _, layers = layers_beside_original(model, self.original, self.selects, context.leave)
-        if not layers:
+        if not layers and not context.left_alone:
             context.note("no layer has integer weights; quantize first")
         rewriter = context.rewriter(model)
         rows = context.details.setdefault("layers", [])

@@ -212,7 +212,9 @@ _CPU_MOVES = tuple(name for name in _MOVES if name != "SpaceToDepth")
 _CPU_COMPUTED = ("Add", "Mul", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
 _CPU_PRECISIONS = ("int8", "a16w8", "a16w16", "a8w4")
 _NO_KERNEL = "there is no integer kernel for it on this target"
-_RECURRENT = dict.fromkeys(("LSTM", "GRU", "RNN"), _NO_KERNEL)
+_RECURRENT = dict.fromkeys(
+    ("LSTM", "GRU", "RNN"), f"{_NO_KERNEL}; quantize-weights stores its weights in 8 bits or fewer"
+)
 _KEEPS_FLOAT = dict.fromkeys(_DELICATE, _PRECISION) | _RECURRENT
 _CPU_NO_KERNEL = {"ConvTranspose": _NO_KERNEL}
 
