@@ -10,6 +10,7 @@ real number; DequantizeLinear wants an integer, so scales are fitted beside it.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from ..ir.constants import constant_array
 from ..ir.errors import PassError
 from ..ir.static import input_of, producer_of
 from .base import Pass, PassContext
+from .quantization.one_sided import never_negative
 from .quantization.repair.blocks import BlockedWeight, blocked
 from .quantization.repair.layers import QuantizedLayer, dequantizer_of
 from .quantization.repair.originals import layers_beside_original
@@ -29,6 +31,8 @@ from .registry import register
 _STARTS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 _NOISE = 0.3
 _PENALTY_GROWTH = 1.1
+# Rounds without a gain anywhere after which a start is given up.
+_PATIENCE = 2
 
 
 @register
@@ -37,8 +41,9 @@ class Hqq(Pass):
     """Choose scales and zero points of integer weights anew, by a norm that forgives outliers (HQQ; no data).
 
     For behind `quantize-weights{form=int4 scale=absmax}` or int8, or with the float model's file. A block
-    keeps what it has where nothing errs less in the norm without erring more in squares. Layers with an int32
-    bias are left: it is tied to their scales. Lossy.
+    keeps what it has where nothing errs less in the norm without erring more in squares. Left, and reported:
+    layers with an int32 bias, which is tied to their scales, and convolutions, whose large weights matter to
+    the outputs by more than the norm says. Lossy.
     """
 
     name: ClassVar[str] = "hqq"
@@ -48,6 +53,8 @@ class Hqq(Pass):
     """The norm's exponent, above 0 and at most 1."""
     iterations: int = 20
     """Rounds of the alternation."""
+    convolutions: bool = False
+    """Fit convolutions, too."""
     original: str | None = None
     """File of the float model; by default the one that this pipeline quantized."""
 
@@ -72,13 +79,15 @@ class Hqq(Pass):
         for done, layer in enumerate(layers):
             if context.progress is not None:
                 context.progress(done, len(layers), f"{self.name} {layer.node.name}")
-            parts = blocked(layer) if not _has_integer_bias(layer) else "its int32 bias is tied to its scales"
+            parts = self._parts(layer)
             if isinstance(parts, str):
                 context.leave(layer.node, parts)
                 continue
             fitted = fit_blocks(parts, self.p, self.iterations)
             better = norms(fitted, self.p) < norms(parts, self.p)
             chosen = fitted.where(better, parts)
+            if better.any() and never_negative(layer.node.inputs[0]):
+                chosen = chosen.with_kept_sums()
             rows.append(
                 {
                     "node": layer.node.name,
@@ -94,6 +103,18 @@ class Hqq(Pass):
                 chosen.write(layer, restored, rewriter)
                 context.count("layers fitted")
                 context.count("blocks fitted", int(better.sum()))
+            else:
+                context.leave(layer.node, "no block errs less in the norm without erring more in squares")
+
+    def _parts(self, layer: QuantizedLayer) -> BlockedWeight | str:
+        parts = blocked(layer)
+        if isinstance(parts, str):
+            return parts
+        if _has_integer_bias(layer):
+            return "its int32 bias is tied to its scales"
+        if layer.node.op_type == "Conv" and not self.convolutions:
+            return "large weights of a window matter more than the norm says; convolutions=true fits it"
+        return parts
 
 
 def norms(parts: BlockedWeight, p: float) -> np.ndarray:
@@ -104,11 +125,19 @@ def norms(parts: BlockedWeight, p: float) -> np.ndarray:
 
 def fit_blocks(parts: BlockedWeight, p: float, iterations: int) -> BlockedWeight:
     """The alternation, over all blocks at once and from several scales; the best of all for each block."""
+    found = _alternate(parts.of_type(np.float32), p, iterations).of_type(np.float64)
+    found = dataclasses.replace(found, weight=parts.weight)
+    better = (norms(found, p) < norms(parts, p)) & (norms(found, 2.0) <= norms(parts, 2.0))
+    return found.where(better, parts)
+
+
+def _alternate(parts: BlockedWeight, p: float, iterations: int) -> BlockedWeight:
     best, least, limit = parts, norms(parts, p), norms(parts, 2.0)
     for share in _STARTS:
         current = parts.rescaled(share)
         # Errors up to about this share of a step count as noise, larger ones as outliers.
-        penalty = ((_NOISE * current.scales) ** (p - 2.0))[..., None]
+        penalty = ((_NOISE * np.abs(current.scales)) ** (p - 2.0))[..., None]
+        idle = 0
         for _ in range(iterations):
             error = current.weight - current.decode()
             magnitude = np.abs(error)
@@ -119,6 +148,9 @@ def fit_blocks(parts: BlockedWeight, p: float, iterations: int) -> BlockedWeight
             # Outliers of weights matter to convolutions: what forgives them must not err more in squares.
             better = (found < least) & (norms(current, 2.0) <= limit)
             best, least = current.where(better, best), np.where(better, found, least)
+            idle = 0 if better.any() else idle + 1
+            if idle == _PATIENCE:
+                break
             penalty = penalty * _PENALTY_GROWTH
     return best
 

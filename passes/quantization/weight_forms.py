@@ -3,7 +3,7 @@
 A weight matrix `[rows, columns]` (columns are what a product sums over) is cut into blocks along its rows.
 Every number of a block is one of few levels times the block's scale; what is stored is which one.
 
-    int8, int4          evenly spaced levels, symmetric or with a zero point per block
+    int8, int4          evenly spaced levels, symmetric (scales of either sign) or with a zero point per block
     int2                {-3, -1, 1, 3}: four levels that are symmetric, at the price of having no zero
     ternary, binary     {-1, 0, 1} and {-1, 1}: the scale that loses least is known in closed form (TWN, XNOR)
     nf4                 quantiles of a normal distribution (QLoRA, arXiv:2305.14314, appendix E)
@@ -23,14 +23,15 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
+from .kmeans import kmeans_levels
+from .signed_scales import signed_scales
+
 Rule = Literal["search", "absmax", "ternary", "binary", "power-of-two"]
 
 # Rows that are encoded at a time hold about this many numbers, so that copies stay small beside the model.
 _CHUNK = 1 << 21
 _TINY = float(np.finfo(np.float32).tiny)
-_LLOYD_ROUNDS = 40
-# Beyond this many numbers k-means looks at an even sample of the sorted weights.
-_KMEANS_SAMPLE = 1 << 20
+_FEW_LEVELS = 16
 _NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
     *(-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
@@ -77,8 +78,8 @@ def _integers(low: int, high: int) -> tuple[float, ...]:
 
 
 _FORMS = (
-    # Symmetric grids leave out the lowest integer: clipping one side more than the other shifts the mean of
-    # a row, and errors of one sign add up over a product (ResNet-18 in int4: 8.5 dB with -8, 13.0 without).
+    # By magnitude, symmetric grids leave out the lowest integer: clipping one side more than the other shifts
+    # the mean of a row, and errors of one sign add up (ResNet-18 in int4: 8.5 dB with -8, 13.0 without).
     WeightForm("int8", "int8", _integers(-127, 127), asymmetric="uint8"),
     WeightForm("int4", "int4", _integers(-7, 7), block=64, asymmetric="uint4"),
     WeightForm("int2", "packed", (-3.0, -1.0, 1.0, 3.0), block=64),
@@ -236,7 +237,12 @@ def _encode_blocks(
     assert levels is not None
     if form.storage == "packed":
         return _nearest(scaled, levels), scales, None
-    stored = np.clip(np.rint(scaled), levels[0], levels[-1]).astype(np.int8)
+    low = levels[0]
+    if rule == "search" and len(levels) <= _FEW_LEVELS:
+        # Of many levels one more is worth nothing.
+        scales = signed_scales(blocks, scales, float(levels[-1]), _factors(len(levels), True))
+        scaled, low = blocks / scales[..., None], low - 1.0
+    stored = np.clip(np.rint(scaled), low, levels[-1]).astype(np.int8)
     return stored.astype(np.dtype(storage)), scales, None
 
 
@@ -309,10 +315,8 @@ def _scales(blocks: np.ndarray, form: WeightForm, levels: np.ndarray | None, rul
 
 def _factors(levels: int, search: bool) -> np.ndarray:
     """Shares of a block's largest magnitude that its levels may reach to; the fewer levels, the less."""
-    if not search:
-        return np.ones(1)
     smallest = 0.9 if levels > 64 else 0.6 if levels > 8 else 0.25
-    return np.linspace(1.0, smallest, 5 if levels > 64 else 14)
+    return np.linspace(1.0, smallest, 5 if levels > 64 else 14) if search else np.ones(1)
 
 
 def _ternary_scales(magnitudes: np.ndarray) -> np.ndarray:
@@ -345,39 +349,6 @@ def _levels(matrix: np.ndarray, form: WeightForm, bits: int, size: int | None) -
         return kmeans_levels(matrix, 2**bits)
     blocks = _blocks(matrix, size)
     return kmeans_levels(blocks / _positive(np.abs(blocks).max(axis=-1))[..., None], 2**bits)
-
-
-def kmeans_levels(numbers: np.ndarray, count: int) -> np.ndarray:
-    """Lloyd's algorithm in one dimension, started from quantiles.
-
-    Args:
-        numbers: finite floats of any shape.
-        count: levels wanted; fewer come back where there are fewer different numbers.
-
-    Returns:
-        float32 levels, ascending and different.
-    """
-    ordered = np.sort(numbers.reshape(-1)).astype(np.float64)
-    if ordered.size > _KMEANS_SAMPLE:
-        ordered = ordered[np.linspace(0, ordered.size - 1, _KMEANS_SAMPLE).astype(np.int64)]
-    if not ordered.size:
-        return np.zeros(1, np.float32)
-    distinct = np.unique(ordered)
-    if len(distinct) <= count:
-        return np.unique(distinct.astype(np.float32))
-    # Between quantiles, which serve the middle, and even spacing, which serves the tails.
-    quantiles = ordered[((np.arange(count) + 0.5) / count * ordered.size).astype(np.int64)]
-    levels = 0.5 * (quantiles + np.linspace(ordered[0], ordered[-1], count))
-    sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    for _ in range(_LLOYD_ROUNDS):
-        cuts = np.searchsorted(ordered, (levels[1:] + levels[:-1]) / 2)
-        edges = np.concatenate([[0], cuts, [ordered.size]])
-        sizes = np.diff(edges)
-        moved = np.where(sizes > 0, np.diff(sums[edges]) / np.maximum(sizes, 1), levels)
-        if np.allclose(moved, levels, rtol=1e-7, atol=0.0):
-            break
-        levels = moved
-    return np.unique(levels.astype(np.float32))
 
 
 def _rough_rounding(levels: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

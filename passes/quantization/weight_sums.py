@@ -83,7 +83,7 @@ class _Rounding:
             if among != window:
                 slope = slope + 2.0 * total
             terms = 2.0 if among == window else 3.0
-            down = slope > 0.0
+            down = (slope > 0.0) == (scales[active] > 0.0)
             gap = np.where(down, self._up[here - 1], self._up[here])
             gap = np.where(down & (here == 0), np.inf, gap)
             change = np.where(down, -gap, gap) * scales[active]
@@ -107,8 +107,11 @@ def _levels(encoded: Encoded) -> np.ndarray | None:
     if name not in ("int4", "int8", "uint4", "uint8"):
         return None
     bits = int(name.removeprefix("u").removeprefix("int"))
-    last = 2**bits - 1 if name.startswith("u") else 2 ** (bits - 1) - 1
-    return np.arange(0 if name.startswith("u") else -last, last + 1, dtype=np.float32)
+    if name.startswith("u"):
+        return np.arange(2**bits, dtype=np.float32)
+    last = 2 ** (bits - 1) - 1
+    lowest = min(-last, int(encoded.codes.astype(np.int32).min(initial=0)))
+    return np.arange(lowest, last + 1, dtype=np.float32)
 
 
 def _spread(

@@ -9,12 +9,12 @@ from graphwright.ir.errors import PassError, PipelineError
 from graphwright.ir.reference import run_reference
 from graphwright.ir.save import serialized_size
 from graphwright.passes.optimize import optimize
+from graphwright.passes.quantization.kmeans import kmeans_levels
 from graphwright.passes.quantization.weight_forms import (
     WEIGHT_FORMS,
     byte_table,
     codes_per_byte,
     encode,
-    kmeans_levels,
     pack,
 )
 from graphwright.passes.quantization.weight_sums import keep_sums

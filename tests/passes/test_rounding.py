@@ -221,8 +221,9 @@ def test_transposed_convolutions_err_less(network, attributes, form, repair):
 
 def test_transposed_convolutions_that_hqq_leaves_are_told(network):
     model = upsampler(network)
-    record = optimize(model, "quantize-weights{form=int4 min_size=1},hqq").report.records[-1]
-    assert [each.reason[:10] for each in record.left_alone] == ["its blocks"]
+    text = "quantize-weights{form=int4 min_size=1},hqq{convolutions=true}"
+    record = optimize(model, text).report.records[-1]
+    assert "its blocks" in {each.reason[:10] for each in record.left_alone}
     model.graph[-2].attributes.add(ir.AttrString("auto_pad", "SAME_UPPER"))
     text = "quantize-weights{form=int4 min_size=1},gptq"
     record = optimize(model, text, calibration=batches(model)).report.records[-1]
@@ -289,10 +290,20 @@ def test_hqq_finds_what_a_search_over_scales_finds():
         error = np.abs(weight - decoded)
         allowed = np.square(error).sum(axis=-1) <= norms(parts, 2.0)
         best = np.where(allowed, np.minimum(best, (error**0.7).sum(axis=-1)), best)
+    assert (parts.with_kept_sums().codes != codes).any()
     fitted = fit_blocks(parts, 0.7, 20)
     found = norms(fitted, 0.7)
     assert (found <= norms(parts, 0.7)).all() and (norms(fitted, 2.0) <= norms(parts, 2.0)).all()
     assert found.sum() < 1.03 * best.sum() < 0.95 * norms(parts, 0.7).sum()
+
+
+def test_hqq_leaves_convolutions_unless_told(network):
+    model = cnn(network)
+    text = "quantize-weights{form=int4 min_size=1 block=16 scale=absmax}"
+    record = optimize(model, f"{text},hqq").report.records[-1]
+    assert sum("convolutions=true" in each.reason for each in record.left_alone) == 4
+    told = optimize(model, f"{text},hqq{{convolutions=true}}").report.records[-1]
+    assert told.statistics["layers fitted"] > record.statistics["layers fitted"]
 
 
 def test_hqq_leaves_layers_with_integer_biases(network):

@@ -112,3 +112,26 @@ def test_values_that_are_never_negative():
     found = {value.name for node in model.graph for value in node.outputs if never_negative(value)}
     assert found == {"r", "s", "a", "t", "c", "p"}
     assert not never_negative(None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scales_of_either_sign_err_less_and_run(seed):
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_gamma(2.0, size=(256, 128)) - 1.5
+    model = model_of(
+        "g (float[N,256] x, float[256,128] w) => (float[N,128] y) { y = MatMul(x, w) }", w=weight
+    )
+    encoded = encode(weight.T.astype(np.float32), WEIGHT_FORMS["int4"])
+    assert (encoded.scales < 0).any() and encoded.codes.astype(int).min() == -8
+    plain = encode(weight.T.astype(np.float32), WEIGHT_FORMS["int4"], rule="absmax")
+    assert (plain.scales > 0).all() and plain.codes.astype(int).min() >= -7
+    error, most = (np.square(each.decode() - weight.T).sum() for each in (encoded, plain))
+    assert error < 0.8 * most
+    feeds = samples_for(model, 16)
+    found = run_reference(optimize(model, "quantize-weights{form=int4}").model, feeds)
+    np.testing.assert_allclose(found["y"], feeds["x"] @ encoded.decode().T, rtol=1e-4, atol=1e-4)
+    for repair in ("gptq", "hqq", "ada-round{iterations=50}"):
+        repaired = optimize(model, f"quantize-weights{{form=int4}},{repair}", calibration=[feeds]).model
+        assert compare(run_reference(model, feeds), run_reference(repaired, feeds)).sqnr_db > (
+            compare(run_reference(model, feeds), found).sqnr_db - 0.1
+        )

@@ -11,6 +11,8 @@ import onnx_ir as ir
 from ....ir.constants import constant_array
 from ....ir.static import input_of
 from ...rewriter import Rewriter
+from ..weight_forms import Encoded
+from ..weight_sums import keep_sums
 from .layers import QuantizedLayer
 
 _TINY = float(np.finfo(np.float32).tiny)
@@ -40,13 +42,18 @@ class BlockedWeight:
     asymmetric: bool
     features: int
 
+    def of_type(self, dtype: type[np.floating]) -> BlockedWeight:
+        """The same with floats of another type."""
+        floats = {name: getattr(self, name).astype(dtype) for name in ("weight", "codes", "scales", "zeros")}
+        return dataclasses.replace(self, **floats)
+
     def decode(self) -> np.ndarray:
         """The numbers that the codes stand for."""
         return self.scales[..., None] * (self.codes - self.zeros[..., None])
 
     def rescaled(self, share: float) -> BlockedWeight:
         """The same weights rounded at smaller scales; where zero lies in a block stays."""
-        scales = (self.scales * share).astype(np.float32).astype(np.float64)
+        scales = (self.scales * share).astype(np.float32).astype(self.scales.dtype)
         middle = 0.5 * (self.low + self.high)
         zeros = self.zeros
         if self.asymmetric:
@@ -63,7 +70,8 @@ class BlockedWeight:
         steps = np.where(self.real, self.codes - zeros[..., None], 0.0)
         energy = np.square(steps).sum(axis=-1)
         scales = np.where(energy > 0.0, (steps * wanted).sum(axis=-1) / np.maximum(energy, 1.0), self.scales)
-        scales = np.where(scales > _TINY, scales, self.scales).astype(np.float32).astype(np.float64)
+        kept = scales * np.sign(self.scales) > _TINY
+        scales = np.where(kept, scales, self.scales).astype(np.float32).astype(self.scales.dtype)
         codes = np.rint(self.weight / scales[..., None]) + zeros[..., None]
         return dataclasses.replace(
             self, scales=scales, zeros=zeros, codes=np.clip(codes, self.low, self.high)
@@ -77,6 +85,24 @@ class BlockedWeight:
             zeros=np.where(chosen, self.zeros, other.zeros),
             codes=np.where(chosen[..., None], self.codes, other.codes),
         )
+
+    def with_kept_sums(self) -> BlockedWeight:
+        """Codes rounded so that errors of an output cancel; see `keep_sums`."""
+        rows, _, size = self.weight.shape
+
+        def flat(array: np.ndarray) -> np.ndarray:
+            return array.reshape(rows, -1)[:, : self.features]
+
+        # Codes as indices of levels: what they stand for if symmetric, else counted from the lowest.
+        low = 0 if self.asymmetric else self.low
+        levels = np.arange(low, low + self.high - self.low + 1, dtype=np.float32)
+        codes = (flat(self.codes) - self.low).astype(np.uint8)
+        zeros = self.zeros - self.low if self.asymmetric else None
+        encoded = Encoded(codes, self.scales.astype(np.float32), zeros, levels, size)
+        kept = keep_sums(encoded, flat(self.weight).astype(np.float32), 1).codes
+        whole = self.codes.reshape(rows, -1).copy()
+        whole[:, : self.features] = kept.astype(self.codes.dtype) + self.low
+        return dataclasses.replace(self, codes=whole.reshape(self.codes.shape))
 
     def write(self, layer: QuantizedLayer, restored: ir.Node, rewriter: Rewriter) -> None:
         """Store codes, scales and zero points in the form the layer has."""
@@ -116,7 +142,8 @@ def blocked(layer: QuantizedLayer) -> BlockedWeight | str:
     zeros = stored.zeros[:, firsts].astype(np.float64)
     codes = np.where(real, cut(stored.codes, 0.0), zeros[..., None])
     low, high = stored.low, stored.high
-    if not asymmetric and low < 0:
+    # With scales of either sign the lowest integer serves the side that reaches further.
+    if not asymmetric and low < 0 and not (stored.scales < 0.0).any():
         low, high = max(low, -high) if high < -low else low, high
     return BlockedWeight(
         cut(layer.weight, 0.0), real, codes, stored.scales[:, firsts], zeros, low, high, asymmetric, features
