@@ -36,7 +36,13 @@ _KERNELS = Table(
     tails=(),
 )
 
-_WITHOUT_INTEGER_FORM = ("ConvTranspose", "LSTM", "GRU", "RNN")
+_NO_FORM = "ONNX has no integer form of it"
+_WITHOUT_INTEGER_FORM = {
+    "ConvTranspose": _NO_FORM,
+    **dict.fromkeys(
+        ("LSTM", "GRU", "RNN"), f"{_NO_FORM}; quantize-weights stores its weights in 8 bits or fewer"
+    ),
+}
 
 
 @register
@@ -76,7 +82,7 @@ class QuantizeDynamic(Pass):
                 if node.domain not in DEFAULT_DOMAINS or not self.selects(node):
                     continue
                 if node.op_type in _WITHOUT_INTEGER_FORM:
-                    context.leave(node, "ONNX has no integer form of it")
+                    context.leave(node, _WITHOUT_INTEGER_FORM[node.op_type])
                 if node.op_type not in _KERNELS.weighted:
                     continue
                 matched = self._match(node)

@@ -13,8 +13,11 @@ import onnx_ir as ir
 
 from ....ir.errors import PassError
 from ....ir.shapes import infer_shapes
+from ....ir.static import input_of
 from ..original import original_of
-from .layers import QuantizedLayer, find_layers
+from .layers import QuantizedLayer, dequantizer_of, find_layers
+
+_RECURRENT = ("LSTM", "GRU", "RNN")
 
 # What usually stands in front of quantization and changes weights without changing the model.
 _PREPARATIONS = ("", "simplify", "simplify,fold-batch-norm")
@@ -43,6 +46,7 @@ def layers_beside_original(
     Raises:
         PassError: The float model is not known, or is not the one that was quantized.
     """
+    _leave_recurrent(model, selects, leave)
     before = original_of(model, path)
     if path is None:
         return before, find_layers(model, before, selects, leave)
@@ -64,6 +68,19 @@ def layers_beside_original(
         f"weights of '{stranger}' in '{path}' are not those that were quantized: give the float model as it "
         "was right in front of quantization"
     )
+
+
+def _leave_recurrent(
+    model: ir.Model, selects: Callable[[ir.Node], bool], leave: Callable[[ir.Node, str], None]
+) -> None:
+    """Name recurrent layers with integer weights, which no repair works on."""
+    for node in model.graph:
+        if node.op_type not in _RECURRENT or node.domain not in ("", "ai.onnx") or not selects(node):
+            continue
+        if any(dequantizer_of(input_of(node, position)) is not None for position in (1, 2)):
+            leave(
+                node, "its weights meet other inputs at every step; repair works on products and convolutions"
+            )
 
 
 def is_made_from(layer: QuantizedLayer) -> bool:

@@ -50,7 +50,8 @@ def sampled_layers(
     """
     before, layers = layers_beside_original(model, original, instance.selects, context.leave)
     if not layers:
-        context.note("no layer has integer weights; quantize first")
+        if not context.left_alone:
+            context.note("no layer has integer weights; quantize first")
         return
     batches = some_batches(as_calibration(context.calibration), model, samples)
     quantized, float_walk = Walk(model, batches), Walk(before, batches)
