@@ -39,6 +39,9 @@ _TYPED_OTHERWISE = frozenset(
         *("SequenceEmpty", "Optional", "OptionalGetElement", "OptionalHasElement", "Range"),
     }
 )
+# Two quantized operands make an integer kernel whatever reads the result.
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_TAILS = ("Add", "Relu", "Clip")
 _INTEGERS = frozenset(
     {
         *(ir.DataType.INT8, ir.DataType.INT16, ir.DataType.INT32, ir.DataType.INT64),
@@ -85,6 +88,7 @@ def plan_conversion(
         ranges: measured ranges by value name; values without one are taken to fit.
     """
     plan = FloatPlan()
+    integer = _integer_nodes(graph)
     for node in graph:
         inputs = [value for value in node.inputs if value is not None and value.dtype == ir.DataType.FLOAT]
         outputs = [value for value in node.outputs if value.dtype == ir.DataType.FLOAT]
@@ -97,6 +101,8 @@ def plan_conversion(
             continue
         found = _operands(node, to)
         problem = found if isinstance(found, str) else None
+        if problem is None and node in integer:
+            problem = "it computes on integers: what it reads is quantized"
         if problem is None and keeps(node):
             problem = "it is kept in float32 for precision"
         problem = problem or _constant_problem(node, to) or _range_problem(node, to, ranges)
@@ -123,6 +129,41 @@ def rounded(array: np.ndarray, to: ir.DataType) -> np.ndarray:
     limit = np.float32(largest(to))
     finite = np.where(np.isfinite(array), np.clip(array, -limit, limit), array)
     return finite.astype(to.numpy())
+
+
+def _integer_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """What runtimes compute on integers: operators between pairs, and what is fused behind them.
+
+    Half precision in between would hide the pairs from them.
+    """
+    found: set[ir.Node] = set()
+    for node in graph:
+        if node.domain not in DEFAULT_DOMAINS or node.op_type in _TYPED_OTHERWISE:
+            continue
+        makers = [value.producer() for value in node.inputs if value is not None and not _is_plain(value)]
+        restored = [maker is not None and maker.op_type == "DequantizeLinear" for maker in makers]
+        if any(restored) and all(restored) and (node.op_type in _PRODUCTS or _is_quantized(node)):
+            found.add(node)
+        # A bias that is stored as integers belongs to the product, whatever reads the sum.
+        is_tail = node.op_type in _TAILS and (any(restored) or _is_quantized(node))
+        if is_tail and any(maker in found for maker in makers):
+            found.add(node)
+    return found
+
+
+def _is_plain(value: ir.Value) -> bool:
+    """Whether an operand is no number that is computed with: a constant, a shape."""
+    return value.dtype != ir.DataType.FLOAT or constant_tensor(value) is not None
+
+
+def _is_quantized(node: ir.Node) -> bool:
+    """Whether nobody reads results but a QuantizeLinear, or what is fused in front of it."""
+    users = [user for value in node.outputs for user in value.consumers()]
+    if not users or any(value.is_graph_output() for value in node.outputs):
+        return False
+    if len(users) == 1 and users[0].op_type in _TAILS:
+        return _is_quantized(users[0])
+    return all(user.op_type == "QuantizeLinear" for user in users)
 
 
 def _operands(node: ir.Node, to: ir.DataType) -> tuple[tuple[int, ...], tuple[int, ...]] | str:

@@ -214,3 +214,26 @@ def test_selectors_and_twice():
 def test_mistakes_are_one_line():
     with pytest.raises(PassError, match="option 'keep' is not a regular expression"):
         optimize(model_of(NET), "convert-float{keep=(}")
+
+
+def test_what_runs_on_integers_keeps_doing_so(tmp_path):
+    text = """g (float[2,8,8,8] x, float[16,8,3,3] w1, float[16] b1, float[16,16,1,1] w2, int64[1] axes, float[16,12] wm,
+      float[12] bm, float[12,4] wo) => (float[A,B,C] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w1, b1)  r = Relu(a)  c = Conv(r, w2)  d = Add(c, r)  e = Relu(d)
+        t = Transpose<perm=[0,2,3,1]>(e)  f = Flatten<axis=3>(t)  m = MatMul(f, wm)  n = Add(m, bm)  g = Gelu(n)
+        o = MatMul(g, wo)  u = Unsqueeze(o, axes)  y = Sigmoid(u) }"""
+    model = model_of(text, axes=np.array([0]))
+    feeds = samples_for(model)
+    quantized = optimize(model, "insert-qdq{target=x86-vnni}", calibration=[feeds]).model
+    result = optimize(quantized, "convert-float")
+    _, before = optimized_in_onnx_runtime(quantized, feeds, tmp_path)
+    outputs, after = optimized_in_onnx_runtime(result.model, feeds, tmp_path)
+    integer = ["QLinearConv", "QLinearConv", "QLinearAdd", "QGemm", "MatMulIntegerToFloat"]
+    for kernels in (before, after):
+        assert [kernel for kernel in kernels if kernel.startswith(("QL", "QG", "MatMulI"))] == integer
+    assert compare(run_reference(quantized, feeds), outputs).sqnr_db > 40
+    types = {node.op_type: node.inputs[0].dtype for node in result.model.graph}
+    assert types["Gelu"] == types["Sigmoid"] == ir.DataType.FLOAT16
+    assert types["Conv"] == types["Relu"] == ir.DataType.FLOAT
+    said = {entry.op_type for entry in result.report.records[0].left_alone if "integers" in entry.reason}
+    assert said == {"Conv", "Relu", "Add", "MatMul", "Transpose", "Flatten"}
