@@ -167,7 +167,10 @@ class Calibration:
         folder = Path(path)
         files = sorted(p for p in folder.iterdir() if p.suffix in (".npz", ".npy")) if folder.is_dir() else []
         if not files:
-            raise PassError(f"calibration folder '{path}' holds no .npz or .npy file")
+            raise PassError(
+                f"calibration folder '{path}' holds no .npz or .npy file; pictures are not decoded, save them as "
+                "the arrays that the model takes"
+            )
         return cls._of_files(files, batch, folder.name)
 
     @classmethod

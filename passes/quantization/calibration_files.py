@@ -200,8 +200,8 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
             return np.lib.format.read_array_header_1_0(stream)
         if version in ((2, 0), (3, 0)):
             return np.lib.format.read_array_header_2_0(stream)
-    except (SyntaxError, tokenize.TokenError):
-        raise ValueError("the header of an array is damaged") from None
+    except (SyntaxError, ValueError, tokenize.TokenError):
+        raise ValueError("the header of an array is damaged or too long") from None
     raise ValueError(f"version {version[0]}.{version[1]} of the .npy format is not known")
 
 

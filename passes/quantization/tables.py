@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from ...ir.errors import PassError
 from .arithmetic import Grid
+from .table_kinds import check_kinds
 
 # What placement knows how to handle under each heading of a table.
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -327,7 +328,7 @@ def table_from_json(data: Mapping[str, Any]) -> Table:
             f"quantization table '{entries.get('name', '?')}' has an unknown entry '{unknown[0]}'; "
             f"entries are: {', '.join(known)}"
         )
-    _check_kinds(entries)
+    check_kinds(entries, Weighted, Numbers)
     try:
         for key in ("activations", "weights"):
             if key in entries:
@@ -336,60 +337,15 @@ def table_from_json(data: Mapping[str, Any]) -> Table:
         for key in ("computed", "shared", "tails", "precisions"):
             if key in entries:
                 entries[key] = tuple(entries[key])
-        return Table(**entries)
+        table = Table(**entries)
     except (TypeError, AttributeError) as error:
         raise PassError(f"quantization table '{entries.get('name', '?')}': {error}") from None
-
-
-_OBJECTS = ("activations", "weights", "weighted", "keeps_float")
-_EXAMPLES = {
-    "activations": '{"dtype": "uint8", "symmetric": false}',
-    "weights": '{"dtype": "int8", "symmetric": true}',
-    "weighted": '{"Conv": {}, "MatMul": {"result": "any"}}',
-    "keeps_float": '{"Softmax": "the reason"}',
-    "Conv": '{"result": "integer", "bias": "int32"}',
-}
-_LISTS = ("computed", "shared", "tails", "precisions")
-
-
-def _check_kinds(entries: Mapping[str, Any]) -> None:
-    """Refuse what is no object or list of names where it must be one: a text is a list of letters."""
-    where = f"quantization table '{entries.get('name', '?')}'"
-    for key in _OBJECTS:
-        if not isinstance(entries.get(key, {}), Mapping):
-            raise PassError(f"{where}: '{key}' must be an object, such as {_EXAMPLES[key]}")
-    for op_type, entry in entries.get("weighted", {}).items():
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("weights") or {}, Mapping):
+    for heading in ("weighted", "precisions"):
+        if not getattr(table, heading):
             raise PassError(
-                f"{where}: '{op_type}' of 'weighted' must be an object, such as {_EXAMPLES['Conv']}"
+                f"quantization table '{table.name}': '{heading}' names nothing, so nothing can be quantized"
             )
-        _check_keys(entry, Weighted, f"{where}: '{op_type}' of 'weighted'")
-        _check_keys(entry.get("weights") or {}, Numbers, f"{where}: 'weights' of '{op_type}'")
-    for key in ("activations", "weights"):
-        _check_keys(entries.get(key, {}), Numbers, f"{where}: '{key}'")
-    if not isinstance(entries.get("name", ""), str):
-        raise PassError(f"{where}: 'name' must be a text")
-    for key in ("weighted", "precisions"):
-        if not entries.get(key, True):
-            raise PassError(f"{where}: '{key}' is empty, so that nothing could be quantized")
-    for key in _LISTS:
-        each = entries.get(key, [])
-        if (
-            isinstance(each, str)
-            or not isinstance(each, Sequence)
-            or not all(isinstance(n, str) for n in each)
-        ):
-            raise PassError(f"{where}: '{key}' must be a list of names")
-
-
-def _check_keys(entry: Mapping[str, Any], kind: type, where: str) -> None:
-    """Refuse entries that there are not, and texts where a switch must stand."""
-    known = {each.name: each.type for each in dataclasses.fields(kind)}
-    for key, value in entry.items():
-        if key not in known:
-            raise PassError(f"{where} has an unknown entry '{key}'; entries are: {', '.join(known)}")
-        if known[key] == "bool" and not isinstance(value, bool):
-            raise PassError(f"{where}: '{key}' must be true or false, not {json.dumps(value)}")
+    return table
 
 
 def _weighted(entry: Mapping[str, Any]) -> Weighted:

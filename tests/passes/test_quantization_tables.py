@@ -62,7 +62,7 @@ def test_tables_from_files(tmp_path):
         ({"weighted": {"Conv": {"weights": {"dtype": "int9"}}}}, "weights must be int8, .*, not int9"),
         ({"weighted": {"Conv": {"weights": 3}}}, "'Conv' of 'weighted' must be an object, such as"),
         ({"activations": "int8"}, """'activations' must be an object, such as {"dtype": "uint8","""),
-        ({"weights": {"symmetric": "yes"}}, "symmetric of weights is 'yes', not true or false"),
+        ({"weights": {"symmetric": "yes"}}, "'symmetric' must be true or false, not \"yes\""),
         ({"weights": {"bits": "many"}}, "contradicts itself"),
         ({"keeps_float": ["Softmax"]}, "'keeps_float' must be an object, such as"),
         ({"computed": "Add"}, "'computed' must be a list of names"),
@@ -78,6 +78,16 @@ def test_tables_from_files(tmp_path):
         ({"weighted": {"Conv": {"axis": 1}}}, "axis"),
         ({"weighted": ["Conv"]}, "'weighted' must be an object, such as"),
         ({"weighted": {"Conv": {"result": "maybe"}}}, "result of 'Conv' is 'maybe'"),
+        ({}, "'weighted' names nothing"),
+        ({"weighted": {"Conv": {}}, "precisions": []}, "'precisions' names nothing"),
+        (
+            {"weighted": {"Conv": {"axis": 3}}},
+            "'Conv' of 'weighted' has an unknown entry 'axis'; entries are: res",
+        ),
+        ({"weighted": {"Conv": {"per_channel": "yes"}}}, "'per_channel' must be true or false, not \"yes\""),
+        ({"weighted": {"Conv": {"weights": {"size": 8}}}}, "'weights' of 'Conv' has an unknown entry 'size'"),
+        ({"activations": {"dtype": "int8", "signed": True}}, "'activations' has an unknown entry 'signed'"),
+        ({"name": 5, "weighted": {"Conv": {}}}, "'name' must be a text"),
     ],
 )
 def test_bad_tables_are_one_line(tmp_path, change, line):
