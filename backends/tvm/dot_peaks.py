@@ -1,7 +1,7 @@
 """Loops of nothing but one dot instruction: what kernels are measured by that are made of it.
 
-`vpdpbusd`, `vpmaddwd` and `sdot` multiply and add several small integers per lane, `tdpb**d` and `tdpbf16ps`
-whole tiles (`kernels.arithmetic`, `kernels.tile_registers`). Which one a kernel uses, its note says.
+`vpdpbusd`, `vpdpwssd`, `vpmaddwd` and `sdot` multiply and add several small integers per lane, `tdpb**d` and
+`tdpbf16ps` whole tiles (`kernels.arithmetic`, `kernels.tile_registers`). A kernel's note says which it uses.
 """
 
 from __future__ import annotations
@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..target import Target
 
-_IN_NOTES = re.compile(r"\b(?:(tdpbf16ps|tdpb[su][su]d|vpdpbusd|vpmaddwd|sdot)(?: x(\d))?|bf16x(\d))\b")
+_IN_NOTES = re.compile(
+    r"\b(?:(tdpbf16ps|tdpb[su][su]d|vpdpbusd|vpdpwssd|vpmaddwd|sdot)(?: x(\d))?|bf16x(\d))\b"
+)
 _INTEGER_TILES, _FLOAT_TILES = "tdpbusd", "tdpbf16ps"
 """The first stands for all signs, which take the same time."""
-_VECTORS = {"vpdpbusd": ("uint8", "int8"), "sdot": ("int8", "int8"), "vpmaddwd": ("int16", "int16")}
+_VECTORS = {
+    "vpdpbusd": ("uint8", "int8"),
+    "vpdpwssd": ("int16", "int16"),
+    "vpmaddwd": ("int16", "int16"),
+    "sdot": ("int8", "int8"),
+}
 """Element types of data and weights of each instruction on vectors."""
 _CHAINS = 14
 """Independent sums: enough for an addition behind a product, and for two instructions per cycle."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from .expressions import EXPENSIVE
-from .integer_ops import TABLE
+from .integer_ops import STORED, TABLE
 from .movement import VIEWS
 from .op import Op
 from .recurrent import RECURRENCE
@@ -123,7 +123,7 @@ class _Former:
         node = value.producer()
         if node is None or node.op_type != "DequantizeLinear" or value in self.outputs:
             return False
-        return self.ops[node].input(0).dtype in {"int8", "uint8", "int16", "uint16"}
+        return self.ops[node].input(0).dtype in STORED
 
     def _next(self, made: list[ir.Value], inside: set[ir.Node]) -> ir.Node | None:
         readers = {

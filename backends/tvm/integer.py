@@ -173,12 +173,25 @@ class _Builder:
         if data.value.dtype in _WIDE:
             rows = rows_of(self.node.outputs[0], 1 if self.node.op_type == "Conv" else -1)
             product = Product(data.value, data.offset, weights, axis, own, rows, groups)
-            return wide_parts(product, self.target, self.rewriter, self.node)
+            return wide_parts(product, self.target, self.rewriter, self.node, self._can_filter(weights))
         terms = weights.size // max(weights.shape[axis], 1)
         total = _total_bias(weights, axis, data.offset, own)
         if terms > MOST_TERMS or (total is None and (data.offset or own is not None)):
             return None
         return [Part(data.value, data.offset, total)]
+
+    def _can_filter(self, weights: np.ndarray) -> bool:
+        """Whether a convolution of floats by these weights can be one of minimal filtering."""
+        from .kernels.winograd import LEAST_CHANNELS, TAPS
+
+        ones = [value for name in ("strides", "dilations") for value in self.attributes.get(name, ())]
+        return (
+            self.node.op_type == "Conv"
+            and weights.shape[2:] == (TAPS, TAPS)
+            and set(ones) <= {1}
+            and self.attributes.get("group", 1) == 1
+            and min(weights.shape[:2]) >= LEAST_CHANNELS
+        )
 
     def join(self, sums: list[ir.Value], data: Quantized) -> ir.Value:
         """Sums of the whole from those of parts, the highest first; float64 for 16-bit activations."""
@@ -355,7 +368,7 @@ def _turned(build: _Builder, data: Quantized) -> Quantized:
 
 def _average(build: _Builder) -> None:
     data = build.data(0)
-    if data is None or data.value.dtype not in _SMALL or static_shape(build.node.outputs[0]) is None:
+    if data is None or static_shape(build.node.outputs[0]) is None:
         return
     attributes = {**build.attributes, "zero_point": data.offset}
     means = build.insert("AveragePool", [data.value], ir.DataType.FLOAT, attributes, DOMAIN)

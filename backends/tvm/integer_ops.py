@@ -24,5 +24,9 @@ PART = f"{DOMAIN}::Part"
 JOIN = f"{DOMAIN}::Join"
 INTEGER_ANCHORS = frozenset({CONV, CONV_TRANSPOSE, MATMUL, AVERAGE, WEIGHT_MATMUL, TABLE})
 
+FLOAT_KEY = "graphwright.float"
+"""Metadata of a node: why a quantized operator is computed in float, for reports."""
+STORED = frozenset({"int8", "uint8", "int16", "uint16"})
+"""Element types of activations."""
 MOST_TERMS = (1 << 31) // (255 * 128)
 """Products of 8-bit numbers that int32 holds the sum of."""

@@ -15,15 +15,47 @@ import onnx_ir as ir
 from ...ir.static import static_shape
 from ...passes.rewriter import Rewriter
 from .integer_bytes import BASE, HIGH, LOW, WHOLE, part_of
-from .integer_ops import DOMAIN
+from .integer_ops import DOMAIN, FLOAT_KEY
 
 if TYPE_CHECKING:
     from ..target import Target
 
 _LIMIT = (1 << 31) - 1
-_FOUR_BYTES = {"x86": ("avx512vnni", "avxvnni"), "arm": ("dotprod",)}
-_TILES = ("amx-tile", "amx-int8", "avx512vnni")
+_TOO_LARGE = "in float: int32 may not hold sums of 16-bit products, and bytes apart take longer here"
+_QUICKER = "in float: minimal filtering takes fewer products"
 _FEWEST_ROWS = 4
+"""With fewer rows weights that come from memory decide, which bytes read twice."""
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What two products of bytes and one of 16-bit numbers take, in cycles or instructions.
+
+    Attributes:
+        whole: products of 16-bit numbers per unit.
+        twice: products of both bytes per unit.
+        output: of writing and reading the sums of one byte.
+        input: of taking a number apart.
+    """
+
+    whole: float
+    twice: float
+    output: float
+    input: float
+
+    def prefer_bytes(self, product: Product) -> bool:
+        """Whether two products are estimated to be quicker than one."""
+        count = product.rows * product.weights.shape[product.axis]
+        numbers = int(np.prod(static_shape(product.value) or ()))
+        products = count * product.depth
+        twice = products / self.twice + self.output * count + self.input * numbers
+        return twice < products / self.whole
+
+
+_TILES = _Costs(33.0, 128.0, 1.8, 1.0)
+"""Fitted to MobileNetV2 and ResNet-18 with `tdpbusd` and `vpdpwssd`."""
+_SDOT = _Costs(4.0, 8.0, 2.0, 1.0)
+"""Of `smlal` and `sdot`, counted."""
 
 
 @dataclass(frozen=True)
@@ -124,33 +156,45 @@ def _part(value: ir.Value, kind: int, dtype: ir.DataType, rewriter: Rewriter, no
     return made
 
 
-def wide_parts(product: Product, target: Target, rewriter: Rewriter, node: ir.Node) -> list[Part] | None:
+def wide_parts(
+    product: Product, target: Target, rewriter: Rewriter, node: ir.Node, quick_in_float: bool
+) -> list[Part] | None:
     """The products of integers that `product` is made of; None where floats are quicker or sums too large.
 
     Args:
         product: what is multiplied.
         target: what the code will run on.
         rewriter: of the model.
-        node: the operator, in front of which parts are made.
+        node: the operator, in front of which parts are made; it remembers why it stays in float.
+        quick_in_float: whether there is an algorithm with fewer products for floats.
     """
-    kinds = _kinds(product, target)
-    if kinds is None:
+    kinds = _kinds(product, target, quick_in_float)
+    if isinstance(kinds, str):
+        node.metadata_props[FLOAT_KEY] = kinds
         return None
     signed = target.family != "x86"
     return product.parts(rewriter, node, kinds, ir.DataType.INT8 if signed else ir.DataType.UINT8)
 
 
-def _kinds(product: Product, target: Target) -> list[int] | None:
-    whole, in_bytes = product.fits_whole(), product.fits_bytes()
-    is_small = product.weights.dtype == np.int8
-    words = set(getattr(target, "features", ()))
-    tiles = set(_TILES) <= words and product.groups == 1 and product.rows >= _FEWEST_ROWS
-    if tiles and in_bytes and is_small:
-        return [HIGH, LOW]
-    if whole and target.kind == "llvm":
-        return [WHOLE]
-    has_dots = target.kind != "llvm" or words & set(_FOUR_BYTES.get(target.family, ()))
-    return [HIGH, LOW] if in_bytes and is_small and has_dots else None
+def _kinds(product: Product, target: Target, quick_in_float: bool) -> list[int] | str:
+    """The parts that are multiplied, or why none are."""
+    whole = product.fits_whole()
+    in_bytes = product.weights.dtype == np.int8 and product.fits_bytes()
+    if target.kind != "llvm":
+        return [HIGH, LOW] if in_bytes else [WHOLE] if whole else _TOO_LARGE
+    from .kernels.arithmetic import integer_arithmetic
+    from .kernels.tile_registers import has_tiles
+
+    dots = integer_arithmetic("int8" if target.family != "x86" else "uint8", "int8", target).depth == 4
+    if not dots and quick_in_float:
+        return _QUICKER
+    if in_bytes and dots and product.rows >= _FEWEST_ROWS:
+        costs = None
+        if product.groups == 1:
+            costs = _TILES if has_tiles(target) else _SDOT if target.family == "arm" else None
+        if not whole or (costs is not None and costs.prefer_bytes(product)):
+            return [HIGH, LOW]
+    return [WHOLE] if whole else _TOO_LARGE
 
 
 def rows_of(value: ir.Value, axes: int) -> int:

@@ -17,6 +17,7 @@ from . import tail
 from .emission import Argument, Emitted, Packed
 from .group_specs import PlacedGroup, place_group
 from .groups import Group
+from .integer_ops import FLOAT_KEY
 from .layout import CANONICAL, Layout
 from .lower import KernelInfo
 from .movement import VIEWS
@@ -80,6 +81,8 @@ class _Use:
     nodes: list[str] = field(default_factory=list)
     nodes_per_call: list[int] = field(default_factory=list)
     origins: dict[str, None] = field(default_factory=dict)
+    reasons: dict[str, None] = field(default_factory=dict)
+    """Why quantized operators are computed in float."""
 
 
 class Shared:
@@ -178,7 +181,7 @@ class ModuleBuilder:
                 each.emitted.kind,
                 use.calls,
                 each.emitted.flops,
-                each.emitted.note,
+                "; ".join([*filter(None, [each.emitted.note]), *use.reasons]),
                 tuple(use.nodes),
                 tuple(use.origins),
                 tuple(use.nodes_per_call),
@@ -249,6 +252,8 @@ class ModuleBuilder:
         use.nodes_per_call.append(len(group.nodes))
         origins = (node.metadata_props.get(FUNCTION_KEY) for node in group.nodes)
         use.origins.update(dict.fromkeys(origin for origin in origins if origin))
+        reasons = (node.metadata_props.get(FLOAT_KEY) for node in group.nodes if node is group.anchor)
+        use.reasons.update(dict.fromkeys(reason for reason in reasons if reason))
         for argument in function.emitted.arguments:
             self._weight(function, argument, place)
 

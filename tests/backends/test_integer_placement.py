@@ -106,7 +106,7 @@ def test_layers_are_integer_kernels(traced, form, name):
     assert len(kernels) == MODELS[name][2] and all(kernel.note.startswith("int8 ") for kernel in kernels)
     # Weights with a zero point need nine bits, unless they have four.
     wide = form == "asymmetric weights"
-    words = ("vpmaddwd",) if wide else CPUS["sapphirerapids"]
+    words = ("vpdpwssd",) if wide else CPUS["sapphirerapids"]
     assert all(any(word in kernel.note for word in words) for kernel in kernels)
 
 
@@ -122,11 +122,16 @@ def test_every_cpu_uses_its_instructions(traced, form, cpu):
 
 @pytest.mark.parametrize("cpu", CPUS)
 def test_activations_of_16_bits_are_integer_kernels(traced, cpu):
-    """One product, or one of every byte."""
+    """One product of 16-bit numbers, or one of each byte; float where that filters with fewer products."""
     for name, (_, _, count) in MODELS.items():
         kernels = kernels_of(traced, name, "insert-qdq{target=x86-vnni precision=a16w8}", cpu)
-        assert [each.kind for each in kernels if not each.kind.startswith("integer ")] == []
-        assert count <= len(kernels) <= 2 * count and all(each.note.startswith("int8 ") for each in kernels)
+        apart = sum(word in each.note for each in kernels for word in ("tdpb", "sdot"))
+        assert len(kernels) - apart // 2 == count
+        floats = [each.note for each in kernels if not each.kind.startswith("integer ")]
+        quick = name == "layers" and cpu in ("x86-64-v3", "armv8-a")
+        assert len(floats) == quick and all("in float: minimal filtering" in note for note in floats)
+        words = (*CPUS[cpu], "vpdpwssd", "widening", "multiply")
+        assert all(any(word in each.note for word in words) for each in kernels if each.note not in floats)
 
 
 @pytest.mark.parametrize("form", FLOAT)

@@ -4,6 +4,7 @@ ONNX Runtime multiplies such graphs in float32. Where it does, ours must be as n
 """
 
 import numpy as np
+import pytest
 import torch
 from graphwright.backends.tvm.integer_bytes import HIGH, LOW, WHOLE, part_of
 from graphwright.tools.int8_exactness import instruction_sets
@@ -39,7 +40,8 @@ def _quantize(_, x, scale, zero_point):
     return np.clip(steps.astype(np.float64) + zero_point, info.min, info.max).astype(zero_point.dtype)
 
 
-def _dequantize(attributes, x, scale, zero_point):
+def _dequantize(attributes, x, scale, zero_point=None):
+    zero_point = np.zeros((), np.int32) if zero_point is None else zero_point
     shape = [-1 if axis == attributes.get("axis", 1) else 1 for axis in range(x.ndim)] if scale.ndim else ()
     return (x.astype(np.float64) - zero_point.astype(np.float64).reshape(shape)) * scale.astype(
         np.float64
@@ -63,6 +65,11 @@ def _gemm(attributes, x, w, bias=None):
     return product if bias is None else product + bias * attributes.get("beta", 1.0)
 
 
+def _windows(x):
+    """Windows of 3x3 side by side: (N, C, H / 3, 3, W / 3, 3)."""
+    return x.reshape(*x.shape[:2], x.shape[2] // 3, 3, x.shape[3] // 3, 3)
+
+
 OPERATORS = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
@@ -71,14 +78,21 @@ OPERATORS = {
     "MatMul": lambda _, a, b: a @ b,
     "Add": lambda _, a, b: a + b,
     "Relu": lambda _, x: np.maximum(x, 0),
+    "MaxPool": lambda _, x: _windows(x).max((3, 5)),
+    "AveragePool": lambda _, x: _windows(x).mean((3, 5)),
+    "Concat": lambda attributes, *parts: np.concatenate(parts, attributes["axis"]),
 }
 
 
-def check(through_tvm, model, name, variety=200):
+def _target(name):
+    return "host" if name == "host" else instruction_sets()[name]
+
+
+def check(through_tvm, model, name, variety=200, kinds=("integer conv", "integer matmul")):
     """At most one step from float64, nearly all equal; no farther from ONNX Runtime than it is from float64."""
     (given,) = model.graph.inputs
     data = np.random.default_rng(3).normal(size=tuple(given.shape)).astype(np.float32)
-    results, reference, lowered = through_tvm(model, {"x": data}, target=instruction_sets()[name])
+    results, reference, lowered = through_tvm(model, {"x": data}, target=_target(name))
     ((found,), (other,)) = results.values(), reference.values()
     expected = in_float64(model, {"x": data})
     assert found.dtype == expected.dtype
@@ -88,7 +102,7 @@ def check(through_tvm, model, name, variety=200):
     assert (steps > 0).sum() <= max(1, steps.size // 1000)
     assert np.abs(found - other).max() <= np.abs(other - expected).max() + 1
     assert len(np.unique(expected)) >= min(variety, expected.size // 2)
-    return [each for each in lowered.kernels if each.kind.startswith("integer ")]
+    return [each for each in lowered.kernels if not kinds or each.kind in kinds]
 
 
 def quantized_to(g, y, terms, dtype, zero_point):
@@ -151,8 +165,9 @@ def convolutions(draw):
         "groups": channels if groups == "depthwise" else groups,
         "channels": channels,
         "outputs": outputs,
-        "size": [draw(st.integers(6, 10)) for _ in range(rank)],
-        "kernel": [draw(st.integers(1, 3)) for _ in range(rank)],
+        "size": [draw(st.integers(8, 11)) for _ in range(rank)],
+        # Windows of 3x3 may be quicker in float.
+        "kernel": [draw(st.integers(1, 3)) for _ in range(rank - 1)] + [draw(st.sampled_from([1, 2, 4]))],
         "pads": [draw(st.integers(0, 2)) for _ in range(2 * rank)],
         "strides": [draw(st.integers(1, 2)) for _ in range(rank)],
         "dilations": [draw(st.integers(1, 2)) for _ in range(rank)],
@@ -173,6 +188,49 @@ def convolutions(draw):
 def test_convolutions_are_integer_and_right(through_tvm, case, name):
     kernels = check(through_tvm, convolution(case), name, variety=2)
     assert {each.kind for each in kernels} == {"integer conv"}
+
+
+FORMS = {
+    "dense": {},
+    "strided": {"strides": [2, 1], "pads": [0, 1, 2, 1], "zero_point": 0},
+    "grouped": {"groups": 2, "channels": 32, "outputs": 34},
+    "depthwise": {"groups": 40, "channels": 40, "outputs": 40},
+    "depthwise, wide weights": {"groups": 40, "channels": 40, "outputs": 40, "weights": ("uint8", 90)},
+    "depthwise of few": {"groups": 6, "channels": 6, "outputs": 6},
+    "depthwise, tall": {"groups": 16, "channels": 16, "outputs": 16, "kernel": [5, 3], "pads": [2, 1, 2, 1]},
+    "pointwise": {"kernel": [1, 1], "pads": [0] * 4, "channels": 400, "outputs": 96},
+    "line": {"size": [40], "kernel": [5], "pads": [2, 2], "strides": [1], "dilations": [1]},
+    "volume": {
+        "size": [5, 6, 7],
+        "kernel": [3] * 3,
+        "pads": [1] * 6,
+        "strides": [1] * 3,
+        "dilations": [1] * 3,
+    },
+}
+WORDS = {
+    "amx": dict.fromkeys(FORMS, "vpdpwssd")
+    | dict.fromkeys(("dense", "strided", "pointwise", "volume"), "tdpb")
+    | {"depthwise": "vpdpwssd 2 rows"},
+    "vnni": dict.fromkeys(FORMS, "vpdpwssd"),
+    "avx2": dict.fromkeys(FORMS, "vpmaddwd") | {"dense": "winograd"},
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_convolution(through_tvm, form, name):
+    word = WORDS.get(name, {}).get(form, "")
+    model = convolution(CONVOLUTION | FORMS[form])
+    if word == "winograd":
+        _, _, lowered = through_tvm(model, target=instruction_sets()[name])
+        (note,) = [each.note for each in lowered.kernels if each.kind == "conv"]
+        assert word in note and "in float: minimal filtering" in note
+        return
+    kernels = check(through_tvm, model, name)
+    assert {each.kind for each in kernels} == {"integer conv"}
+    assert len(kernels) == (2 if word == "tdpb" else 1) or name == "dotprod"
+    assert all(word in each.note for each in kernels), [each.note for each in kernels]
 
 
 @st.composite
@@ -215,6 +273,66 @@ def product(case):
 def test_products_are_integer_and_right(through_tvm, case, name):
     kernels = check(through_tvm, product(case), name, variety=2)
     assert {each.kind for each in kernels} == {"integer matmul"}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_sums_that_int32_does_not_hold(through_tvm, name):
+    """Weights of one sign: bytes apart where they are multiplied four at a time, float elsewhere."""
+    g = Graph(5)
+    x = tensor("x", (6, 900))
+    weight = g.dq(g.constant(g.random.integers(100, 128, (900, 24)).astype(np.int8)), 0.01, 0, "int8")
+    model = g.model(
+        {"x": x}, quantized_to(g, g("MatMul", g.qdq(x, STEP, 32768, "uint16"), weight), 9000, "int16", 0)
+    )
+    if name in ("amx", "vnni", "dotprod"):
+        kernels = check(through_tvm, model, name)
+        assert [each.kind for each in kernels] == ["integer matmul"] * 2
+        return
+    results, reference, lowered = through_tvm(model, target=instruction_sets()[name])
+    (note,) = [each.note for each in lowered.kernels if "matmul" in each.kind]
+    assert "in float: int32 may not hold" in note and note.startswith("int8 weights")
+    found, expected = (each.astype(np.int64) for each in (*results.values(), *reference.values()))
+    assert np.abs(found - expected).max() <= 2
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_bias_of_all_32_bits(through_tvm, name):
+    g = Graph(6)
+    x = tensor("x", (5, 300))
+    weight = g.dq(g.constant(g.random.integers(-127, 128, (300, 20)).astype(np.int8)), 1e-4, 0, "int8")
+    stored = g.random.integers(-(1 << 31), (1 << 31) - 1, 20, dtype=np.int64).astype(np.int32)
+    bias = g("DequantizeLinear", g.constant(stored), g.constant(np.full(20, 1e-4 * STEP, np.float32)), axis=0)
+    y = g("Gemm", g.qdq(x, STEP, 20000, "uint16"), weight, bias)
+    model = g.model({"x": x}, g.q(y, 1e-3, 0, "int16"))
+    # Bytes of the bias go with bytes of activations; what int32 does not hold stays with floats.
+    if name in ("amx", "vnni", "dotprod"):
+        kernels = check(through_tvm, model, name, variety=80)
+        assert [each.kind for each in kernels] == ["integer matmul"] * 2
+    else:
+        _, _, lowered = through_tvm(model, target=instruction_sets()[name])
+        assert any("in float: int32 may not hold" in each.note for each in lowered.kernels)
+
+
+def test_what_lies_between_products_keeps_16_bits(through_tvm):
+    """Pooling, moves, a concatenation and a residual addition; nothing is as wide as floats."""
+    g = Graph(8)
+    x = tensor("x", (1, 16, 12, 12))
+    data = g.qdq(x, STEP, 30000, "uint16")
+    weight, scale = g.weight((16, 16, 3, 3))
+    first = g("Conv", data, weight, g.bias(scale * np.float32(STEP), 16), pads=[1] * 4)
+    wide = 0.9 * 144**0.5 * 4 / (1 << 16)
+    first = g.qdq(first, wide, 31000, "uint16")
+    total = g.qdq(g("Relu", g("Add", first, data)), wide, 0, "uint16")
+    pooled = g.qdq(g("MaxPool", total, kernel_shape=[3, 3], strides=[3, 3]), wide, 0, "uint16")
+    mean = g.qdq(g("AveragePool", total, kernel_shape=[3, 3], strides=[3, 3]), wide, 0, "uint16")
+    both = g.qdq(g("Concat", pooled, mean, axis=1), wide, 0, "uint16")
+    weight, _ = g.weight((24, 32, 1, 1))
+    y = g("Conv", both, weight)
+    kernels = check(through_tvm, g.model({"x": x}, g.q(y, 8 * wide, 32768, "uint16")), "host", kinds=())
+    assert {"integer conv", "maxpool", "integer averagepool"} <= {each.kind for each in kernels}
+    pools = [each.note for each in kernels if "pool" in each.kind]
+    assert len(pools) == 2 and all(note.startswith("int16 ") for note in pools), pools
+    assert not any(each.name.endswith("dequantizelinear") for each in kernels)
 
 
 @given(

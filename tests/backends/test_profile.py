@@ -167,6 +167,7 @@ def test_the_peak_is_that_of_the_instructions_used(name, used, unused):
         ("tdpbf16ps", "sapphirerapids", "tdpbf16ps", 2 * 16 * 16 * 32 * 4),
         ("tdpbusd", "sapphirerapids", "tdpbusd", 2 * 16 * 16 * 64 * 4),
         ("vpdpbusd", "cascadelake", "vpdpbusd", 2 * 4 * 16 * 14),
+        ("vpdpwssd", "cascadelake", "vpdpwssd", 2 * 2 * 16 * 14),
         ("vpmaddwd", "x86-64-v3", "vpmaddwd", 2 * 2 * 8 * 14),
         ("sdot", "cortex-a76", "sdot", 2 * 4 * 4 * 14),
     ],

@@ -150,7 +150,7 @@ PRODUCT |= {"zero_points": (3, 0), "weights": ("int8", 0), "per_channel": True, 
         ({}, "28x2x16 tdpbusd staged"),
         ({"size": [7, 7], "outputs": 256}, "tdpbusd gathered"),
         ({"kernel": [1, 1], "pads": [0] * 4}, "conv2d_1x1 32x2x16 tdpbusd"),
-        ({"weights": ("uint8", 90)}, "vpmaddwd"),
+        ({"weights": ("uint8", 90)}, "vpdpwssd"),
         ({"groups": 64}, "vpdpbusd"),
     ],
 )
@@ -165,7 +165,7 @@ def test_convolutions_get_the_instruction_that_pays(given_case, word):
         ({}, "32x2x16 tdpbusd"),
         ({"m": 1}, "vpdpbusd"),
         ({"kind": "activations"}, "batch_matmul 32x2x16 tdpbuud packed"),
-        ({"kind": "activations", "m": 2, "k": 8, "n": 5}, "vpmaddwd"),
+        ({"kind": "activations", "m": 2, "k": 8, "n": 5}, "vpdpwssd"),
     ],
 )
 def test_products_get_the_instruction_that_pays(given_case, word):

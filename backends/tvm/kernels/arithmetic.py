@@ -1,8 +1,8 @@
 """What a register tile multiplies and how: floats one at a time, or several small integers per instruction.
 
 A step of a reduction takes `depth` neighbouring values of the data and, per output channel, the same number
-of weights: four uint8 by int8 for `vpdpbusd`, four int8 by int8 for `sdot`, two int16 for `vpmaddwd`. All add
-into 32 bits without saturating, so sums are exact whatever the order.
+of weights: four uint8 by int8 for `vpdpbusd`, four int8 by int8 for `sdot`, two int16 for `vpdpwssd` and
+`vpmaddwd`. All add into 32 bits without saturating, so sums are exact whatever the order.
 """
 
 from __future__ import annotations
@@ -107,20 +107,19 @@ def _dot(name: str, data: str, weights: str, depth: int) -> Combine:
     return combine
 
 
-def _pairs(name: str) -> Combine:
-    """An instruction that multiplies pairs of int16 and adds the two products; the sum is added apart."""
+def _pair_products(target: Any, bits: int) -> tuple[str, Combine] | None:
+    """Name and use of what multiplies vectors of pairs of int16 and adds both products, where x86 has it."""
+    fused = _has_vnni(target, bits)
+    if not fused and (getattr(target, "arch", "") != "x86_64" or bits not in _PAIRS):
+        return None
+    name = f"llvm.x86.avx512.vpdpwssd.{bits}" if fused else _PAIRS[bits]
 
-    def combine(total: Any, value: Any, column: Any, lanes: int) -> Any:
-        pair = _vector("int16", lanes * 2)
-        product = intrinsic(
-            name,
-            _vector("int32", lanes),
-            tirx.reinterpret(pair, emit.splat(value, lanes)),
-            tirx.reinterpret(pair, column),
-        )
-        return total + product
+    def add(total: Any, one: Any, other: Any, lanes: int) -> Any:
+        pairs = [tirx.reinterpret(_vector("int16", lanes * 2), each) for each in (one, other)]
+        wide = _vector("int32", lanes)
+        return intrinsic(name, wide, total, *pairs) if fused else total + intrinsic(name, wide, *pairs)
 
-    return combine
+    return "vpdpwssd" if fused else "vpmaddwd", add
 
 
 _PAIRS = {128: "llvm.x86.sse2.pmadd.wd", 256: "llvm.x86.avx2.pmadd.wd", 512: "llvm.x86.avx512.pmaddw.d.512"}
@@ -130,7 +129,7 @@ def integer_arithmetic(data: str, weights: str, target: Any) -> Arithmetic:
     """The fastest exact way to multiply integers of two element types on a target.
 
     Args:
-        data: element type of the data in memory, int8 or uint8.
+        data: element type of the data in memory, int8, uint8 or int16.
         weights: int8, or int16 for weights that do not fit it without their zero point.
         target: vector width and ISA features; one without features gets code for any machine.
 
@@ -144,8 +143,14 @@ def integer_arithmetic(data: str, weights: str, target: Any) -> Arithmetic:
     if weights == "int8" and data == "int8" and has_features(target, "dotprod") and bits == 128:
         combine = _dot("llvm.aarch64.neon.sdot", "int8", "int8", 4)
         return Arithmetic("sdot", 4, "int8", "int8", "int32", "int32", "int32", combine)
-    if getattr(target, "arch", "") == "x86_64" and bits in _PAIRS:
-        return Arithmetic("vpmaddwd", 2, "int16", weights, "int32", "int32", "int32", _pairs(_PAIRS[bits]))
+    pairs = _pair_products(target, bits)
+    if pairs is not None:
+        name, add = pairs
+
+        def multiply_add(total: Any, value: Any, column: Any, lanes: int) -> Any:
+            return add(total, emit.splat(value, lanes), column, lanes)
+
+        return Arithmetic(name, 2, "int16", weights, "int32", "int32", "int32", multiply_add)
     return Arithmetic("widening", 1, data, weights, "int32", "int16", "int16", _widening)
 
 
@@ -168,8 +173,8 @@ def _has_vnni(target: Any, bits: int) -> bool:
 def lane_arithmetic(data: str, weights: str, target: Any) -> Arithmetic:
     """Multiply-add of a vector of values by a vector of weights, both widened to int32.
 
-    The dot instructions serve with one value per lane where data are unsigned: the lane's other values are
-    zero then, whatever the weights hold there.
+    The dot instructions serve with one value per lane where the lane's other values are zero, whatever the
+    weights hold there: `lane_value` widens data so.
     """
     bits = 32 * lanes_of(target)
     if data == "uint8" and weights == "int8" and _has_vnni(target, bits):
@@ -187,21 +192,29 @@ def lane_arithmetic(data: str, weights: str, target: Any) -> Arithmetic:
             )
 
         return Arithmetic("vpdpbusd", 1, data, weights, "int32", "int32", "int32", multiply_add)
-    if data == "uint8" and getattr(target, "arch", "") == "x86_64" and bits in _PAIRS:
+    found = _pair_products(target, bits) if data in ("uint8", "int16") else None
+    if found is not None:
+        name, add = found
 
         def pairs(total: Any, value: Any, column: Any, lanes: int) -> Any:
-            if lanes * 32 != bits:
-                return total + value * column
-            small = f"int16x{2 * lanes}"
-            product = intrinsic(
-                _PAIRS[bits],
-                _vector("int32", lanes),
-                tirx.reinterpret(small, value),
-                tirx.reinterpret(small, column),
-            )
-            return total + product
+            if lanes * 32 == bits:
+                return add(total, value, column, lanes)
+            if data == "int16":
+                up = emit.constant(16, lanes, "int32")
+                value = tirx.shift_right(tirx.shift_left(value, up), up)
+            return total + value * column
 
-        return Arithmetic("vpmaddwd", 1, data, weights, "int32", "int32", "int32", pairs)
+        return Arithmetic(name, 1, data, weights, "int32", "int32", "int32", pairs)
     return Arithmetic(
         "multiply", 1, data, weights, "int32", "int32", "int32", lambda t, x, w, lanes: t + x * w
     )
+
+
+def lane_value(loaded: Any, arithmetic: Arithmetic) -> Any:
+    """Data, one value per lane of 32 bits, as `lane_arithmetic` multiplies them."""
+    dtype = str(loaded.ty.dtype)
+    lanes = int(dtype.partition("x")[2] or 1)
+    if dtype.startswith("int16") and arithmetic.name in ("vpdpwssd", "vpmaddwd"):
+        # The upper half holds nothing, not the sign.
+        loaded = tirx.reinterpret(f"u{dtype}", loaded)
+    return tirx.Cast(_vector("int32", lanes), loaded)

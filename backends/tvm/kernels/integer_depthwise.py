@@ -1,7 +1,7 @@
 """Depthwise convolution of integers: one vector of channels per tap, int32 sums.
 
-Weights are stored [KH, KW, 1, O] as int8 or int16. A lane holds one channel, so `vpdpbusd` and `vpmaddwd`
-serve as exact multiply-adds of what fits their lowest operand, the others being zero.
+Weights are stored [KH, KW, 1, O] as int8 or int16. A lane holds one channel, so `vpdpbusd`, `vpdpwssd` and
+`vpmaddwd` serve as exact multiply-adds of what fits their lowest operand, the others being zero.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from tvm import tirx
 
 from . import emit
-from .arithmetic import lane_arithmetic
+from .arithmetic import lane_arithmetic, lane_value
 from .channelwise import Sweep, choose_channel_tile
 from .depthwise import pack_grouped_weights
 from .emit import Statements
@@ -53,7 +53,10 @@ def integer_depthwise(
         padding = [*staged.statements, tirx.DeclBuffer(source, data=staged.flat.data)]
 
     def load(buffer: Any, index: Any, lanes: int) -> Any:
-        return tirx.Cast("int32" if lanes == 1 else f"int32x{lanes}", emit.load(buffer, index, lanes))
+        return lane_value(emit.load(buffer, index, lanes), arithmetic)
+
+    def weight_of(at: Any, lanes: int) -> Any:
+        return tirx.Cast("int32" if lanes == 1 else f"int32x{lanes}", emit.load(weights, at, lanes))
 
     def prepare(kh: Any, channel: Any) -> tuple[Any, Statements]:
         held: dict[tuple[int, int, int], Any] = {}
@@ -61,7 +64,7 @@ def integer_depthwise(
         for kw in range(taps):
             for vector in range(tile.vectors):
                 at = [kh, kw, 0, channel + vector * tile.lanes]
-                value = load(weights, at, tile.lanes)
+                value = weight_of(at, tile.lanes)
                 name, bound = emit.hold(f"w{kw}_{vector}", value, tile.lanes, "int32")
                 held[kw, 0, vector] = name
                 statements.append(bound)

@@ -1,9 +1,9 @@
 """Depthwise convolution of integers with several rows of the window per instruction.
 
-Bytes of neighbouring rows of the image are interleaved, so that a lane of `vpdpbusd` holds four rows of its
-channel and a lane of `vpmaddwd` two. A column interleaved once serves every pixel whose window covers it.
-Rows outside of the image are read at the nearest one inside; their weights are masked or, where padding is
-not zero, they are replaced by it. Nothing is copied.
+Numbers of neighbouring rows of the image are interleaved, so that a lane of `vpdpbusd` holds four rows of its
+channel and a lane of `vpdpwssd` or `vpmaddwd` two. A column interleaved once serves every pixel whose window
+covers it. Rows outside of the image are read at the nearest one inside; their weights are masked or, where
+padding is not zero, they are replaced by it. Nothing is copied.
 
 Weights are stored [KW, C, rows of a step] for each step in turn. A step of two or three rows has zeros for
 the others, unless `vpermb` can spread them over lanes. The orders in which that permutes come first: LLVM
@@ -21,7 +21,7 @@ import numpy as np
 from tvm import tirx
 
 from . import emit
-from .arithmetic import Arithmetic, has_features, intrinsic, lane_arithmetic
+from .arithmetic import Arithmetic, has_features, intrinsic, lane_arithmetic, lane_value
 from .channelwise import SERIAL_OPERATIONS
 from .emit import Statements
 from .interface import Conv2dSpec, Kernel
@@ -29,9 +29,9 @@ from .microkernel import Accumulators, Writer
 from .tile import TargetNumbers, Tile, blocks, lanes_of
 from .window import tile_starts
 
-_DEPTH = {"vpdpbusd": 4, "vpmaddwd": 2}
+_DEPTH = {"vpdpbusd": 4, "vpdpwssd": 2, "vpmaddwd": 2}
 """Rows per lane."""
-_MOST_ROWS = 8
+_MOST_ROWS = 27
 """Rows of a window that are written out at most."""
 
 
@@ -310,7 +310,7 @@ class _Interleaved:
 
     def _alone(self, loaded: Any) -> Any:
         """One row per lane, the rest of its bits zero where another row might be."""
-        return tirx.Cast(f"int32x{self.tile.lanes}", loaded)
+        return lane_value(loaded, self.arithmetic)
 
     def _widened(self, value: Any, depth: int) -> Any:
         """Bytes as what the instruction multiplies."""

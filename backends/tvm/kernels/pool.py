@@ -30,7 +30,7 @@ def pool(spec: PoolSpec, epilogue: Epilogue | None, target: TargetNumbers) -> Ke
     arithmetic = _arithmetic(spec)
     writer = Writer(epilogue, spec.out_shape, nhwc, arithmetic.accumulator)
     data = emit.buffer("data", spec.data_shape, spec.dtype)
-    packing = 1 if arithmetic.accumulator == "float32" else 4
+    packing = 4 // np.dtype(arithmetic.accumulator).itemsize
     tile = choose_channel_tile(spec, spec.channels, 0, target, packing)
     if spec.kernel[1] > _UNROLLED_TAPS or border_tiles(spec, tile.pixels) > MAX_BORDER_TILES:
         lanes = min(lanes_of(target) * packing, spec.channels)

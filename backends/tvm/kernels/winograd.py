@@ -36,7 +36,7 @@ from .tile import (
 )
 
 _DIRECT = "direct"
-_LEAST_CHANNELS = 16
+LEAST_CHANNELS = 16
 """With fewer input channels the transforms cost more than the products save."""
 _STAGE_CYCLES = {2: (40.0, 30.0), 4: (130.0, 110.0)}
 """Cycles that the transforms of one tile take per vector of input and of output channels."""
@@ -65,7 +65,7 @@ def choose_winograd(spec: Conv2dSpec, direct_cycles: float, target: TargetNumber
     """The quickest division; None where direct convolution is estimated to be quicker, or only it applies."""
     if spec.kernel != (TAPS, TAPS) or spec.stride != (1, 1) or spec.dilation != (1, 1) or spec.groups != 1:
         return None
-    if min(spec.in_channels, spec.out_channels) < _LEAST_CHANNELS:
+    if min(spec.in_channels, spec.out_channels) < LEAST_CHANNELS:
         return None
     fitting = [each for each in (F2, F4) if min(spec.out_height, spec.out_width) >= each.outputs]
     divided = {f"F({each.outputs},3)": _divisions(spec, each, target) for each in fitting}
