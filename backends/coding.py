@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .lossless import Lossless
 
 CODES, FLOAT16, BFLOAT16, PIECES, COMPACT = 0, 1, 2, 3, 5
-_CHUNK = 1 << 20
+_CHUNK = 1 << 17
 _MOST_NUMBERS, _FARTHEST = 1 << 40, 1 << 31
 _MOST_LANES, _MOST_PRODUCTS_PER_TAP = 256, 16
 """Of transforms, by which restored weights are larger than their codes."""
@@ -157,16 +157,22 @@ class Coding:
     def _places(self) -> Iterator[np.ndarray]:
         """Which scale belongs to each number, some at a time."""
         axis = next(a for a in range(len(self.shape) + 1) if math.prod(self.shape[a:]) <= _CHUNK)
-        strides = self.f_strides, self.g_strides
-        f, g = (_sums(self.shape[axis:], each[axis:], 0) for each in strides)
-        outer = [_sums(self.shape[:axis], s[:axis], at) for s, at in zip(strides, self.starts, strict=True)]
-        rows = max(_CHUNK // max(f.size, 1), 1)
-        for start in range(0, outer[0].size, rows):
-            outer_f, outer_g = (each[start : start + rows, None] for each in outer)
-            places = (outer_f + f) // self.block
-            places *= self.step
-            places += outer_g
-            places += g
+        start_f, start_g = self.starts
+        outer = _sums(self.shape[:axis], self.g_strides[:axis], start_g)
+        g = _sums(self.shape[axis:], self.g_strides[axis:], 0)
+        ends = [step * (size - 1) for step, size in zip(self.f_strides, self.shape, strict=True)]
+        first, last = (
+            (start_f + sum(pick(end, 0) for end in ends)) // self.block * self.step for pick in (min, max)
+        )
+        outer_f = f = np.zeros(1, np.int64)
+        if first != last:
+            outer_f = _sums(self.shape[:axis], self.f_strides[:axis], start_f)
+            f = _sums(self.shape[axis:], self.f_strides[axis:], 0)
+        rows = max(_CHUNK // g.size, 1)
+        for start in range(0, outer.size, rows):
+            places = outer[start : start + rows, None] + (g + first if first == last else g)
+            if first != last:
+                places += (outer_f[start : start + rows, None] + f) // self.block * self.step
             if places.min() < 0 or places.max() >= len(self.scales):
                 raise ValueError("a coded tensor reads beyond its scales")
             yield places.reshape(-1)

@@ -60,7 +60,7 @@ def read_codes(data: memoryview, count: int, levels: int) -> tuple[np.ndarray, i
     order = np.frombuffer(data, np.uint8, levels, 1 + len(bits))
     if order.max() >= levels:
         raise ValueError("a coded tensor has codes beyond its levels")
-    lists = []
+    lists, escapes = [], []
     for width in bits:
         size = packed_size(count, width)
         if size > len(data) - at:
@@ -68,16 +68,22 @@ def read_codes(data: memoryview, count: int, levels: int) -> tuple[np.ndarray, i
         words = unpacked(data[at : at + size], count, width, np.dtype(np.uint8))
         lists.append(words)
         at += size
-        count = int(np.count_nonzero(words == (1 << width) - 1))
+        escapes.append(words == (1 << width) - 1)
+        count = int(np.count_nonzero(escapes[-1]))
     if lists[-1].size and int(lists[-1].max()) >= levels - firsts[-1]:
         raise ValueError("a coded tensor has codes beyond its levels")
-    found = order[firsts[-1] :][lists[-1]]
-    for words, width, first in zip(lists[-2::-1], bits[-2::-1], firsts[-2::-1], strict=True):
-        escaped = words == (1 << width) - 1
-        own = order[np.minimum(words.astype(np.int64) + first, levels - 1)]
+    found = _translated(lists[-1], order[firsts[-1] :])
+    for words, escaped, first in zip(lists[-2::-1], escapes[-2::-1], firsts[-2::-1], strict=True):
+        own = _translated(words, order[first:])
         own[escaped] = found
         found = own
     return found, at
+
+
+def _translated(words: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`order[word]` of uint8 words, whatever of those that it does not have."""
+    table = order.tobytes().ljust(MOST_LEVELS, b"\0")
+    return np.frombuffer(bytearray(words.tobytes().translate(table)), np.uint8)
 
 
 def _best_bits(counts: Sequence[int]) -> list[int]:

@@ -201,8 +201,11 @@ def pack(codes: np.ndarray, levels: int) -> np.ndarray:
     flat = codes.reshape(-1).astype(np.uint8)
     padded = np.zeros(-(-flat.size // per_byte) * per_byte, np.uint8)
     padded[: flat.size] = flat
-    powers = np.array([levels**i for i in range(per_byte)], np.uint16)
-    return (padded.reshape(-1, per_byte) * powers).sum(axis=1).astype(np.uint8)
+    # A byte holds any such number.
+    packed = padded[::per_byte].copy()
+    for place in range(1, per_byte):
+        packed += padded[place::per_byte] * np.uint8(levels**place)
+    return packed
 
 
 def byte_table(levels: np.ndarray) -> np.ndarray:

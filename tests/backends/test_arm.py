@@ -19,7 +19,10 @@ from graphwright.ir.reference import run_reference
 from .quantized_models import layer, residual
 from .test_integer_tables import model
 from .test_integer_transposed import transposed
+from .test_integer_wide import CONVOLUTION, FORMS, convolution, in_float64
 from .test_level_weights import product
+from .test_recurrent import Layer
+from .test_recurrent_codes import lowered_for, note_of, quantized, uncached
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,6 +90,25 @@ def test_quantized_transposed_convolutions_equal_the_reference_under_qemu(target
     exe = gw.compile(transposed((2, *shape), 20, (3,) * axes, **window), target, check="qemu")
     assert any(kernel["kind"] == "integer convtranspose" for kernel in exe.report.kernels)
     assert exe.report.check.checked and exe.report.check.comparison.max_abs <= 1
+
+
+@pytest.mark.parametrize("target", ["armv8.2-a-dotprod", "armv8-a"])
+@pytest.mark.parametrize(
+    "form", ["dense", "grouped", "depthwise, wide weights", "pointwise", "line", "volume"]
+)
+def test_activations_of_16_bits_equal_float64_under_qemu(tmp_path, target, form):
+    model = convolution(CONVOLUTION | FORMS[form])
+    exe = gw.compile(model, target, pipeline="eliminate-dead", check=False)
+    filters = form == "dense" and target == "armv8-a"
+    kinds = {kernel["kind"] for kernel in exe.report.kernels if "conv" in kernel["kind"]}
+    assert kinds == ({"conv"} if filters else {"integer conv"})
+    data = np.random.default_rng(3).normal(size=tuple(model.graph.inputs[0].shape)).astype(np.float32)
+    result = run_artifact(exe.save(tmp_path / "artifact"), exe.target, [data], runs=1, threads=1)
+    found, expected = (each.astype(np.int64) for each in (result.outputs[0], in_float64(model, {"x": data})))
+    steps = np.abs(found - expected)
+    # Minimal filtering rounds some 1e-6 of the largest number.
+    assert steps.max() <= (3 if filters else 1)
+    assert filters or (steps > 0).sum() <= max(1, steps.size // 1000)
 
 
 def test_levels_are_looked_up_in_registers():
@@ -161,7 +183,7 @@ def test_the_runner_ends_in_one_line_on_bad_files(mlp, tmp_path):
     with pytest.raises(CompileError, match=r"weights\.bin is truncated"):
         run_artifact(folder, exe.target, [x])
     (folder / "weights.bin").write_bytes(b"XXXX" + data[4:])
-    with pytest.raises(CompileError, match="is no GWW1 file"):
+    with pytest.raises(CompileError, match="is no GWW1 or GWW2 file"):
         run_artifact(folder, exe.target, [x])
     (folder / "weights.bin").write_bytes(data)
     with pytest.raises(CompileError, match="the runner failed"):
@@ -204,3 +226,21 @@ def test_batch_sizes_and_their_pieces_run_under_qemu(build_model):
     assert [row.check.where for row in executable.report.batches.rows] == ["qemu", "qemu"]
     feeds = random_inputs(model, dims={"N": 3})
     assert compare(run_reference(model, feeds), run_emulated(executable, feeds)).max_rel <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("target", "form", "note"),
+    [
+        ("armv8.2-a-dotprod", "int4", "int4 weights sdot"),
+        ("armv8.2-a-dotprod", "int8 symmetric=false", "int8 weights sdot"),
+        ("armv8-a", "int8", "int8 weights"),
+    ],
+)
+def test_recurrent_steps_read_weights_of_few_bits_under_qemu(target, form, note):
+    layer = Layer(
+        "GRU", 6, 2, 5, 70, "bidirectional", operands=frozenset({"b", "h0"}), outputs=frozenset({"y"})
+    )
+    check = gw.compile(quantized(layer, form), uncached(target), check="qemu").report.check
+    assert check.checked
+    assert check.comparison.max_rel <= 1e-5
+    assert note in note_of(lowered_for(quantized(layer, form), uncached(target)), "GRU")

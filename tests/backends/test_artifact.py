@@ -329,7 +329,7 @@ def test_relative_and_nested_folders(compiled, tmp_path, monkeypatch):
 def test_a_full_disk_or_an_interrupt_leaves_nothing(
     compiled, saved, tmp_path, monkeypatch, where, error, expected, said
 ):
-    def fail(*_):
+    def fail(*_, **options):
         raise error
 
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
