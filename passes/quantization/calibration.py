@@ -89,8 +89,9 @@ class Calibration:
         """No data, only ranges that were saved before; asking for others is refused."""
 
         def open_batches(model: ir.Model) -> Iterator[Feeds]:
-            raise NoRanges(
-                f"there is no calibration data, and '{path}' holds no ranges for this model and method"
+            raise PassError(
+                f"it looks at the data itself, for which the ranges saved in '{path}' do not stand in: give "
+                "`--calibration FILE.npz|FOLDER` (in Python: `calibration=`)"
             )
 
         made = cls(open_batches, source=Path(path).name).with_cache(path)
@@ -168,8 +169,8 @@ class Calibration:
         files = sorted(p for p in folder.iterdir() if p.suffix in (".npz", ".npy")) if folder.is_dir() else []
         if not files:
             raise PassError(
-                f"calibration folder '{path}' holds no .npz or .npy file; pictures are not decoded, save them as "
-                "the arrays that the model takes"
+                f"calibration folder '{path}' holds no .npz or .npy file; pictures are not decoded, save "
+                "them as the arrays that the model takes"
             )
         return cls._of_files(files, batch, folder.name)
 

@@ -57,8 +57,7 @@ class RangeCache:
         entry = self._entries.get(self._key)
         if entry is None or not (any_data or (identity is not None and entry["data"] == identity)):
             return {}, 0
-        ranges = {name: (float(low), float(high)) for name, (low, high) in entry["ranges"].items()}
-        return ranges, int(entry["batches"])
+        return {name: (low, high) for name, (low, high) in entry["ranges"].items()}, entry["batches"]
 
     def store(self, ranges: Mapping[str, Range], batches: int, identity: str | None) -> None:
         """Saves ranges beside those of the same data, and forgets the unfinished measurement.
@@ -193,7 +192,24 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(held, dict) or held.get("graphwright ranges") != _VERSION:
         raise PassError(f"'{path}' is no calibration cache of this version; name a file that can be written")
     entries = held.get("entries")
-    return entries if isinstance(entries, dict) else {}
+    if not isinstance(entries, dict) or not all(_is_entry(entry) for entry in entries.values()):
+        raise PassError(f"the calibration cache '{path}' is damaged; delete it, or name another file")
+    return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether it is what `store` writes; a range that is not finite is NaN at both ends."""
+    if not isinstance(entry, dict) or not {"data", "batches", "ranges"} <= set(entry):
+        return False
+    if not isinstance(entry["batches"], int) or not isinstance(entry["ranges"], dict):
+        return False
+    return all(
+        isinstance(found, list)
+        and len(found) == 2
+        and all(isinstance(end, int | float) for end in found)
+        and not found[0] > found[1]
+        for found in entry["ranges"].values()
+    )
 
 
 @contextlib.contextmanager

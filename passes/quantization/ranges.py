@@ -11,7 +11,7 @@ import onnx_ir as ir
 from ...ir.clone import clone
 from ...ir.errors import PassError
 from ...ir.reference import Reference
-from .calibration import Calibration
+from .calibration import Calibration, NoRanges
 from .calibrators import Method
 from .extremes import Calibrator, Range
 from .range_cache import RangeCache
@@ -59,6 +59,11 @@ def measure_ranges(
         ({}, 0) if cache is None else cache.find(calibration.identity, any_data=not calibration.has_data)
     )
     missing = [name for name in names if name not in known]
+    if missing and not calibration.has_data:
+        raise NoRanges(
+            f"there is no calibration data, and '{calibration.cache}' holds no ranges for this model and "
+            "method"
+        )
     if missing:
         found, batches = _measure(model, missing, calibration, make_calibrator, cache, progress)
         known.update(found)

@@ -1,5 +1,6 @@
 """Calibration files are read batch by batch, and refused before anything as large as they claim is made."""
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphwright.ir.errors import PassError
+from graphwright.passes.optimize import optimize
 from graphwright.passes.quantization.calibration import Calibration
 from graphwright.passes.quantization.calibration_files import digest_of, open_npz
 from hypothesis import given, settings
@@ -152,6 +154,7 @@ def test_digests_tell_data_apart(tmp_path):
 STREAM = """
 import resource, sys
 import numpy as np, onnx_ir as ir
+from graphwright.passes.optimize import optimize
 from graphwright.passes.quantization.calibration import Calibration
 model = ir.from_onnx_text('<ir_version: 10, opset_import: ["" : 23]> g (float[N,65536] x) => (float[N,65536] y) { y = Relu(x) }')
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -176,3 +179,40 @@ def test_a_large_file_is_never_in_memory(tmp_path, kind):
     rows, grown = map(float, done.stdout.split())
     # 192 MiB of samples, 2 MiB a batch; pages of a mapped file are the system's to take back.
     assert rows == 768 and (grown < 40 or kind == "npy")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        3,
+        {},
+        {"data": "d", "batches": 1, "ranges": []},
+        {"data": "d", "batches": 1, "ranges": {"x": ["a", "b"]}},
+        {"data": "d", "batches": 1, "ranges": {"x": [1.0]}},
+        {"data": "d", "batches": 1, "ranges": {"x": [5.0, -5.0]}},
+    ],
+)
+def test_a_damaged_cache_is_one_line(tmp_path, network, entry):
+    net = network()
+    model = net.model(net.linear(net.input(4, 6), 5))
+    path = tmp_path / "ranges.json"
+    path.write_text(json.dumps({"graphwright ranges": 1, "entries": {"key": entry}}))
+    with pytest.raises(PassError, match="ranges.json' is damaged; delete it"):
+        optimize(
+            model, f'insert-qdq{{calibration_cache="{path}"}}', calibration=[np.ones((4, 6), np.float32)]
+        )
+
+
+def test_saved_ranges_are_no_data(tmp_path, network):
+    net = network()
+    model = net.model(net.linear(net.input(4, 6), 5))
+    path = tmp_path / "ranges.json"
+    data = Calibration.from_arrays({"x": np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)})
+    optimize(model, "insert-qdq", calibration=data.with_cache(path))
+    saved = Calibration.saved(path)
+    assert optimize(model, "insert-qdq", calibration=saved).report.records[-1].changed
+    for text in ("insert-qdq,gptq", "quantize"):
+        with pytest.raises(PassError, match="it looks at the data itself"):
+            optimize(model, text, calibration=saved)
+    with pytest.raises(PassError, match="holds no ranges for this model and method"):
+        optimize(model, "insert-qdq{calibration=entropy}", calibration=saved)
