@@ -22,7 +22,7 @@ from .interface import Kernel
 from .recurrence_buffers import Buffers, Row
 from .recurrence_cells import Vector
 from .recurrence_dots import DottedProducts
-from .recurrence_plan import Block, choose_block, choose_split, way_of
+from .recurrence_plan import Block, choose_block, choose_split, dots_of, way_of
 from .recurrence_products import DecodedProducts, FloatProducts, Part, Place, Products, Put
 from .recurrence_spec import RecurrenceSpec
 from .tile import TargetNumbers, blocks
@@ -57,8 +57,9 @@ class _Recurrence:
         block = self.phases[0].block
         self.tiles = blocks(spec.batch, block.rows)
         self.split = choose_split(spec, block, target)
-        is_fixed = way_of(spec, target) == "dotted"
-        self.buffers = Buffers(spec, block.rows, self.tiles, len(self.phases), is_fixed)
+        dots = dots_of(target) if way_of(spec, target) == "dotted" else None
+        digits = "" if dots is None else dots.data
+        self.buffers = Buffers(spec, block.rows, self.tiles, len(self.phases), digits)
 
     def _phases(self) -> list[_Phase]:
         spec, target = self.spec, self.target

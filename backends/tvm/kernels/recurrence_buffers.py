@@ -46,10 +46,10 @@ class Buffers:
         rows: sequences per tile.
         tiles: tiles of sequences.
         phases: phases of a step.
-        is_fixed: whether states that are multiplied are held as integers too.
+        digits: type of the digits as which states are held too, uint8 or int8; "" for none.
     """
 
-    def __init__(self, spec: RecurrenceSpec, rows: int, tiles: int, phases: int, is_fixed: bool = False):
+    def __init__(self, spec: RecurrenceSpec, rows: int, tiles: int, phases: int, digits: str = ""):
         self.spec, self.rows, self.tiles = spec, rows, tiles
         directions, hidden = spec.directions, spec.hidden
         self.products = emit.buffer("products", spec.products_shape)
@@ -66,7 +66,7 @@ class Buffers:
         self.c = self._scratch("c", (2, *slots)) if spec.cell == "LSTM" else None
         self.update = self._scratch("update", slots) if phases > 1 else None
         self.reset = self._scratch("reset", slots) if phases > 1 else None
-        self.fixed = FixedStates(spec, tiles * rows, phases) if is_fixed else None
+        self.fixed = FixedStates(spec, tiles * rows, phases, digits == "int8") if digits else None
         self.allocations += self.fixed.allocations if self.fixed is not None else []
 
     @property

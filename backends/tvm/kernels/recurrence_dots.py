@@ -8,11 +8,10 @@ import numpy as np
 from tvm import tirx
 
 from . import emit
-from .arithmetic import integer_arithmetic
 from .emit import Statements
 from .recurrence_buffers import Buffers
-from .recurrence_fixed import MIDDLE_OF_TOP, PARTS, WORD
-from .recurrence_plan import packer
+from .recurrence_fixed import MIDDLE, PARTS, WORD
+from .recurrence_plan import dots_of, packer
 from .recurrence_products import (
     Pack,
     Part,
@@ -48,23 +47,27 @@ class DottedProducts:
         self._factor = 1 if float(form.zero).is_integer() else 2
         shape = (*part.outer, self._all_steps, part.width * WORD)
         self.weights = emit.buffer(f"codes{name}", shape, "int8" if form.bits == 8 else "uint8")
-        self.start = emit.buffer(f"start{name}", table_shape(part), "int32")
         self.scale = emit.buffer(f"scale{name}", table_shape(part))
-        self.parameters = [self.weights, self.start, self.scale]
-        self.sources = ["weights", "weights", "scale"]
-        self.offset = None
+        self.parameters, self.sources = [self.weights, self.scale], ["weights", "scale"]
+        self.start = self.offset = None
         table = table_packer(part)
         self.packs: list[Pack] = [
             self._pack,
-            self._pack_start,
             lambda scale: table((scale / self._factor).astype(np.float32)),
         ]
+        arithmetic = dots_of(part.target)
+        assert arithmetic is not None
+        self.arithmetic = arithmetic
+        if arithmetic.data == "uint8":
+            self.start = emit.buffer(f"start{name}", table_shape(part), "int32")
+            self.parameters.append(self.start)
+            self.sources.append("weights")
+            self.packs.append(self._pack_start)
         if form.has_offset:
             self.offset = emit.buffer(f"offset{name}", table_shape(part))
             self.parameters.append(self.offset)
             self.sources.append("offset")
             self.packs.append(table)
-        self.arithmetic = integer_arithmetic("uint8", "int8", part.target)
         self.note = f", int{form.bits} weights {self.arithmetic.name}"
 
     def _pack(self, codes: np.ndarray) -> np.ndarray:
@@ -79,13 +82,13 @@ class DottedProducts:
         return bytes_of(np.ascontiguousarray(split).reshape(*outer, -1), self.form.bits, 2)
 
     def _pack_start(self, codes: np.ndarray) -> np.ndarray:
-        """What sums of the highest bytes begin with, so that a state of 0 adds nothing."""
+        """What sums begin with, so that what is added to digits does not count."""
         part, hidden = self.part, self.part.spec.hidden
         whole = self._factor * codes.astype(np.int64) - round(self._factor * self.form.zero)
         gap = part.spec.groups * self._group - hidden
         padded = np.pad(whole, [(0, 0), (0, 0), (0, gap)])
         totals = padded.reshape(-1, part.spec.groups, self._group).sum(axis=2)
-        return table_packer(part)((-MIDDLE_OF_TOP * totals.T).astype(np.int32))
+        return table_packer(part)((-MIDDLE * totals.T).astype(np.int32))
 
     def sums(self, buffers: Buffers, place: Place, staged: Any) -> Statements:
         """Three sums per vector of a group stay in registers, those of all groups in the staging buffer."""
@@ -100,7 +103,7 @@ class DottedProducts:
             return emit.load(source, [place.direction, place.block, g, v * lanes], lanes)
 
         def begin(g: Any, p: int, v: int, i: int) -> Any:
-            value = table(self.start, g, v) if i == PARTS - 1 else emit.constant(0, lanes, "int32")
+            value = emit.constant(0, lanes, "int32") if self.start is None else table(self.start, g, v)
             return emit.store(acc, value, [at(p, v, i)], lanes)
 
         def multiply(k: Any, digit: int) -> Statements:

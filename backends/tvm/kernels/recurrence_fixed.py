@@ -1,7 +1,9 @@
 """States as integers of 23 bits in three bytes, so that products with int8 weights are exact integer sums.
 
 The states of the usual cells never exceed 1, or what the largest first state is. With that bound a state h is
-stored beside its float as 2^22 + round(h / bound * limit): what is lost is below what float32 products lose.
+stored beside its float as x = round(h / bound * 2^22), or nearly so; what is lost is below what float32
+products lose. Digits of x to the base of 256 are -128 to 127; instructions that read bytes without a sign get
+them with 128 added.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ from .recurrence_spec import RecurrenceSpec
 
 PARTS = 3
 """Bytes of a state, the lowest first."""
-MIDDLE_OF_TOP = 64
-"""What the highest byte holds for a state of 0."""
+MIDDLE = 128
+"""What is added to digits where bytes have no sign."""
 WORD = 4
 """Bytes that one instruction multiplies per lane."""
 _LIMIT = (1 << 22) - 8
 """What the bound is stored as, with room for activations that exceed 1 in their last bits."""
 _ROUNDING = 1.5 * (1 << 23)
-"""Added to a float that is small against it, this leaves the nearest integer in the lowest bits."""
+"""Added to a float that is small against it, this leaves the nearest integer in the lowest 22 bits."""
+_DIGITS = 0x408080
+"""Added to that, this leaves 128 + digit in each byte."""
 _BOUNDED = ("Sigmoid", "Tanh", "Softsign")
 
 
@@ -46,9 +50,11 @@ class FixedStates:
         spec: the layer.
         slots: places for sequences per direction.
         phases: phases of a step; with two, the state behind the reset gate is held too.
+        is_signed: whether instructions read bytes with a sign.
     """
 
-    def __init__(self, spec: RecurrenceSpec, slots: int, phases: int):
+    def __init__(self, spec: RecurrenceSpec, slots: int, phases: int, is_signed: bool):
+        self._is_signed = is_signed
         self._hidden = spec.hidden
         self._size = -(-spec.hidden // (8 * WORD)) * 8 * WORD
         self.allocations: Statements = []
@@ -120,10 +126,13 @@ class FixedStates:
     ) -> Statements:
         per_one = emit.constant(_LIMIT) if self._bound is None else emit.load(self._bound, [*place, 0])
         bits = tirx.reinterpret("int32", value * per_one + emit.constant(_ROUNDING))
+        bits = bits + emit.constant(_DIGITS, dtype="int32")
+        if self._is_signed:
+            bits = tirx.bitwise_xor(bits, emit.constant(MIDDLE * 0x010101, dtype="int32"))
 
         def byte(part: int) -> Any:
-            mask = emit.constant(255 if part < PARTS - 1 else 127, dtype="int32")
-            return tirx.Cast("uint8", tirx.bitwise_and(tirx.shift_right(bits, 8 * part), mask))
+            shifted = tirx.shift_right(bits, 8 * part)
+            return tirx.Cast("uint8", tirx.bitwise_and(shifted, emit.constant(255, dtype="int32")))
 
         return [emit.store(buffer, byte(part), [*outer, part, unit]) for part in range(PARTS)]
 

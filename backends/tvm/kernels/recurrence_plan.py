@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .arithmetic import integer_arithmetic
+from .arithmetic import Arithmetic, integer_arithmetic
 from .choices import Option, choose
 from .product import SERIAL_FLOPS
 from .recurrence_fixed import PARTS, WORD, is_bounded
@@ -62,8 +62,13 @@ def way_of(spec: RecurrenceSpec, target: TargetNumbers) -> str:
     aligned = spec.groups == 1 or form.group % per_step == 0
     plain = whole and aligned and not form.has_levels
     fits = lanes_of(target) <= spec.hidden <= _MOST_DOTTED and is_bounded(spec)
-    is_fast = integer_arithmetic("uint8", "int8", target).depth == WORD
-    return "dotted" if plain and fits and is_fast else "decoded"
+    return "dotted" if plain and fits and dots_of(target) is not None else "decoded"
+
+
+def dots_of(target: TargetNumbers) -> Arithmetic | None:
+    """The instruction that adds four products of bytes, if there is one."""
+    known = (integer_arithmetic(data, "int8", target) for data in ("uint8", "int8"))
+    return next((each for each in known if each.depth == WORD), None)
 
 
 def choose_block(
