@@ -173,7 +173,8 @@ class _Builder:
         if data.value.dtype in _WIDE:
             rows = rows_of(self.node.outputs[0], 1 if self.node.op_type == "Conv" else -1)
             product = Product(data.value, data.offset, weights, axis, own, rows, groups)
-            return wide_parts(product, self.target, self.rewriter, self.node, self._can_filter(weights))
+            signed, filters = _SIGNED.get(self.target.family, True), self._can_filter(weights)
+            return wide_parts(product, self.target, self.rewriter, self.node, signed, filters)
         terms = weights.size // max(weights.shape[axis], 1)
         total = _total_bias(weights, axis, data.offset, own)
         if terms > MOST_TERMS or (total is None and (data.offset or own is not None)):

@@ -157,7 +157,7 @@ def _part(value: ir.Value, kind: int, dtype: ir.DataType, rewriter: Rewriter, no
 
 
 def wide_parts(
-    product: Product, target: Target, rewriter: Rewriter, node: ir.Node, quick_in_float: bool
+    product: Product, target: Target, rewriter: Rewriter, node: ir.Node, signed: bool, quick_in_float: bool
 ) -> list[Part] | None:
     """The products of integers that `product` is made of; None where floats are quicker or sums too large.
 
@@ -166,17 +166,17 @@ def wide_parts(
         target: what the code will run on.
         rewriter: of the model.
         node: the operator, in front of which parts are made; it remembers why it stays in float.
+        signed: whether the target multiplies int8 rather than uint8.
         quick_in_float: whether there is an algorithm with fewer products for floats.
     """
-    kinds = _kinds(product, target, quick_in_float)
+    kinds = _kinds(product, target, signed, quick_in_float)
     if isinstance(kinds, str):
         node.metadata_props[FLOAT_KEY] = kinds
         return None
-    signed = target.family != "x86"
     return product.parts(rewriter, node, kinds, ir.DataType.INT8 if signed else ir.DataType.UINT8)
 
 
-def _kinds(product: Product, target: Target, quick_in_float: bool) -> list[int] | str:
+def _kinds(product: Product, target: Target, signed: bool, quick_in_float: bool) -> list[int] | str:
     """The parts that are multiplied, or why none are."""
     whole = product.fits_whole()
     in_bytes = product.weights.dtype == np.int8 and product.fits_bytes()
@@ -185,7 +185,7 @@ def _kinds(product: Product, target: Target, quick_in_float: bool) -> list[int] 
     from .kernels.arithmetic import integer_arithmetic
     from .kernels.tile_registers import has_tiles
 
-    dots = integer_arithmetic("int8" if target.family != "x86" else "uint8", "int8", target).depth == 4
+    dots = integer_arithmetic("int8" if signed else "uint8", "int8", target).depth == 4
     if not dots and quick_in_float:
         return _QUICKER
     if in_bytes and dots and product.rows >= _FEWEST_ROWS:

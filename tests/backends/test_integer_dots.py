@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from graphwright.backends import cuda
 from graphwright.backends.cross import find_nvcc
-from graphwright.backends.tvm import integer, integer_dots, strategy
+from graphwright.backends.tvm import integer, integer_dots, integer_wide, strategy
 
 from .quantized_models import layer
 from .test_integer import assert_within_a_step, convolution, product
 from .test_integer_transposed import transposed
+from .test_integer_wide import CONVOLUTION, FORMS
+from .test_integer_wide import check as check_wide
+from .test_integer_wide import convolution as wide_convolution
 
 
 def case(**given):
@@ -77,6 +80,28 @@ def test_words_hold_the_right_numbers(through_tvm, monkeypatch, name):
     results, expected, _ = through_tvm(MODELS[name]())
     assert used
     assert_within_a_step(*results.values(), *expected.values())
+
+
+@pytest.mark.parametrize("form", ["dense", "grouped", "depthwise", "line"])
+def test_bytes_of_16_bit_activations_are_words(through_tvm, monkeypatch, form):
+    used = []
+
+    def dot(one, other):
+        used.append(one)
+        return four_products(one, other)
+
+    monkeypatch.setattr(integer_dots, "_dot", dot)
+    monkeypatch.setitem(strategy._STRATEGIES, "llvm", Dots)
+    monkeypatch.setitem(integer._SIGNED, "x86", True)
+    monkeypatch.setattr(integer_wide, "_kinds", lambda *_: [integer_wide.HIGH, integer_wide.LOW])
+    check_wide(through_tvm, wide_convolution(CONVOLUTION | FORMS[form]), "host")
+    assert len(used) >= 2
+
+
+def test_cuda_code_of_16_bit_activations_holds_dp4a(monkeypatch):
+    monkeypatch.setattr(cuda, "find_nvcc", lambda: None)
+    exe = gw.compile(wide_convolution(CONVOLUTION), "cuda", pipeline="eliminate-dead", check=False)
+    assert cuda_source(exe.library.read_bytes()).count("__dp4a(") >= 2
 
 
 def test_weights_become_words():
