@@ -19,7 +19,7 @@ import onnx_shape_inference as osi
 from onnx_shape_inference import _constraints
 from onnx_shape_inference import _engine as _library
 
-from . import shape_memo, shape_rules
+from . import quantized_shapes, shape_memo, shape_rules
 from .bodies import nodes_at
 from .constants import constant_tensor
 from .errors import ShapeError
@@ -28,6 +28,7 @@ from .sweep import nodes_in
 from .symbols import symbols_of, values_of
 
 shape_rules.install()
+quantized_shapes.install()
 
 # Before this opset, operators had attributes that say along which axis to broadcast.
 _SIMPLE_SINCE = 7
