@@ -20,6 +20,7 @@ from .conv2d import pixel_index
 from .emit import Statements
 from .integer_depthwise import integer_depthwise, suits_integer_depthwise
 from .integer_stage import Staged, filled, stage_image
+from .integer_winograd import IntegerWinograd, choose_integer_winograd
 from .interface import Conv2dSpec, Epilogue, Kernel, nhwc
 from .microkernel import Writer
 from .product import Product
@@ -59,6 +60,9 @@ def convolve_integers(
     tiled = tile_conv2d(spec, types, zero_point, writer, target)
     if tiled is not None:
         return tiled
+    fewer = choose_integer_winograd(spec, types, target)
+    if fewer is not None:
+        return IntegerWinograd(spec, types, zero_point, fewer, writer, target).kernel()
     arithmetic = integer_arithmetic(*types, target)
     plan = _Plan(spec, types[0], zero_point, arithmetic, writer, target)
     return _pointwise(plan) if is_pointwise(spec) else _spatial(plan)

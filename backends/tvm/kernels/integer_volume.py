@@ -21,6 +21,7 @@ from tvm import tirx
 from . import emit
 from .emit import Statements
 from .integer_conv import convolve_integers
+from .integer_winograd import choose_integer_winograd
 from .interface import Conv2dSpec, Epilogue, Kernel, nhwc
 from .microkernel import Writer
 from .product import SERIAL_FLOPS
@@ -67,7 +68,9 @@ def convolve_volume(
         kernel = convolve_integers(along_depth(spec), types, zero_point, writer, target)
         kernel = repacked(kernel, lambda weights: weights[..., 0])
     else:
-        stack = Stack(spec, types[0], zero_point)
+        stack = Stack(spec, types[0], zero_point, in_channels=True)
+        if choose_integer_winograd(stack.image, types, target) is None:
+            stack = Stack(spec, types[0], zero_point)
         kernel = repacked(convolve_integers(stack.image, types, zero_point, writer, target), stack.weights)
         kernel = _behind(stack, kernel)
     return replace(kernel, note=kernel.note.replace("conv2d", "conv3d").replace("depthwise", "depthwise 3d"))
@@ -80,12 +83,14 @@ class Stack:
     spec: Conv3dSpec
     dtype: str
     zero_point: int
+    in_channels: bool = False
+    """Whether planes become channels in any case, for algorithms that want a window of one plane."""
 
     @property
     def in_rows(self) -> bool:
         """Whether planes become rows; otherwise they become channels."""
         plane = self.spec.plane
-        return plane.kernel[0] == 1 or plane.dilation[0] == 1
+        return not self.in_channels and (plane.kernel[0] == 1 or plane.dilation[0] == 1)
 
     @property
     def image(self) -> Conv2dSpec:

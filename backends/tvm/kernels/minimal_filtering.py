@@ -78,13 +78,13 @@ F4 = MinimalFilter(
 
 
 def multiply(
-    matrix: Sequence[Sequence[float]], values: Sequence[Any], lanes: int, name: str
+    matrix: Sequence[Sequence[float]], values: Sequence[Any], lanes: int, name: str, dtype: str = "float32"
 ) -> tuple[list[Any], Statements]:
     """The product of a constant matrix and a column of vectors, as variables and the statements binding them.
 
     Sums that two rows or two columns share up to sign are formed once.
     """
-    program = _Program(lanes, name)
+    program = _Program(lanes, name, dtype)
     rows = [np.array(row, "f8") for row in matrix]
     columns, values = _pair_columns(np.array(matrix, "f8"), list(values), program)
     rows = list(columns)
@@ -105,13 +105,14 @@ def multiply(
 class _Program:
     """Collects bindings of vector variables."""
 
-    def __init__(self, lanes: int, name: str):
+    def __init__(self, lanes: int, name: str, dtype: str):
         self.statements: Statements = []
+        self._dtype = dtype
         self._lanes = lanes
         self._name = name
 
     def bind(self, value: Any) -> Any:
-        dtype = "float32" if self._lanes == 1 else f"float32x{self._lanes}"
+        dtype = self._dtype if self._lanes == 1 else f"{self._dtype}x{self._lanes}"
         variable = tirx.Var(f"{self._name}{len(self.statements)}", dtype)
         self.statements.append(tirx.Bind(variable, value))
         return variable
@@ -124,11 +125,11 @@ class _Program:
         total: Any = None
         for factor, value in terms:
             if total is None:
-                total = value if factor == 1 else value * constant(factor, self._lanes)
+                total = value if factor == 1 else value * constant(factor, self._lanes, self._dtype)
             elif abs(factor) == 1:
                 total = (operator.add if factor > 0 else operator.sub)(total, value)
             else:
-                total = total + value * constant(factor, self._lanes)
+                total = total + value * constant(factor, self._lanes, self._dtype)
         return self.bind(total)
 
 

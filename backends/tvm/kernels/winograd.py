@@ -68,7 +68,7 @@ def choose_winograd(spec: Conv2dSpec, direct_cycles: float, target: TargetNumber
     if min(spec.in_channels, spec.out_channels) < LEAST_CHANNELS:
         return None
     fitting = [each for each in (F2, F4) if min(spec.out_height, spec.out_width) >= each.outputs]
-    divided = {f"F({each.outputs},3)": _divisions(spec, each, target) for each in fitting}
+    divided = {f"F({each.outputs},3)": divisions(spec, each, target) for each in fitting}
     cycles = {_DIRECT: direct_cycles} | {
         name: min(plan.cycles for plan in plans) for name, plans in divided.items()
     }
@@ -80,8 +80,9 @@ def choose_winograd(spec: Conv2dSpec, direct_cycles: float, target: TargetNumber
     return None if algorithm == _DIRECT else _chosen_plan(spec, divided[str(algorithm)], target)
 
 
-def _divisions(spec: Conv2dSpec, used: MinimalFilter, target: TargetNumbers) -> list[Plan]:
-    count = prod(_tile_grid(spec, used))
+def divisions(spec: Conv2dSpec, used: MinimalFilter, target: TargetNumbers) -> list[Plan]:
+    """Ways to divide a convolution into chunks."""
+    count = prod(tile_grid(spec, used))
     divisions = sorted({blocks(count, tiles) for tiles in _halvings(count)})
     return [_divided(spec, used, chunks, target) for chunks in divisions]
 
@@ -112,7 +113,7 @@ def _divided(
 ) -> Plan:
     """A division into about `chunks`, with the cycles one core is estimated to take."""
     lanes, channels, outputs = lanes_of(target), spec.in_channels, spec.out_channels
-    count = prod(_tile_grid(spec, used))
+    count = prod(tile_grid(spec, used))
     tile = tile or analytic_tile(blocks(count, chunks), outputs, channels, target, 2)
     tiles = min(count, blocks(blocks(count, chunks), tile.pixels) * tile.pixels)
     chunks = blocks(count, tiles)
@@ -139,7 +140,8 @@ def _divided(
     return Plan(used, tile, tiles, chunks, busy + stream + starts)
 
 
-def _tile_grid(spec: Conv2dSpec, used: MinimalFilter) -> tuple[int, int, int]:
+def tile_grid(spec: Conv2dSpec, used: MinimalFilter) -> tuple[int, int, int]:
+    """Images, and rows and columns of tiles of each."""
     return (spec.batch, blocks(spec.out_height, used.outputs), blocks(spec.out_width, used.outputs))
 
 
@@ -178,7 +180,7 @@ class Winograd:
     def __init__(self, spec: Conv2dSpec, plan: Plan, writer: Writer, target: TargetNumbers):
         self.spec, self.plan, self.filter, self.writer, self.target = spec, plan, plan.filter, writer, target
         self.tile, self.lanes = plan.tile, plan.tile.lanes
-        self.grid = _tile_grid(spec, plan.filter)
+        self.grid = tile_grid(spec, plan.filter)
         self.blocks = blocks(spec.out_channels, plan.tile.block)
         self.row_tiles = blocks(plan.tiles, plan.tile.pixels)
         self.data = emit.buffer("data", spec.data_shape)
