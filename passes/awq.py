@@ -25,12 +25,14 @@ from .quantization.repair.scaling import Constants, Edit
 from .quantization.repair.sites import Site
 from .quantization.repair.smoothing import rows_at
 from .quantization.repair.walk import Walk
-from .quantization.weight_forms import WEIGHT_FORMS, encode
+from .quantization.weight_forms import WEIGHT_FORMS, Rule, encode
 from .registry import register
 
 _EXPONENTS = tuple(i / 20 for i in range(1, 21))
 _CUTS = tuple(1.0 - i / 20 for i in range(1, 11))
 _ROWS = 2048
+# Less than this share of the error is within what other calibration data would change.
+_LEAST_GAIN = 0.02
 
 
 @register
@@ -53,8 +55,9 @@ class Awq(SampledPass):
     """Numbers that will share a scale, 0 for a whole row; by default as in quantize-weights."""
     symmetric: bool = True
     """Whether zero will stand in the middle."""
-    clip: bool = True
-    """Cut the range of blocks where that lowers the layer's error."""
+    clip: bool = False
+    """Cut the range of blocks where that lowers the layer's error, for `quantize-weights{scale=absmax}`: by
+    default that pass chooses ranges itself."""
     min_size: int = 1024
     """Weights with fewer numbers stay as they are, as in quantize-weights."""
 
@@ -114,6 +117,11 @@ class Awq(SampledPass):
             error = self._error(weights, factors, gram)
             if error < least:
                 best, least, chosen = factors, error, exponent
+        if chosen != 0.0 and not self.clip:
+            # Ranks of candidates are found with simple scales; what counts are those that will be chosen.
+            plain, found = (self._error(weights, each, gram, "search") for each in (np.ones(len(mean)), best))
+            if not found < (1.0 - _LEAST_GAIN) * plain:
+                chosen, best = 0.0, np.ones(len(mean))
         if chosen == 0.0:
             context.leave(site.root, "no factor lowers the error of what reads it")
             return best
@@ -130,22 +138,24 @@ class Awq(SampledPass):
         )
         return best
 
-    def _error(self, weights: list[np.ndarray], factors: np.ndarray, gram: np.ndarray) -> float:
+    def _error(
+        self, weights: list[np.ndarray], factors: np.ndarray, gram: np.ndarray, rule: Rule = "absmax"
+    ) -> float:
         """Squared error of all readers `[outputs, features]` at some factors."""
         total = 0.0
         for weight in weights:
-            difference = self._rounded(weight * factors) / factors - weight
+            difference = self._rounded(weight * factors, rule) / factors - weight
             total += float(((difference @ gram) * difference).sum())
         return total
 
-    def _rounded(self, matrix: np.ndarray) -> np.ndarray:
+    def _rounded(self, matrix: np.ndarray, rule: Rule = "absmax") -> np.ndarray:
         encoded = encode(
             matrix.astype(np.float32),
             WEIGHT_FORMS[self.form],
             block=self.block,
             symmetric=self.symmetric,
             bits=4,
-            rule="absmax",
+            rule=rule,
         )
         return encoded.decode().astype(np.float64)[:, : matrix.shape[1]]
 

@@ -143,7 +143,7 @@ def test_awq_lowers_the_error_of_weight_only_quantization(network):
     store = f"quantize-weights{{{form} scale=absmax}}"
     found = [
         sqnr(model, optimize(model, text, calibration=data).model)
-        for text in (store, f"awq{{{form} clip=false}},{store}", f"awq{{{form}}},{store}")
+        for text in (store, f"awq{{{form} clip=false}},{store}", f"awq{{{form} clip=true}},{store}")
     ]
     assert found[1] > found[0] + 1.0
     assert found[2] > found[0] + 1.0
@@ -158,7 +158,7 @@ def test_awq_cuts_outliers_of_weights(network):
     data = batches(model)
     for feeds in data:
         feeds["x"][:, 3] *= 1e-3
-    result = optimize(model, "awq{block=0 min_size=1}", calibration=data)
+    result = optimize(model, "awq{clip=true block=0 min_size=1}", calibration=data)
     node = next(iter(result.model.graph))
     cut = constant_array(node.inputs[1])
     assert np.abs(cut[3]).max() < 0.8 * np.abs(weight[3]).max()

@@ -1,6 +1,7 @@
 """What 8 bits cost, ours beside ONNX Runtime, NNCF and torchao: `make bench-quantization`.
 
     python -m graphwright.tools.quantizers.bench [MODELS]           int8 beside the rivals
+    python -m graphwright.tools.quantizers.bench [MODELS] --weights weights alone in 4 and 8 bits
     python -m graphwright.tools.quantizers.bench MODELS --forms     every form of ours
 
 Every cell runs in a process of its own with a time limit. Its record is kept, so that a run that was stopped
@@ -27,6 +28,9 @@ from .report import markdown
 from .rivals import PIPELINES, WAYS
 from .subjects import MODELS
 from .summary import summary
+from .weight_report import weight_markdown
+from .weight_rivals import PIPELINES as WEIGHT_PIPELINES
+from .weight_rivals import WEIGHT_MODELS, WEIGHT_WAYS, settings_of
 
 Say = Callable[[str], None]
 Records = dict[str, dict[str, Any]]
@@ -40,15 +44,24 @@ class Bench:
     Attributes:
         folder: of models and records.
         limit: seconds for one cell.
+        weights: whether weights alone are quantized.
     """
 
     folder: Path
     limit: float = 1200.0
+    weights: bool = False
 
     @property
     def file(self) -> Path:
         """The records."""
-        return self.folder / "quantization" / "records.json"
+        return self.folder / "quantization" / ("weight-records.json" if self.weights else "records.json")
+
+    def variants(self, name: str, way: str) -> list[str]:
+        """What of a way is measured on a model."""
+        if not self.weights:
+            return list(WAYS[way])
+        settings = [setting.name for setting in settings_of(name)]
+        return [variant for variant in WEIGHT_WAYS[way] if variant in settings]
 
     def records(self) -> Records:
         """What was measured so far, by "model/way/variant".
@@ -77,7 +90,7 @@ class Bench:
     def run(self, names: Sequence[str], ways: Sequence[str], again: Sequence[str], say: Say) -> Records:
         """Measure what is not known yet, and return the records of `names`."""
         for name in names:
-            wanted = [(way, variant) for way in ways for variant in WAYS[way]]
+            wanted = [(way, variant) for way in ways for variant in self.variants(name, way)]
             known = self.records()
             missing = [
                 (way, variant)
@@ -112,7 +125,7 @@ def _is_open(record: dict[str, Any] | None, way: str) -> bool:
     """Whether there is something to measure; what failed of ours, or lacks held-out data, is tried again."""
     if record is None:
         return True
-    return way in PIPELINES if "error" in record else "held_out_db" not in record
+    return way in (*PIPELINES, *WEIGHT_PIPELINES) if "error" in record else "held_out_db" not in record
 
 
 def main(
@@ -121,6 +134,9 @@ def main(
     ] = None,
     compare_forms: Annotated[
         bool, typer.Option("--forms/--rivals", help="All forms of ours, or int8 beside the rivals.")
+    ] = False,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Weights alone in 4 and 8 bits, beside the rivals.")
     ] = False,
     only: Annotated[str, typer.Option("--only", help="Forms whose name starts so, or ways by commas.")] = "",
     again: Annotated[
@@ -147,29 +163,31 @@ def main(
         if compare_forms:
             _print_forms(models or list(MODELS[:2]), only, folder, as_json)
             return
-        ways = [way for way in WAYS if not only or way in only.split(",")]
+        every = WEIGHT_WAYS if weights else WAYS
+        ways = [way for way in every if not only or way in only.split(",")]
         repeat = [way.strip() for way in again.split(",") if way.strip()]
-        unknown = [way for way in repeat if way not in WAYS]
+        unknown = [way for way in repeat if way not in every]
         if unknown or not ways:
-            raise ToolError(f"there is no way {(unknown or [only])[0]!r}; ways: {', '.join(WAYS)}")
-        bench = Bench(folder, limit)
+            raise ToolError(f"there is no way {(unknown or [only])[0]!r}; ways: {', '.join(every)}")
+        bench = Bench(folder, limit, weights)
+        names = models or list(WEIGHT_MODELS if weights else MODELS)
         if report_only:
-            records = bench.known(models or list(MODELS))
+            records = bench.known(names)
         else:
             with progress("quantization", quiet=as_json) as say:
-                records = bench.run(models or list(MODELS), ways, repeat, say)
+                records = bench.run(names, ways, repeat, say)
     except GraphwrightError as error:
         raise typer.BadParameter(str(error)) from None
     if as_json:
         print_json(records)
         return
-    text = markdown(records, models or list(MODELS), ways)
+    text = weight_markdown(records, names, ways) if weights else markdown(records, names, ways)
     print_line(text)
     print_line(f"{time.perf_counter() - start:.0f} s in all")
     if output is not None:
         output.write_text(text, encoding="utf-8")
-    if short is not None:
-        short.write_text(summary(records, models or list(MODELS)), encoding="utf-8")
+    if short is not None and not weights:
+        short.write_text(summary(records, names), encoding="utf-8")
 
 
 def _print_forms(models: Sequence[str], only: str, folder: Path, as_json: bool) -> None:

@@ -52,7 +52,9 @@ class Made:
 Way = Callable[[Job], Made]
 
 
-def _ours(pipeline: str) -> Way:
+def ours(pipeline: str) -> Way:
+    """A pipeline of ours, run by ONNX Runtime with its optimizations off."""
+
     def way(job: Job) -> Made:
         from ...ir.load import load
         from ...passes.optimize import optimize
@@ -174,7 +176,7 @@ PIPELINES = {
 """The same for all models; of ours there is one setting, and nothing to pick. With the table `tvm` a layer's
 sums go on in float, as with NNCF and torchao."""
 WAYS: dict[str, dict[str, Way]] = {
-    **{way: {name: _ours(text) for name, text in each.items()} for way, each in PIPELINES.items()},
+    **{way: {name: ours(text) for name, text in each.items()} for way, each in PIPELINES.items()},
     "ONNX Runtime": {name: _onnxruntime(name) for name in ("MinMax", "Percentile")},
     "NNCF": {"fast bias correction": _nncf(fast=True), "bias correction": _nncf(fast=False)},
     "torchao": {"X86InductorQuantizer": _torchao},

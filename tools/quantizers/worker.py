@@ -23,6 +23,7 @@ from ...ir.quiet import silence
 from ..processes import answers
 from .rivals import PREPARATION, WAYS, Job
 from .subjects import build_subject
+from .weight_rivals import WEIGHT_WAYS
 
 Feeds = dict[str, np.ndarray]
 KINDS = ("calibration", "held_out", "tests")
@@ -102,7 +103,7 @@ def measure(name: str, folder: Path, way: str, variant: str) -> dict[str, object
     )
     start = time.perf_counter()
     try:
-        made = WAYS[way][variant](job)
+        made = {**WAYS, **WEIGHT_WAYS}[way][variant](job)
     except Exception as error:
         # Whatever a rival throws is a line of the table.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
