@@ -101,7 +101,7 @@ def _ranked(
         columns = gates * vectors
         for count in range(1, spec.batch + 1) if rows is None else [rows]:
             sums = count * columns
-            if _registers(way, count, columns) > target.vector_registers:
+            if _registers(spec, way, count, columns) > target.vector_registers:
                 break
             if sums * (PARTS if way == "dotted" else 1) > _MOST_SUMS:
                 break
@@ -110,10 +110,12 @@ def _ranked(
     return ranked
 
 
-def _registers(way: str, rows: int, columns: int) -> int:
+def _registers(spec: RecurrenceSpec, way: str, rows: int, columns: int) -> int:
     """Vector registers that a tile takes."""
-    if way == "dotted":
-        return PARTS * rows * columns + PARTS * rows + 1
+    if way == "dotted" and spec.weights is not None:
+        # Bytes of several codes stay at hand for all of them, beside a mask and what is taken off.
+        unpacking = 0 if spec.weights.bits == 8 else columns + 2
+        return PARTS * rows * columns + PARTS * rows + 1 + unpacking
     return rows * columns + min(rows, columns) + (1 if way == "float" else 2)
 
 
