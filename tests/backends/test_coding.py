@@ -63,8 +63,8 @@ def test_packed_weights_are_restored_bit_for_bit(shape, levels, block):
     packed = panels(flat.reshape(shape))
     coding = encode_packed(packed, source, panels)
     if coding is None:
-        # A handful of numbers are not worth a header.
-        assert packed.nbytes < 2000
+        # A handful of numbers are not worth a header, and what fills one output up is no level of every form.
+        assert packed.nbytes < 2000 or (shape[0] == 1 and 0.0 not in levels)
         return
     again = Coding.from_bytes(coding.to_bytes())
     np.testing.assert_array_equal(again.restore().reshape(packed.shape), packed)
