@@ -7,7 +7,7 @@ WORKERS ?= 2
 DEMO_OUT ?= demo-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning bench-repair bench-quantization bench-int8 bench-exactness bench-runtimes coverage lint format arm-tools clean
+.PHONY: help install demo test test-slow bench readme bench-simplify bench-pruning bench-repair bench-quantization bench-weights bench-int8 bench-exactness bench-runtimes coverage lint format arm-tools clean
 
 help:
 	@echo "make demo       train, prune, quantize and compile a small CNN; print the report"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-int8      int8 on TVM beside float on TVM and ONNX Runtime on the same QDQ files"
 	@echo "make bench-exactness  how exactly each integer kernel of whole models computes, beside ONNX Runtime"
 	@echo "make bench-quantization  int8 of ours beside ONNX Runtime, NNCF and torchao: SQNR and task metrics"
+	@echo "make bench-weights   4 and 8 bits of weights alone, ours beside NNCF, ONNX Runtime and torchao"
 	@echo "make bench-repair    what equalization, GPTQ, bias correction and the like give back to quantized models"
 	@echo "make bench-pruning   accuracy after pruning, by criterion, on two networks trained on digits"
 	@echo "make coverage   prune and prove the architectures of torchvision, timm and transformers (hours)"
@@ -105,6 +106,15 @@ bench-quantization: $(QUANTIZATION_STAMP)
 		--table quantization=$(DEMO_OUT)/quantization.md --table calibration=$(DEMO_OUT)/calibration.md
 	$(VENV)-quantization/bin/python -m graphwright.tools.readme README.md \
 		--table quantization=$(DEMO_OUT)/quantization-summary.md
+
+# The same for weights alone, in records of its own; WEIGHTS holds further options, as in WEIGHTS='minilm'.
+WEIGHTS ?=
+bench-weights: $(QUANTIZATION_STAMP)
+	mkdir -p $(DEMO_OUT)
+	$(VENV)-quantization/bin/python -m graphwright.tools.quantizers.bench --weights --folder $(DEMO_OUT) \
+		-o $(DEMO_OUT)/weights.md $(WEIGHTS)
+	$(VENV)-quantization/bin/python -m graphwright.tools.readme docs/quantization-benchmark.md \
+		--table weights=$(DEMO_OUT)/weights.md
 
 # Goes on where it was stopped; RUNTIMES holds further options, as in RUNTIMES='--models resnet18 --threads 1',
 # RUNTIMES='--tuned --tune-minutes 20' or RUNTIMES=--report-only.

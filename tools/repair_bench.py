@@ -48,10 +48,11 @@ WAYS: dict[str, tuple[str, ...]] = {
         "equalize,insert-qdq{target=TENSOR},gptq,bias-correction",
     ),
     "int4 weights in blocks of 64": (
-        "quantize-weights{form=int4 scale=absmax}",
+        "quantize-weights{form=int4 scale=absmax sums=false}",
         "quantize-weights{form=int4}",
         "quantize-weights{form=int4 scale=absmax},hqq",
-        "awq,quantize-weights{form=int4 scale=absmax}",
+        "awq,quantize-weights{form=int4}",
+        "awq{clip=true},quantize-weights{form=int4 scale=absmax}",
         "quantize-weights{form=int4},gptq",
         "quantize-weights{form=int4},ada-round",
         "quantize-weights{form=int4},gptq,bias-correction",
