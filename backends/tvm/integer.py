@@ -21,7 +21,8 @@ from ...ir.static import static_shape
 from ...passes.rewriter import Rewriter
 from .integer_forms import FORMS, normalize_forms
 from .integer_moves import move_integers, share_signs
-from .integer_ops import DOMAIN, MOST_TERMS
+from .integer_ops import DOMAIN, FLOAT_KEY, MOST_TERMS
+from .integer_speed import quicker_in_float
 from .integer_tables import tabulate
 from .integer_tails import shorten_tails
 from .integer_transposed import transposed
@@ -286,6 +287,10 @@ def _conv(build: _Builder) -> None:
     weights = centred(array, weight)
     channels = weights.shape[0]
     bias = build.node.inputs[2] if len(build.node.inputs) > 2 else None
+    quicker = quicker_in_float(weights, build.attributes.get("group", 1), build.target)
+    if quicker is not None:
+        build.node.metadata_props[FLOAT_KEY] = quicker
+        return
     scale = weight.scale * data.scale.astype(np.float64)
     own = build.int_bias(bias, scale, channels)
     parts = build.parts(data, weights, 0, own, build.attributes.get("group", 1)) if weights.size else None
