@@ -94,6 +94,9 @@ class Gptq(LayerRepair):
                 continue
             codes, before, after = keep_better(grids, found, functools.partial(_error, grids, gram))
             moved = replace_codes(layer, codes, rewriter)
+            if not moved:
+                context.leave(layer.node, "no rounding that was found errs less")
+                continue
             signal = float(quadratic_error(grids.weight, gram).sum())
             report(context, layer, moved, before, after, signal)
 

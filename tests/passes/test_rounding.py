@@ -250,6 +250,17 @@ def test_few_rows_are_not_fitted_by_gptq(network):
         assert sqnr(model, made, fresh) > sqnr(model, plain, fresh) - 0.3
 
 
+def test_layers_that_gptq_cannot_better_are_told(network):
+    net = network()
+    weight = net.rng.integers(-7, 8, (32, 24)).astype(np.float32)
+    weight[0], weight[16] = 7.0, -7.0
+    model = net.model(net.op("MatMul", net.input("n", 32), net.constant(weight, "w")))
+    text = "quantize-weights{form=int4 min_size=1 block=16 scale=absmax}"
+    (record,) = optimize(model, f"{text},gptq", calibration=batches(model, 40)).report.records[1:]
+    assert [each.reason for each in record.left_alone] == ["no rounding that was found errs less"]
+    assert not record.details.get("layers") and "layers rounded anew" not in record.statistics
+
+
 def test_hqq_lowers_its_norm_and_forgives_outliers(network):
     net = network()
     x = net.input("n", 32)
