@@ -4,6 +4,7 @@ ONNX Runtime multiplies such graphs in float32. Where it does, ours must be as n
 """
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from graphwright.backends.tvm.integer_bytes import HIGH, LOW, WHOLE, part_of
@@ -311,6 +312,25 @@ def test_a_bias_of_all_32_bits(through_tvm, name):
     else:
         _, _, lowered = through_tvm(model, target=instruction_sets()[name])
         assert any("in float: int32 may not hold" in each.note for each in lowered.kernels)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("dtype", ["int16", "uint16"])
+@pytest.mark.parametrize("channels", [400, 30])
+def test_integers_from_outside_keep_their_type(through_tvm, channels, dtype, name):
+    """Nothing can be shifted that others see: bytes and int16 are made of what comes in."""
+    g = Graph(9)
+    info = np.iinfo(dtype)
+    x = tensor("x", (2, channels, 9, 9), ir.DataType[dtype.upper()])
+    weight, scale = g.weight((64, channels, 1, 1))
+    bias = g.bias(scale * np.float32(STEP), 64)
+    y = g("Conv", g.dq(x, STEP, info.min + 30000, dtype), weight, bias)
+    model = g.model({"x": x}, quantized_to(g, y, channels, dtype, info.min + 31000))
+    data = np.random.default_rng(1).integers(info.min, info.max, (2, channels, 9, 9), dtype, endpoint=True)
+    results, _, lowered = through_tvm(model, {"x": data}, target=_target(name))
+    steps = np.abs(next(iter(results.values())).astype(np.int64) - in_float64(model, {"x": data}))
+    assert steps.max() <= 1 and (steps > 0).sum() <= steps.size // 1000
+    assert "integer conv" in {each.kind for each in lowered.kernels}
 
 
 def test_what_lies_between_products_keeps_16_bits(through_tvm):
