@@ -19,6 +19,7 @@ import onnx_ir as ir
 from ...ir.constants import constant_array, evaluate_values
 from ...ir.static import static_shape
 from ...passes.rewriter import Rewriter
+from .integer_contributed import expand_contributed
 from .integer_forms import FORMS, normalize_forms
 from .integer_moves import move_integers, share_signs
 from .integer_ops import DOMAIN, FLOAT_KEY, MOST_TERMS
@@ -69,6 +70,7 @@ def integerize(model: ir.Model, target: Target) -> None:
 
         if has_look_up(target):
             keep_levels_small(model, rewriter)
+    expand_contributed(model, rewriter)
     if not any(node.op_type in {"DequantizeLinear", *FORMS} for node in model.graph):
         return
     normalize_forms(model, rewriter, _SIGNED.get(target.family, False))

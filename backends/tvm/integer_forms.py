@@ -40,7 +40,7 @@ def normalize_forms(model: ir.Model, rewriter: Rewriter, signed: bool = False) -
             make(node, rewriter)
 
 
-def _made(
+def put_before(
     rewriter: Rewriter,
     node: ir.Node,
     op_type: str,
@@ -50,6 +50,7 @@ def _made(
     domain: str = "",
     **attributes: Any,
 ) -> ir.Value:
+    """A node in front of another, with the shape of `like`."""
     (value,) = rewriter.insert_before(node, op_type, inputs, attributes, domain=domain)
     value.type = ir.TensorType(dtype)
     if like is not None:
@@ -64,13 +65,13 @@ def _qlinear(op_type: str, axis: int) -> Callable[[ir.Node, Rewriter], None]:
         x, x_scale, x_zero, w, w_scale, w_zero, scale, zero = list(node.inputs)[:8]
         bias = input_of(node, 8)
         number = ir.DataType.FLOAT
-        data = _made(rewriter, node, "DequantizeLinear", [x, x_scale, x_zero], number, x)
+        data = put_before(rewriter, node, "DequantizeLinear", [x, x_scale, x_zero], number, x)
         rank = len(static_shape(w) or ())
         own: dict[str, Any] = {"axis": axis % rank} if rank and len(static_shape(w_scale) or ()) == 1 else {}
-        weights = _made(rewriter, node, "DequantizeLinear", [w, w_scale, w_zero], number, w, **own)
+        weights = put_before(rewriter, node, "DequantizeLinear", [w, w_scale, w_zero], number, w, **own)
         inputs: list[ir.Value | None] = [data, weights]
         if bias is not None:
-            sums_scale = _made(rewriter, node, "Mul", [x_scale, w_scale], number, w_scale)
+            sums_scale = put_before(rewriter, node, "Mul", [x_scale, w_scale], number, w_scale)
             known = constant_array(x_scale), constant_array(w_scale)
             if known[0] is not None and known[1] is not None:
                 product = np.asarray(known[0].reshape(()) * known[1])
@@ -78,11 +79,13 @@ def _qlinear(op_type: str, axis: int) -> Callable[[ir.Node, Rewriter], None]:
                 channels = (static_shape(bias) or (1,))[0]
                 wide = np.array(np.broadcast_to(product.reshape(-1), (channels,)))
                 sums_scale = rewriter.initializer(f"{node.name}/sums_scale", wide)
-            inputs.append(_made(rewriter, node, "DequantizeLinear", [bias, sums_scale], number, bias, axis=0))
+            inputs.append(
+                put_before(rewriter, node, "DequantizeLinear", [bias, sums_scale], number, bias, axis=0)
+            )
         output = node.outputs[0]
-        made = _made(rewriter, node, op_type, inputs, number, output, **attributes_of(node))
+        made = put_before(rewriter, node, op_type, inputs, number, output, **attributes_of(node))
         assert output.dtype is not None
-        result = _made(rewriter, node, "QuantizeLinear", [made, scale, zero], output.dtype, output)
+        result = put_before(rewriter, node, "QuantizeLinear", [made, scale, zero], output.dtype, output)
         rewriter.replace(node, [result])
 
     return rewrite
@@ -119,18 +122,36 @@ def _integer(node: ir.Node, rewriter: Rewriter) -> None:
     if is_conv:
         padded = any(attributes.get("pads", ())) or attributes.get("auto_pad", "NOTSET").startswith("SAME")
         if padded and known is None:
-            if "pads" not in attributes or attributes.get("auto_pad", "NOTSET") != "NOTSET":
-                return
-            data = _with_padding(node, data, zero, attributes.pop("pads"), rewriter)
+            pads = _pads(node, weights.shape[2:], attributes)
+            attributes = {key: each for key, each in attributes.items() if key not in ("pads", "auto_pad")}
+            data = _with_padding(node, data, zero, pads, rewriter)
         attributes["zero_point"] = offset if padded else 0
     constant = rewriter.initializer(f"{node.name}/weights", weights)
     output, name = node.outputs[0], "Conv" if is_conv else "MatMul"
-    sums = _made(rewriter, node, name, [data, constant], ir.DataType.INT32, output, DOMAIN, **attributes)
+    sums = put_before(rewriter, node, name, [data, constant], ir.DataType.INT32, output, DOMAIN, **attributes)
     totals = weights.sum(axis=tuple(range(1, weights.ndim)) if is_conv else 0, dtype=np.int64)
     totals = np.asarray(totals.reshape(-1, *[1] * (rank - 2)) if is_conv else totals, np.int32)
     if known is None or offset:
         sums = _without_share(node, sums, zero, totals, rewriter)
     rewriter.replace(node, [sums])
+
+
+def _pads(node: ir.Node, kernel: tuple[int, ...], attributes: dict[str, Any]) -> tuple[int, ...]:
+    """The padding of a convolution, all begins and then all ends."""
+    mode = attributes.get("auto_pad", "NOTSET")
+    if not mode.startswith("SAME"):
+        return tuple(attributes["pads"])
+    sizes, results = static_shape(node.inputs[0]) or (), static_shape(node.outputs[0]) or ()
+    strides = attributes.get("strides") or (1,) * len(kernel)
+    dilations = attributes.get("dilations") or (1,) * len(kernel)
+    totals = [
+        max(0, (result - 1) * stride + (taps - 1) * dilation + 1 - size)
+        for size, result, taps, stride, dilation in zip(
+            sizes[2:], results[2:], kernel, strides, dilations, strict=True
+        )
+    ]
+    less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (*less, *more) if mode == "SAME_UPPER" else (*more, *less)
 
 
 def _with_padding(
@@ -141,11 +162,11 @@ def _with_padding(
     amounts = np.array([0, 0, *pads[:spatial], 0, 0, *pads[spatial:]], np.int64)
     value = rewriter.initializer(f"{node.name}/pads", amounts)
     assert data.dtype is not None
-    scalar = _made(
+    scalar = put_before(
         rewriter, node, "Reshape", [zero, rewriter.initializer("none", np.zeros(0, np.int64))], data.dtype
     )
     scalar.shape = ir.Shape([])
-    made = _made(rewriter, node, "Pad", [data, value, scalar], data.dtype)
+    made = put_before(rewriter, node, "Pad", [data, value, scalar], data.dtype)
     shape = static_shape(data) or ()
     made.shape = ir.Shape([size + int(amounts[i] + amounts[i + len(shape)]) for i, size in enumerate(shape)])
     return made
@@ -155,11 +176,11 @@ def _without_share(
     node: ir.Node, sums: ir.Value, zero: ir.Value | None, totals: np.ndarray, rewriter: Rewriter
 ) -> ir.Value:
     """The sums less the zero point times what the weights add up to."""
-    wide = _made(rewriter, node, "Cast", [zero], ir.DataType.INT32, zero, to=int(ir.DataType.INT32))
+    wide = put_before(rewriter, node, "Cast", [zero], ir.DataType.INT32, zero, to=int(ir.DataType.INT32))
     constant = rewriter.initializer(f"{node.name}/totals", totals)
-    share = _made(rewriter, node, "Mul", [wide, constant], ir.DataType.INT32)
+    share = put_before(rewriter, node, "Mul", [wide, constant], ir.DataType.INT32)
     share.shape = ir.Shape(totals.shape)
-    return _made(rewriter, node, "Sub", [sums, share], ir.DataType.INT32, node.outputs[0])
+    return put_before(rewriter, node, "Sub", [sums, share], ir.DataType.INT32, node.outputs[0])
 
 
 def _only_products_read(node: ir.Node) -> bool:
@@ -188,7 +209,7 @@ def _dynamic(node: ir.Node, rewriter: Rewriter, dtype: ir.DataType = ir.DataType
     def new(
         op_type: str, *inputs: ir.Value | None, dtype: ir.DataType = number, **attributes: Any
     ) -> ir.Value:
-        value = _made(rewriter, node, op_type, list(inputs), dtype, **attributes)
+        value = put_before(rewriter, node, op_type, list(inputs), dtype, **attributes)
         value.shape = ir.Shape([])
         return value
 
@@ -202,7 +223,7 @@ def _dynamic(node: ir.Node, rewriter: Rewriter, dtype: ir.DataType = ir.DataType
     if dtype == ir.DataType.INT8:
         clipped = new("Sub", clipped, scalar(128))
     point = new("Cast", clipped, dtype=dtype, to=int(dtype))
-    stored = _made(rewriter, node, "QuantizeLinear", [x, scale, point], dtype, node.outputs[0])
+    stored = put_before(rewriter, node, "QuantizeLinear", [x, scale, point], dtype, node.outputs[0])
     rewriter.replace(node, [stored, scale, point])
 
 
