@@ -10,7 +10,7 @@ import tvm
 from graphwright.backends.target import resolve_target
 from graphwright.backends.tvm.kernels import Conv2dSpec, Epilogue, ExtraInput, conv2d
 from graphwright.backends.tvm.kernels.minimal_filtering import F2, F4, multiply
-from graphwright.backends.tvm.kernels.winograd import _divisions, choose_winograd, winograd
+from graphwright.backends.tvm.kernels.winograd import choose_winograd, divisions, winograd
 from graphwright.backends.tvm.stack import lowering
 from tvm import tirx
 
@@ -69,7 +69,7 @@ def test_numbers_and_epilogues(target_name, used):
     rng = np.random.default_rng(1)
     cases = []
     for name, spec in SPECS.items():
-        plan = min(_divisions(spec, used, target), key=lambda plan: plan.cycles)
+        plan = min(divisions(spec, used, target), key=lambda plan: plan.cycles)
         # The division that would be taken, and one with several chunks whose last is moved back.
         tiles = plan.tile.pixels
         count = -(-spec.out_height // used.outputs) * -(-spec.out_width // used.outputs) * spec.batch
