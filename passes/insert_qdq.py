@@ -62,8 +62,8 @@ class InsertQdq(Pass):
     lossless: ClassVar[bool] = False
 
     target: str | None = None
-    """Quantization table: x86, x86-vnni, arm, arm-dotprod, cuda, generic, or a .json file; by default the one
-    for the target being compiled for."""
+    """Quantization table: x86, x86-vnni, arm, arm-dotprod, cuda, tvm, generic, or a .json file; by default
+    the one for the target being compiled for."""
     precision: Literal["int8", "a16w8", "a16w16", "a8w4", "fp8-e4m3", "fp8-e5m2"] = "int8"
     """Bits of activations (a) and weights (w), or 8-bit floats; int8 is what the table says."""
     layers: str | None = None

@@ -22,6 +22,8 @@ Cost = tuple[float, int]
 _ALL = 4096
 """As many mixes are gone through one by one; of more only those that differ in two layers."""
 _PATIENCE_ALL, _PATIENCE = 32, 16
+# Mixes that are tried in all, in units of the patience: each that is kept renews it.
+_TIMES = 4
 # Half a decibel: how much less the next mix must be expected to lose after one that failed.
 _CAUTION = 10**-0.05
 
@@ -115,11 +117,11 @@ def improve(
     patience = _PATIENCE_ALL if len(space.ladder) ** len(space.layers) <= _ALL else _PATIENCE
     best, limit, failed = kept, space.expected(kept), 0
     tried = {kept, forbidden}
-    while failed < patience:
+    while failed < patience and len(tried) < _TIMES * patience:
         cost = space.cost(best)
         cheaper = [each for each in space.near(best) if each[0] < cost and each[2] not in tried]
         cheaper.sort(key=lambda each: each[1])
-        while cheaper and failed < patience:
+        while cheaper and failed < patience and len(tried) < _TIMES * patience:
             trusted = [each for each in cheaper if each[1] <= limit]
             chosen = min(trusted) if trusted else cheaper[0]
             cheaper.remove(chosen)
