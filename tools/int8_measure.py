@@ -34,6 +34,7 @@ FLOAT = "simplify,fold-batch-norm,fuse"
 INT8, INT4, FLOAT_TVM = "int8", "int4", "float"
 ORT, ORT_FLOAT = "ONNX Runtime int8", "ONNX Runtime float"
 _CALIBRATION_SAMPLES = 2
+_FLOAT_KINDS = ("conv", "convtranspose", "gemm", "matmul")
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def artifact_size(executable: Executable) -> int:
 def _integer_calls(executable: Executable) -> tuple[int, int]:
     kernels = executable.report.kernels if executable.report is not None else ()
     integer = sum(each["calls"] for each in kernels if each["kind"].startswith("integer"))
-    return integer, sum(each["calls"] for each in kernels if each["kind"] in ("conv", "gemm", "matmul"))
+    return integer, sum(each["calls"] for each in kernels if each["kind"] in _FLOAT_KINDS)
 
 
 if __name__ == "__main__":
