@@ -157,7 +157,8 @@ def test_artifacts_hold_weights_in_their_form(compiled_forms, form):
     feeds = {"x": np.random.default_rng(3).normal(size=(1, 32, 12, 12)).astype(np.float32)}
     found = gw.load_executable(folder)(feeds["x"])
     expected = next(iter(run_reference(model, feeds).values()))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    # Three products of bfloat16 are exact to some 1e-5 of the largest sum, as docs/float-kernels.md has it.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     _assert_small(folder, form)
 
 
@@ -168,7 +169,8 @@ def test_every_form_stays_small(compiled_forms, form):
     feeds = {"x": np.random.default_rng(3).normal(size=(1, 32, 12, 12)).astype(np.float32)}
     found = gw.load_executable(folder)(feeds["x"])
     expected = next(iter(run_reference(model, feeds).values()))
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    # Three products of bfloat16 are exact to some 1e-5 of the largest sum, as docs/float-kernels.md has it.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     _assert_small(folder, form)
 
 
