@@ -19,9 +19,9 @@ import onnx_ir as ir
 
 from ..ir.constants import constant_array
 from ..ir.errors import PassError
-from ..ir.static import input_of, producer_of
+from ..ir.static import input_of, producer_of, static_shape
 from .base import Pass, PassContext
-from .quantization.one_sided import never_negative
+from .quantization.one_sided import one_sided_window
 from .quantization.repair.blocks import BlockedWeight, blocked
 from .quantization.repair.layers import QuantizedLayer, dequantizer_of
 from .quantization.repair.originals import layers_beside_original
@@ -86,8 +86,9 @@ class Hqq(Pass):
             fitted = fit_blocks(parts, self.p, self.iterations)
             better = norms(fitted, self.p) < norms(parts, self.p)
             chosen = fitted.where(better, parts)
-            if better.any() and never_negative(layer.node.inputs[0]):
-                chosen = chosen.with_kept_sums()
+            window = one_sided_window(layer.node, 1, static_shape(layer.linear.weight) or ())
+            if better.any() and window:
+                chosen = chosen.with_kept_sums(window)
             rows.append(
                 {
                     "node": layer.node.name,

@@ -23,7 +23,7 @@ from .base import Pass, PassContext
 from .functions import flatten_functions
 from .leftovers import drop_unread
 from .quantization.arithmetic import array_problem
-from .quantization.one_sided import never_negative
+from .quantization.one_sided import one_sided_window
 from .quantization.operators import DEFAULT_DOMAINS
 from .quantization.original import remember_original
 from .quantization.transposed import turn_weights
@@ -66,7 +66,11 @@ class QuantizeWeights(Pass):
     """How scales are chosen: by the least squared error of a few candidates, by the largest magnitude, or
     (auto) by magnitude for convolutions in int8, int4 and nf4 and by error for all else."""
     sums: bool = True
-    """Round some weights the other way where inputs are one-sided, so that the errors of an output cancel."""
+    """Round some weights of convolutions, and of products behind a ReLU or the like, the other way, so that
+    the errors of an output cancel."""
+    signed_scales: bool = True
+    """Let searched symmetric int4 scales be negative where that errs less; false for runtimes that refuse
+    them, such as TensorRT."""
     min_size: int = 1024
     """Weights with fewer numbers stay in float: a scale and a table would weigh as much."""
 
@@ -172,10 +176,11 @@ class _Store:
                 symmetric=options.symmetric,
                 bits=options.bits,
                 rule=_rule(options, node),
+                signed_scales=options.signed_scales,
             )
-            window = _one_sided_window(node, index, array.shape) if options.sums else 0
+            window = one_sided_window(node, index, array.shape) if options.sums else 0
             if window:
-                encoded = keep_sums(encoded, matrix, window)
+                encoded = keep_sums(encoded, matrix, window, _groups(node))
             self._encoded[weight] = encoded, layout
             # Rows can be picked in their stored form where nobody else wants the table.
             if len(array.shape) == 2 and len(weight.uses()) == 1 and node.attributes.get_int("axis", 0) == 0:
@@ -215,13 +220,9 @@ def _rule(options: QuantizeWeights, node: ir.Node) -> Rule:
     return "absmax" if largest else "search"
 
 
-def _one_sided_window(node: ir.Node, index: int, shape: tuple[int, ...]) -> int:
-    """Columns of a row that belong to one channel of what is likely one-sided; 0 where nothing says it is."""
-    if node.op_type == "Conv":
-        return math.prod(shape[2:])
-    if node.op_type == "ConvTranspose":
-        return 1
-    return int(node.op_type in ("MatMul", "Gemm") and never_negative(node.inputs[1 - index]))
+def _groups(node: ir.Node) -> int:
+    """Parts of a row of the weight matrix that different outputs sum over."""
+    return node.attributes.get_int("group", 1) if node.op_type == "ConvTranspose" else 1
 
 
 def _layout(node: ir.Node, index: int, shape: tuple[int, ...]) -> Layout:

@@ -1,6 +1,9 @@
-"""Values that are never negative, by what computes them."""
+"""Values that are never negative, by what computes them, and layers that likely read such values."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -37,3 +40,18 @@ def never_negative(value: ir.Value | None, depth: int = _FURTHEST) -> bool:
     if node.op_type in _KEEPS_SIGNS_OF_ALL:
         return all(never_negative(each, depth - 1) for each in node.inputs)
     return False
+
+
+def one_sided_window(node: ir.Node, index: int, shape: Sequence[int]) -> int:
+    """How `keep_sums` takes the weights of a layer: columns that belong to one channel, 0 for not at all.
+
+    Args:
+        node: the layer; what convolutions read is taken to be one-sided, as it mostly is.
+        index: which of its inputs the weights are.
+        shape: of the weights.
+    """
+    if node.op_type == "Conv":
+        return math.prod(shape[2:])
+    if node.op_type == "ConvTranspose":
+        return 1
+    return int(node.op_type in ("MatMul", "Gemm") and never_negative(node.inputs[1 - index]))

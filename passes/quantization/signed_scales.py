@@ -7,7 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def signed_scales(blocks: np.ndarray, scales: np.ndarray, high: float, shares: Iterable[float]) -> np.ndarray:
+def least_error_scales(
+    blocks: np.ndarray, scales: np.ndarray, high: float, shares: Iterable[float]
+) -> np.ndarray:
     """Scales of least squared error on the integers -high - 1 to high.
 
     Args:

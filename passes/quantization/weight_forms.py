@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from .kmeans import kmeans_levels
-from .signed_scales import signed_scales
+from .signed_scales import least_error_scales
 
 Rule = Literal["search", "absmax", "ternary", "binary", "power-of-two"]
 
@@ -136,6 +136,7 @@ def encode(
     symmetric: bool = True,
     bits: int = 4,
     rule: Rule | None = None,
+    signed_scales: bool = True,
 ) -> Encoded:
     """Rounds weights to a form.
 
@@ -146,6 +147,7 @@ def encode(
         symmetric: False gives each block a zero point, where the form has one.
         bits: of k-means and power-of-two: there are at most 2^bits levels.
         rule: how scales are chosen where the form leaves it open: "search" (least squared error) or "absmax".
+        signed_scales: whether searched symmetric scales of few levels may be negative, which errs less.
     """
     rows, columns = matrix.shape
     if form.is_cast:
@@ -162,7 +164,7 @@ def encode(
     step = max(1, _CHUNK // max(columns, 1))
     for start in range(0, rows, step):
         chunk = _blocks(matrix[start : start + step], size)
-        parts.append(_encode_blocks(chunk, form, storage, levels, rule))
+        parts.append(_encode_blocks(chunk, form, storage, levels, rule, signed_scales))
     codes = np.concatenate([part[0] for part in parts]).reshape(rows, -1)[:, :columns]
     zeros = None if parts[0][2] is None else np.concatenate([part[2] for part in parts])
     indexed = levels if form.storage == "packed" else None
@@ -226,7 +228,7 @@ def _blocks(chunk: np.ndarray, size: int) -> np.ndarray:
 
 
 def _encode_blocks(
-    blocks: np.ndarray, form: WeightForm, storage: str, levels: np.ndarray | None, rule: Rule
+    blocks: np.ndarray, form: WeightForm, storage: str, levels: np.ndarray | None, rule: Rule, signed: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """(codes as `blocks`, scales `[rows, blocks]`, zero points or None)."""
     if storage == form.asymmetric:
@@ -241,9 +243,9 @@ def _encode_blocks(
     if form.storage == "packed":
         return _nearest(scaled, levels), scales, None
     low = levels[0]
-    if rule == "search" and len(levels) <= _FEW_LEVELS:
+    if signed and rule == "search" and len(levels) <= _FEW_LEVELS:
         # Of many levels one more is worth nothing.
-        scales = signed_scales(blocks, scales, float(levels[-1]), _factors(len(levels), True))
+        scales = least_error_scales(blocks, scales, float(levels[-1]), _factors(len(levels), True))
         scaled, low = blocks / scales[..., None], low - 1.0
     stored = np.clip(np.rint(scaled), low, levels[-1]).astype(np.int8)
     return stored.astype(np.dtype(storage)), scales, None
@@ -313,7 +315,14 @@ def _scales(blocks: np.ndarray, form: WeightForm, levels: np.ndarray | None, rul
         error = ((near - scaled) ** 2).sum(axis=-1) * scale**2
         best = np.where(error < least, scale, best)
         least = np.minimum(error, least)
-    return best.astype(np.float32)
+    return (best if 0.0 in levels else _fitted(blocks, best, levels)).astype(np.float32)
+
+
+def _fitted(blocks: np.ndarray, scales: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Scales of least error at the levels that these choose: without a zero, outliers want tiny ones."""
+    near = levels[_nearest(blocks / scales[..., None], levels)]
+    fitted = (near * blocks).sum(axis=-1) / np.square(near).sum(axis=-1)
+    return np.where(fitted >= _TINY, fitted, scales)
 
 
 def _factors(levels: int, search: bool) -> np.ndarray:

@@ -26,13 +26,14 @@ _CHUNK = 1 << 20
 _MOST_MOVES = 128
 
 
-def keep_sums(encoded: Encoded, matrix: np.ndarray, window: int) -> Encoded:
-    """Other codes whose errors cancel over the window of each channel and over each row.
+def keep_sums(encoded: Encoded, matrix: np.ndarray, window: int, groups: int = 1) -> Encoded:
+    """Other codes whose errors cancel over the window of each channel and over what each output sums.
 
     Args:
         encoded: how `matrix` was rounded; scales, zero points and levels stay.
         matrix: float32 `[rows, columns]`.
-        window: neighbouring columns that belong to one channel; it divides the columns.
+        window: neighbouring columns that belong to one channel; it divides the columns of a group.
+        groups: equal parts of a row that different outputs sum over.
 
     Returns:
         Codes that were moved by few steps; 8-bit floats and half precision come back as they are.
@@ -53,7 +54,7 @@ def keep_sums(encoded: Encoded, matrix: np.ndarray, window: int) -> Encoded:
         rounding = _Rounding(index, scales, (levels[index] - zeros) * scales - matrix[part], levels)
         if window > 1:
             rounding.settle(window, among=window)
-        rounding.settle(window, among=columns)
+        rounding.settle(window, among=columns // groups)
         moved[part] = (rounding.index + lowest).astype(np.int8 if lowest < 0 else np.uint8)
     return dataclasses.replace(encoded, codes=moved)
 

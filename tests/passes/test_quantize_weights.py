@@ -18,7 +18,7 @@ from graphwright.passes.quantization.weight_forms import (
     pack,
 )
 from graphwright.passes.quantization.weight_sums import keep_sums
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -247,12 +247,17 @@ def test_packing_loses_nothing(levels, count, seed):
     st.integers(2, 8),
 )  # fmt: skip
 @settings(max_examples=200, deadline=None)
+@example(np.eye(1, 65, dtype=np.float32), "int2", None, True, 2)
+@example(np.ones((1, 1), np.float32), "int4", None, True, 2)
 def test_any_matrix_is_encoded(matrix, form, block, symmetric, bits):
     if WEIGHT_FORMS[form].is_cast:
         matrix = np.clip(matrix, -60000, 60000)
     encoded = encode(matrix, WEIGHT_FORMS[form], block=block, symmetric=symmetric, bits=bits)
     if encoded.scales is not None:
-        assert np.isfinite(encoded.scales).all() and (encoded.scales > 0).all()
+        assert np.isfinite(encoded.scales).all()
+        # -8 serves either side, if it may.
+        signed = form == "int4" and symmetric
+        assert (np.abs(encoded.scales) > 0).all() and (signed or (encoded.scales > 0).all())
     restored = encoded.decode()
     assert restored.shape == matrix.shape and np.isfinite(restored).all()
     # No form is worse than storing nothing, and zeros stay zeros wherever there is a level for them.

@@ -1,10 +1,12 @@
 """Rounding that lets errors of one output cancel: never worse in its own measure, better for one-sided inputs."""
 
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from graphwright.ir.compare import compare
-from graphwright.ir.reference import run_reference
+from graphwright.ir.reference import Reference, run_reference
 from graphwright.passes.optimize import optimize
 from graphwright.passes.quantization.one_sided import never_negative
 from graphwright.passes.quantization.weight_forms import WEIGHT_FORMS, encode
@@ -28,6 +30,27 @@ def expected_error(encoded, matrix, window):
     # A row of one window has one sum.
     rows = np.square(error.sum(axis=1)) * (window != matrix.shape[1])
     return np.square(error).sum(axis=1), np.square(by_window).sum(axis=1), rows
+
+
+def test_groups_of_transposed_convolutions_are_sums_of_their_own():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_t(4, size=(12, 5, 3, 3)).astype(np.float32)
+    text = """g (float[N,12,6,6] x, float[12,5,3,3] w) => (float[N,15,8,8] y) {
+      r = Relu(x)  y = ConvTranspose<group=3>(r, w) }"""
+    model = model_of(text, w=weight)
+    made = optimize(model, "quantize-weights{form=int4 block=0 min_size=1}").model
+    stored = next(node for node in made.graph if node.op_type == "ConvTranspose").inputs[1].name
+    probe = {"x": np.zeros((1, 12, 6, 6), np.float32)}
+    found = Reference(made).run_values(probe, [stored])[stored]
+    matrix = np.moveaxis(weight, 0, -1).reshape(-1, 12)
+    plain = encode(matrix, WEIGHT_FORMS["int4"], block=0, rule="absmax")
+    parts = [
+        keep_sums(dataclasses.replace(plain, codes=plain.codes[:, at : at + 4]), matrix[:, at : at + 4], 1)
+        for at in (0, 4, 8)
+    ]
+    wanted = np.concatenate([part.decode() for part in parts], axis=1)
+    np.testing.assert_array_equal(np.moveaxis(found, 0, -1).reshape(-1, 12), wanted)
+    assert (wanted != keep_sums(plain, matrix, 1).decode()).any()
 
 
 @settings(max_examples=60, deadline=None)
@@ -130,6 +153,10 @@ def test_scales_of_either_sign_err_less_and_run(seed):
     feeds = samples_for(model, 16)
     found = run_reference(optimize(model, "quantize-weights{form=int4}").model, feeds)
     np.testing.assert_allclose(found["y"], feeds["x"] @ encoded.decode().T, rtol=1e-4, atol=1e-4)
+    positive = optimize(model, "quantize-weights{form=int4 signed_scales=false}").model
+    assert (positive.graph.initializers["w_scale"].const_value.numpy() > 0).all()
+    fair = compare(run_reference(model, feeds), run_reference(positive, feeds)).sqnr_db
+    assert fair < compare(run_reference(model, feeds), found).sqnr_db
     for repair in ("gptq", "hqq", "ada-round{iterations=50}"):
         repaired = optimize(model, f"quantize-weights{{form=int4}},{repair}", calibration=[feeds]).model
         assert compare(run_reference(model, feeds), run_reference(repaired, feeds)).sqnr_db > (

@@ -86,7 +86,7 @@ class BlockedWeight:
             codes=np.where(chosen[..., None], self.codes, other.codes),
         )
 
-    def with_kept_sums(self) -> BlockedWeight:
+    def with_kept_sums(self, window: int = 1) -> BlockedWeight:
         """Codes rounded so that errors of an output cancel; see `keep_sums`."""
         rows, _, size = self.weight.shape
 
@@ -99,7 +99,7 @@ class BlockedWeight:
         codes = (flat(self.codes) - self.low).astype(np.uint8)
         zeros = self.zeros - self.low if self.asymmetric else None
         encoded = Encoded(codes, self.scales.astype(np.float32), zeros, levels, size)
-        kept = keep_sums(encoded, flat(self.weight).astype(np.float32), 1).codes
+        kept = keep_sums(encoded, flat(self.weight).astype(np.float32), window).codes
         whole = self.codes.reshape(rows, -1).copy()
         whole[:, : self.features] = kept.astype(self.codes.dtype) + self.low
         return dataclasses.replace(self, codes=whole.reshape(self.codes.shape))
