@@ -43,7 +43,7 @@ class Awq(SampledPass):
     For MatMul and Gemm with constant weights; needs calibration data. Give it the options that
     `quantize-weights` gets behind it: `awq{form=int4 block=64},quantize-weights{form=int4 block=64}`. Scaling
     alone changes no output; clipping does. Layers whose input is made by nothing that could take the factor
-    are reported, and only clipped. Lossy.
+    are reported, and at most clipped. Lossy.
     """
 
     name: ClassVar[str] = "awq"

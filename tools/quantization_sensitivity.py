@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -94,8 +93,8 @@ def tables(found: QuantizationScan) -> list[tuple[str, list[str], list[list[str]
     rows = []
     for point in found.most_sensitive:
         row = [point.layer.name, point.layer.op_type, f"{point.layer.macs / macs:.1%}"]
-        row += [_decibels(point.alone.sqnr_db), _decibels(point.without.sqnr_db)]
-        row.append(_decibels(point.without.sqnr_db - found.together.sqnr_db))
+        row += [f"{point.alone.sqnr_db:.1f}", f"{point.without.sqnr_db:.1f}"]
+        row.append(_gain(point.without.sqnr_db, found.together.sqnr_db))
         rows.append([*row, _metric(point.alone), _metric(point.without)] if metric else row)
     title = f"layers in {found.precision}; all of them: {found.together}"
     if found.reference.metric is not None:
@@ -138,8 +137,9 @@ def _markdown(title: str, head: list[str], rows: list[list[str]]) -> str:
     return f"{title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
-def _decibels(number: float) -> str:
-    return f"{number:.1f}" if math.isfinite(number) else "inf"
+def _gain(one: float, other: float) -> str:
+    """By how many decibels one is above the other; nothing where both are infinite."""
+    return f"{0.0 if one == other else one - other:.1f}"
 
 
 def _metric(outcome: Outcome) -> str:

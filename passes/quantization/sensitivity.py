@@ -46,11 +46,11 @@ class QuantizationScan:
 
     @property
     def most_sensitive(self) -> list[LayerPoint]:
-        """The layers, those that lose the most alone first."""
-        return sorted(self.points, key=lambda point: point.alone.sqnr_db)
+        """The layers, those that lose the most alone first; outputs that are NaN lose all."""
+        return sorted(self.points, key=lambda point: point.alone.noise, reverse=True)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able data; an infinite SQNR is null."""
+        """JSON-able data; an SQNR that is infinite or NaN is null."""
         return {
             "precision": self.precision,
             "together": _outcome_json(self.together),

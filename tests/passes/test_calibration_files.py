@@ -154,7 +154,6 @@ def test_digests_tell_data_apart(tmp_path):
 STREAM = """
 import resource, sys
 import numpy as np, onnx_ir as ir
-from graphwright.passes.optimize import optimize
 from graphwright.passes.quantization.calibration import Calibration
 model = ir.from_onnx_text('<ir_version: 10, opset_import: ["" : 23]> g (float[N,65536] x) => (float[N,65536] y) { y = Relu(x) }')
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

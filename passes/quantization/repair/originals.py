@@ -14,6 +14,7 @@ import onnx_ir as ir
 from ....ir.errors import PassError
 from ....ir.shapes import infer_shapes
 from ....ir.static import input_of
+from ..operators import DEFAULT_DOMAINS
 from ..original import original_of
 from .layers import QuantizedLayer, dequantizer_of, find_layers
 
@@ -57,8 +58,9 @@ def layers_beside_original(
             continue
         left: dict[ir.Node, str] = {}
         layers = find_layers(model, prepared, selects, left.__setitem__)
-        stranger = next((str(layer.node.name) for layer in layers if not is_made_from(layer)), stranger)
-        if all(is_made_from(layer) for layer in layers) and (layers or not left):
+        strange = next((str(layer.node.name) for layer in layers if not is_made_from(layer)), None)
+        stranger = strange or stranger
+        if strange is None and (layers or not left):
             for node, reason in left.items():
                 leave(node, reason)
             return prepared, layers
@@ -75,7 +77,7 @@ def _leave_recurrent(
 ) -> None:
     """Name recurrent layers with integer weights, which no repair works on."""
     for node in model.graph:
-        if node.op_type not in _RECURRENT or node.domain not in ("", "ai.onnx") or not selects(node):
+        if node.op_type not in _RECURRENT or node.domain not in DEFAULT_DOMAINS or not selects(node):
             continue
         if any(dequantizer_of(input_of(node, position)) is not None for position in (1, 2)):
             leave(
