@@ -87,8 +87,8 @@ def _gemm(node: ir.Node, rewriter: Rewriter) -> None:
     bias, number = input_of(node, 6), ir.DataType.FLOAT
     attributes = attributes_of(node)
     alpha = np.float32(attributes.get("alpha", 1.0))
-    scales = constant_array(x_scale), constant_array(w_scale)
-    if scales[0] is None or scales[1] is None:
+    scales, shape = (constant_array(x_scale), constant_array(w_scale)), static_shape(bias)
+    if scales[0] is None or scales[1] is None or (bias is not None and shape is None):
         return
     per_channel = len(static_shape(w_scale) or ()) == 1
     own: dict[str, Any] = {"axis": 0 if attributes.get("transB", 0) else 1} if per_channel else {}
@@ -96,12 +96,17 @@ def _gemm(node: ir.Node, rewriter: Rewriter) -> None:
         put_before(rewriter, node, "DequantizeLinear", [x, x_scale, x_zero], number, x),
         put_before(rewriter, node, "DequantizeLinear", [w, w_scale, w_zero], number, w, **own),
     ]
-    if bias is not None:
-        channels = (static_shape(bias) or (1,))[-1]
-        product = np.float32(alpha) * scales[0].reshape(()) * scales[1].reshape(-1)
-        sums_scale = np.array(np.broadcast_to(product.astype(np.float32), (channels,)))
+    if bias is not None and shape is not None:
+        product = alpha * scales[0].reshape(()) * scales[1].reshape(-1)
+        wide = np.broadcast_shapes(shape, product.shape)
+        if wide != shape:
+            # A number for all channels, whose scales differ.
+            sizes = rewriter.initializer(f"{node.name}/bias_shape", np.array(wide, np.int64))
+            bias = put_before(rewriter, node, "Expand", [bias, sizes], ir.DataType.INT32)
+            bias.shape = ir.Shape(wide)
+        sums_scale = np.array(np.broadcast_to(product.astype(np.float32), wide[-1:]))
         held = rewriter.initializer(f"{node.name}/sums_scale", sums_scale)
-        axis = len(static_shape(bias) or (1,)) - 1
+        axis = len(wide) - 1
         inputs.append(put_before(rewriter, node, "DequantizeLinear", [bias, held], number, bias, axis=axis))
     result = put_before(rewriter, node, "Gemm", inputs, number, node.outputs[0], **attributes)
     _finish(node, rewriter, result, input_of(node, 7), input_of(node, 8))

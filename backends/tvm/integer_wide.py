@@ -197,12 +197,12 @@ def _kinds(product: Product, target: Target, signed: bool, quick_in_float: bool)
     return [WHOLE] if whole else _TOO_LARGE
 
 
-def rows_of(value: ir.Value, axes: int) -> int:
+def rows_of(value: ir.Value, axis: int) -> int:
     """Rows of a product or pixels of a convolution: all elements of an output but those along one axis.
 
     Args:
         value: the output.
-        axes: position of the axis of channels.
+        axis: position of that of channels, from the end if negative.
     """
     shape = static_shape(value) or ()
-    return int(np.prod([size for axis, size in enumerate(shape) if axis != axes % max(len(shape), 1)]))
+    return int(np.prod([size for number, size in enumerate(shape) if number != axis % max(len(shape), 1)]))

@@ -77,3 +77,22 @@ def test_convolutions_quantized_at_run_time_take_every_kind_of_padding(through_t
     (key,) = results
     np.testing.assert_allclose(results[key], expected[key], rtol=1e-5, atol=1e-4)
     assert any(kernel.kind == "integer conv" for kernel in lowered.kernels)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 1), (), (2, 7)])
+def test_biases_of_products_spread_over_channels_of_different_scales(through_tvm, shape):
+    g, x = Graph(5), tensor("x", (2, 9))
+    scales = np.linspace(1e-3, 4e-3, 7, dtype=np.float32)
+    given = [g.q(x, 0.02, 101), g.constant(np.float32(0.02)), g.constant(np.uint8(101))]
+    stored = (
+        g.random.integers(-127, 128, (9, 7), np.int8),
+        scales,
+        np.zeros(7, np.int8),
+        np.asarray(g.random.integers(-90000, 90000, shape), np.int32),
+    )
+    y = g("QGemm", *given, *map(g.constant, stored))
+    y.producer().domain = "com.microsoft"
+    model = g.model({"x": x}, y)
+    model.graph.opset_imports["com.microsoft"] = 1
+    results, expected, _ = through_tvm(model)
+    np.testing.assert_allclose(*results.values(), *expected.values(), rtol=1e-5, atol=1e-6)
