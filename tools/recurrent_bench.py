@@ -9,6 +9,7 @@ time. Runs of all forms take turns; times are medians with 10th and 90th percent
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,8 @@ import numpy as np
 import onnx_ir as ir
 import typer
 
-from ..ir.errors import ToolError
+from ..ir.compare import compare
+from ..ir.errors import GraphwrightError, ToolError
 from .console import print_line
 from .steps import markdown_table
 
@@ -118,7 +120,7 @@ def measure(
                 (low, median, high),
                 float(np.median(times["float"])) / median,
                 sizes[form] / sizes["float"],
-                _sqnr(outputs["float"], outputs[form]),
+                compare(outputs["float"], outputs[form]).sqnr_db,
             )
 
 
@@ -143,11 +145,6 @@ def _stored_bytes(executable: Executable) -> int:
         return sum((saved / name).stat().st_size for name in ("model.so", "weights.bin"))
 
 
-def _sqnr(wanted: np.ndarray, found: np.ndarray) -> float:
-    noise = float(np.square(wanted - found, dtype=np.float64).sum())
-    return float("inf") if noise == 0.0 else 10 * np.log10(np.square(wanted, dtype=np.float64).sum() / noise)
-
-
 def main(
     cell: Annotated[str, typer.Option(help="LSTM, GRU or RNN.")] = "LSTM",
     hidden: Annotated[str, typer.Option(help="Sizes of the state.")] = "256,512,1024",
@@ -158,16 +155,20 @@ def main(
     repeats: Annotated[int, typer.Option(help="Runs of every form.")] = 30,
 ) -> None:
     """Print the table."""
-    if cell not in GATES:
-        raise ToolError(f"--cell {cell}: there are {', '.join(GATES)}")
-    sizes, counts = _numbers("--hidden", hidden), _numbers("--threads", threads)
-    if batch < 1 or repeats < 1:
-        raise ToolError("--batch and --repeats must be at least 1")
-    rows = [
-        row.cells()
-        for size in sizes
-        for row in measure(cell, size, forms.split(","), counts, batch, target, repeats)
-    ]
+    try:
+        if cell not in GATES:
+            raise ToolError(f"--cell {cell}: there are {', '.join(GATES)}")
+        sizes, counts = _numbers("--hidden", hidden), _numbers("--threads", threads)
+        if batch < 1 or repeats < 1:
+            raise ToolError("--batch and --repeats must be at least 1")
+        rows = [
+            row.cells()
+            for size in sizes
+            for row in measure(cell, size, forms.split(","), counts, batch, target, repeats)
+        ]
+    except GraphwrightError as error:
+        print(f"recurrent-bench: error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
     print_line(markdown_table(COLUMNS, rows, left=4))
 
 

@@ -21,9 +21,10 @@ from graphwright.passes.quantization import cheaper
 from graphwright.passes.quantization.budget import COSTS, Budget, cost_of, search
 from graphwright.passes.quantization.calibration import Calibration, as_calibration
 from graphwright.passes.quantization.precisions import FLOAT
-from graphwright.passes.quantization.sensitivity import scan
+from graphwright.passes.quantization.sensitivity import LayerPoint, QuantizationScan, scan
 from graphwright.passes.quantization.trials import Layer, Outcome, Trials, layers_text
 from graphwright.tools.cli import main
+from graphwright.tools.quantization_sensitivity import tables
 
 
 def fragile(network):
@@ -104,6 +105,40 @@ def test_a_budget_is_kept_and_cheaply(network, bound):
     assert sqnr(model, again.model, data) == pytest.approx(found["quality"], abs=0.01)
     assert any("conv2" in note for note in record.notes)
     assert sum(row["layers"] for row in found["totals"].values()) == 5
+
+
+def test_layers_whose_outputs_are_nan_lose_all():
+    decibels = {"good": 30.0, "lost": math.nan, "exact": math.inf}
+    points = [
+        LayerPoint(Layer(name, "Conv", 1, 1), Outcome(sqnr), Outcome(sqnr)) for name, sqnr in decibels.items()
+    ]
+    found = QuantizationScan("int8", Outcome(math.inf), Outcome(math.inf), points)
+    assert [point.layer.name for point in found.most_sensitive] == ["lost", "good", "exact"]
+    ((_, _, rows),) = tables(found)
+    assert [row[3:] for row in rows] == [["nan"] * 3, ["30.0", "30.0", "-inf"], ["inf", "inf", "0.0"]]
+
+
+def test_a_layer_whose_outputs_are_nan_in_8_bits_stays_out_of_them():
+    """Whatever else is quantized: the search compares no two infinite losses."""
+
+    class Broken:
+        """Ten layers, of which the third makes NaN of everything in integers."""
+
+        reference = Outcome(math.inf)
+        runs = 0
+
+        def layers(self):
+            return [Layer(f"l{i}", "Conv", 100 + i, 10) for i in range(10)]
+
+        def outcome(self, precisions):
+            if precisions["l2"] != FLOAT:
+                return Outcome(math.nan)
+            noise = sum({"int8": 1e-3, "a16w8": 1e-5}.get(each, 0.0) for each in precisions.values())
+            return Outcome(-10 * math.log10(noise) if noise else math.inf)
+
+    found = search(Broken(), Budget.parse("sqnr>=22dB"), ["int8", "a16w8", FLOAT])
+    assert found.precisions["l2"] == FLOAT and found.outcome.sqnr_db >= 22
+    assert sorted(found.precisions.values()).count("int8") == 6
 
 
 def test_ranges_that_weigh_channels_spare_the_fragile_layer(network):

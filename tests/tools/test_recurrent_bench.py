@@ -1,7 +1,7 @@
 """The table of recurrent steps with small weights: what it measures, and what it refuses."""
 
 import pytest
-from graphwright.ir.errors import ToolError
+import typer
 from graphwright.tools import recurrent_bench
 
 
@@ -22,8 +22,12 @@ def test_rows_hold_times_sizes_and_distances():
         ({"hidden": "256,x"}, "--hidden 256,x: give numbers"),
         ({"threads": "0"}, "--threads 0: give numbers"),
         ({"batch": 0}, "--batch and --repeats must be at least 1"),
+        ({"forms": "int9"}, "int9"),
+        ({"target": "abacus"}, "abacus"),
     ],
 )
-def test_bad_options_are_refused(given, message):
-    with pytest.raises(ToolError, match=message):
+def test_bad_options_are_refused(given, message, capsys):
+    with pytest.raises(typer.Exit) as raised:
         recurrent_bench.main(**given)
+    line = capsys.readouterr().err
+    assert raised.value.exit_code == 2 and message in line and line.count("\n") == 1

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -76,8 +77,25 @@ def _onnxruntime(method: str) -> Way:
 
 def quantize_static(source: Path, target: Path, batches: Sequence[Feeds], method: str) -> None:
     """ONNX Runtime's own quantization: QDQ, per channel, uint8 activations, int8 weights."""
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize
+
+    with silence():
+        quantize(
+            str(source),
+            str(target),
+            data_reader(batches),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod[method],
+        )
+
+
+def data_reader(batches: Sequence[Feeds]) -> Any:
+    """Batches as ONNX Runtime's quantizers read them."""
+    from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -86,17 +104,7 @@ def quantize_static(source: Path, target: Path, batches: Sequence[Feeds], method
         def get_next(self) -> Feeds | None:
             return next(self._batches, None)
 
-    with silence():
-        quantize(
-            str(source),
-            str(target),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod[method],
-        )
+    return Reader()
 
 
 def _nncf(*, fast: bool) -> Way:

@@ -8,7 +8,6 @@ that is what all of them take: ONNX Runtime has no 4-bit Gemm or Conv, NNCF and 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...ir.quiet import silence
-from .rivals import Feeds, Job, Made, Way, ours
+from .rivals import Job, Made, Way, data_reader, ours
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _onnxruntime(setting: Setting, algorithm: str) -> Way:
                 block_size=block, bits=setting.bits, op_types_to_quantize=("MatMul",)
             ),
             "GPTQ": lambda: nbits.GPTQWeightOnlyQuantConfig(
-                calibration_data_reader=_reader(job.calibration),
+                calibration_data_reader=data_reader(job.calibration),
                 block_size=block,
                 op_types_to_quantize=("MatMul",),
             ),
@@ -136,19 +135,6 @@ def _onnxruntime(setting: Setting, algorithm: str) -> Way:
         return _run_proto(quantizer.model.model, job)
 
     return way
-
-
-def _reader(batches: Sequence[Feeds]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._batches = iter(batches)
-
-        def get_next(self) -> Feeds | None:
-            return next(self._batches, None)
-
-    return Reader()
 
 
 def _torchao(setting: Setting) -> Way:
