@@ -31,10 +31,6 @@ COSTS: Mapping[str, float] = {
 """What a multiply-accumulate costs beside one in int8: lanes of a vector that it takes."""
 
 
-# Noise of outputs that are NaN, beside the signal: differences of two such are numbers, too.
-_MOST = 1e30
-
-
 @dataclass(frozen=True)
 class Budget:
     """A bound on quality.
@@ -152,8 +148,8 @@ def search(
             if precision != FLOAT:
                 alone[layer.name, precision] = trials.outcome({**in_float, layer.name: precision})
     # What the user's own choice for other layers costs.
-    floor = min(trials.outcome(in_float).noise, _MOST)
-    noise = {key: max(min(outcome.noise, _MOST) - floor, 0.0) for key, outcome in alone.items()}
+    floor = trials.outcome(in_float).noise
+    noise = {key: max(outcome.noise - floor, 0.0) for key, outcome in alone.items()}
     space = Space(layers, ladder, COSTS, noise)
     forbidden = space.mix(in_float) if FLOAT in ladder else None
     found = [_fewest_steps(trials, budget, state, _steps(space), told)]

@@ -119,7 +119,7 @@ def test_layers_whose_outputs_are_nan_lose_all():
 
 
 def test_a_layer_whose_outputs_are_nan_in_8_bits_stays_out_of_them():
-    """Whatever else is quantized: the search compares no two infinite losses."""
+    """Infinite losses keep the search from nothing that others can give."""
 
     class Broken:
         """Ten layers, of which the third makes NaN of everything in integers."""
