@@ -95,54 +95,16 @@ class DottedProducts:
         part, lanes, rows = self.part, self.part.block.lanes, self.part.block.rows
         acc, allocation = emit.allocate("acc", (rows * part.columns * PARTS * lanes,), "int32")
         cells = [(p, v, i) for p in range(rows) for v in range(part.columns) for i in range(PARTS)]
-
-        def at(p: int, v: int, i: int) -> int:
-            return ((p * part.columns + v) * PARTS + i) * lanes
-
-        def table(source: Any, g: Any, v: int) -> Any:
-            return emit.load(source, [place.direction, place.block, g, v * lanes], lanes)
-
-        def begin(g: Any, p: int, v: int, i: int) -> Any:
-            value = emit.constant(0, lanes, "int32") if self.start is None else table(self.start, g, v)
-            return emit.store(acc, value, [at(p, v, i)], lanes)
-
-        def multiply(k: Any, digit: int) -> Statements:
-            words, made = {}, []
-            for p in range(rows):
-                for i in range(PARTS):
-                    word = self._word(buffers, place, p, i, k, digit)
-                    words[p, i], bound = emit.hold("x", word, dtype="int32")
-                    made.append(bound)
-            for v in range(part.columns):
-                column, bound = emit.hold("w", self._column(place, k, digit, v), lanes, "int32")
-                made.append(bound)
-                for p in range(rows):
-                    for i in range(PARTS):
-                        total = emit.load(acc, [at(p, v, i)], lanes)
-                        total = self.arithmetic.combine(total, words[p, i], column, lanes)
-                        made.append(emit.store(acc, total, [at(p, v, i)], lanes))
-            return made
-
-        def finish(g: Any, p: int, unit: Any) -> Statements:
-            share, made = self._states(buffers, place, g, p)
-
-            def vector(v: int) -> Any:
-                parts = [cast(emit.load(acc, [at(p, v, i)], lanes), "float32", lanes) for i in range(PARTS)]
-                low = parts[1] * emit.constant(256.0, lanes) + parts[0]
-                total = parts[2] * emit.constant(65536.0, lanes) + low
-                total = total * (table(self.scale, g, v) * emit.splat(unit, lanes))
-                if self.offset is not None:
-                    total = total + table(self.offset, g, v) * emit.splat(share, lanes)
-                at_ = [(p * part.columns + v) * lanes]
-                return emit.store(staged, emit.load(staged, at_, lanes) + total, at_, lanes)
-
-            return [*made, *(vector(v) for v in range(part.columns))]
-
         units, made = [], []
         for p in range(rows):
             unit, statements = self._unit(buffers, place, p)
             units.append(unit)
             made += statements
+
+        def begin(g: Any, p: int, v: int, i: int) -> Any:
+            nothing = emit.constant(0, lanes, "int32")
+            value = nothing if self.start is None else self._entry(self.start, place, g, v)
+            return emit.store(acc, value, [self._at(p, v, i)], lanes)
 
         def of_group(g: Any) -> Statements:
             first, count = g * self._steps, self._steps
@@ -150,12 +112,14 @@ class DottedProducts:
                 count = emit.minimum(count, self._all_steps - first)
 
             def step(k: Any) -> Statements:
-                return [multiply(first + k, digit) for digit in range(self._per_byte)]
+                return [
+                    self._multiply(buffers, place, acc, first + k, digit) for digit in range(self._per_byte)
+                ]
 
             return [
                 *(begin(g, *cell) for cell in cells),
                 emit.loop("k", count, step),
-                *(finish(g, p, units[p]) for p in range(rows)),
+                *(self._finish(buffers, place, acc, staged, g, p, units[p]) for p in range(rows)),
             ]
 
         return [
@@ -164,6 +128,52 @@ class DottedProducts:
             allocation,
             emit.loop("group", part.spec.groups, of_group),
         ]
+
+    def _at(self, p: int, v: int, i: int) -> int:
+        """Where the sum of byte `i` of sequence `p` with vector `v` is held."""
+        return ((p * self.part.columns + v) * PARTS + i) * self.part.block.lanes
+
+    def _entry(self, table: Any, place: Place, g: Any, v: int) -> Any:
+        """A vector of what every group has one of."""
+        lanes = self.part.block.lanes
+        return emit.load(table, [place.direction, place.block, g, v * lanes], lanes)
+
+    def _multiply(self, buffers: Buffers, place: Place, acc: Any, k: Any, digit: int) -> Statements:
+        """Adds the products of four neighbouring states of each sequence."""
+        part, lanes, rows = self.part, self.part.block.lanes, self.part.block.rows
+        words, made = {}, []
+        for p in range(rows):
+            for i in range(PARTS):
+                words[p, i], bound = emit.hold("x", self._word(buffers, place, p, i, k, digit), dtype="int32")
+                made.append(bound)
+        for v in range(part.columns):
+            column, bound = emit.hold("w", self._column(place, k, digit, v), lanes, "int32")
+            made.append(bound)
+            for p in range(rows):
+                for i in range(PARTS):
+                    at = [self._at(p, v, i)]
+                    total = self.arithmetic.combine(emit.load(acc, at, lanes), words[p, i], column, lanes)
+                    made.append(emit.store(acc, total, at, lanes))
+        return made
+
+    def _finish(
+        self, buffers: Buffers, place: Place, acc: Any, staged: Any, g: Any, p: int, unit: Any
+    ) -> Statements:
+        """Adds the sums of a group, as floats, to those of a sequence."""
+        part, lanes = self.part, self.part.block.lanes
+        share, made = self._states(buffers, place, g, p)
+
+        def vector(v: int) -> Any:
+            parts = [cast(emit.load(acc, [self._at(p, v, i)], lanes), "float32", lanes) for i in range(PARTS)]
+            low = parts[1] * emit.constant(256.0, lanes) + parts[0]
+            total = parts[2] * emit.constant(65536.0, lanes) + low
+            total = total * (self._entry(self.scale, place, g, v) * emit.splat(unit, lanes))
+            if self.offset is not None:
+                total = total + self._entry(self.offset, place, g, v) * emit.splat(share, lanes)
+            at = [(p * part.columns + v) * lanes]
+            return emit.store(staged, emit.load(staged, at, lanes) + total, at, lanes)
+
+        return [*made, *(vector(v) for v in range(part.columns))]
 
     def _word(self, buffers: Buffers, place: Place, p: int, part: int, k: Any, digit: int) -> Any:
         """A byte each of four neighbouring states."""
