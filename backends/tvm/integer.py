@@ -186,7 +186,8 @@ class _Builder:
 
     def _can_filter(self, weights: np.ndarray) -> bool:
         """Whether a convolution of floats by these weights can be one of minimal filtering."""
-        from .kernels.winograd import LEAST_CHANNELS, TAPS
+        from .kernels.minimal_filtering import TAPS
+        from .kernels.winograd_plan import LEAST_CHANNELS
 
         ones = [value for name in ("strides", "dilations") for value in self.attributes.get(name, ())]
         return (

@@ -10,7 +10,8 @@ import tvm
 from graphwright.backends.target import resolve_target
 from graphwright.backends.tvm.kernels import Conv2dSpec, Epilogue, ExtraInput, conv2d
 from graphwright.backends.tvm.kernels.minimal_filtering import F2, F4, multiply
-from graphwright.backends.tvm.kernels.winograd import choose_winograd, divisions, winograd
+from graphwright.backends.tvm.kernels.winograd import winograd
+from graphwright.backends.tvm.kernels.winograd_plan import choose_winograd, divisions
 from graphwright.backends.tvm.stack import lowering
 from tvm import tirx
 

@@ -31,7 +31,8 @@ from .tile_conv import choose_way, split_conv2d
 from .tile_matmul import split_pays
 from .tile_registers import float_format
 from .window import choose_padded, gather_stage, gathered_spec, is_pointwise, pad_stage, padded_spec
-from .winograd import choose_winograd, winograd
+from .winograd import winograd
+from .winograd_plan import choose_winograd
 
 
 def conv2d(spec: Conv2dSpec, epilogue: Epilogue | None, target: TargetNumbers) -> Kernel:

@@ -27,7 +27,7 @@ from .minimal_filtering import F2, TAPS, multiply
 from .prefetch import reduction
 from .spatial import pack_conv_weights
 from .tile import TargetNumbers, Tile, blocks, lanes_of, tile_cycles
-from .winograd import Plan, divisions, tile_grid
+from .winograd_plan import Plan, divisions, tile_grid
 
 _FILTER = ((2, 0, 0), (1, 1, 1), (1, -1, 1), (0, 0, 2))
 """Twice the transform of weights."""

@@ -26,7 +26,8 @@ from .spatial import SpatialConvolution, pack_conv_weights, tap_runs
 from .tile import MEMORY_BYTES_PER_CYCLE, TargetNumbers, blocks, choose_tile, lanes_of, tile_cycles
 from .volume_sweep import volume_depthwise
 from .window import choose_padded, pad_stage, padded_spec, rows_inside, taps_inside
-from .winograd import Plan, Winograd, WinogradPacking, choose_winograd
+from .winograd import Winograd, WinogradPacking
+from .winograd_plan import Plan, choose_winograd
 
 Triple = tuple[int, int, int]
 
