@@ -192,6 +192,8 @@ def main(
 
 def _print_forms(models: Sequence[str], only: str, folder: Path, as_json: bool) -> None:
     chosen = [name for name in FORMS if name.startswith(only)]
+    if not chosen:
+        raise ToolError(f"no form's name starts with {only!r}; forms: {', '.join(FORMS)}")
     scores = []
     for name in models:
         with progress(name, quiet=as_json) as say:

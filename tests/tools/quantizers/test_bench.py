@@ -196,6 +196,8 @@ def test_mistakes_are_one_line(tmp_path):
     assert result.exit_code == 2 and "resnet19" in result.output
     result = CliRunner().invoke(app, ["resnet18", "--only", "tensorrt"])
     assert result.exit_code == 2 and "no way 'tensorrt'" in result.output
+    result = CliRunner().invoke(app, ["resnet18_small", "--forms", "--only", "int3"])
+    assert result.exit_code == 2 and "no form's name starts with 'int3'" in result.output
 
 
 @pytest.mark.parametrize(
