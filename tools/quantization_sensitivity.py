@@ -14,6 +14,7 @@ from .console import plain, print_json, print_line, print_table, progress
 from .feeds import calibration_feeds
 from .layer_plot import svg
 from .options import load_model
+from .steps import markdown_table
 
 if TYPE_CHECKING:
     from ..passes.quantization.sensitivity import QuantizationScan
@@ -106,7 +107,8 @@ def _write(output: Path, model: str, found: QuantizationScan) -> None:
     if output.suffix == ".json":
         text = json.dumps(plain({"model": model, **found.to_json()}), indent=2) + "\n"
     elif output.suffix == ".md":
-        text = "\n\n".join(_markdown(title, head, rows) for title, head, rows in tables(found))
+        parts = (f"{title}\n\n{markdown_table(head, rows, left=2)}\n" for title, head, rows in tables(found))
+        text = "\n\n".join(parts)
     elif output.suffix == ".svg":
         text = svg(found)
     else:
@@ -130,11 +132,6 @@ def _page(title: str, found: QuantizationScan) -> str:
             parts.append("<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>")
         parts.append("</table>")
     return "\n".join([*parts, "</body></html>\n"])
-
-
-def _markdown(title: str, head: list[str], rows: list[list[str]]) -> str:
-    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(row) for row in rows)]
-    return f"{title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
 
 
 def _gain(one: float, other: float) -> str:

@@ -22,6 +22,7 @@ import typer
 
 from ..ir.errors import GraphwrightError, ToolError
 from .console import print_line, progress
+from .steps import markdown_table
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -160,7 +161,8 @@ def tables(columns: dict[str, dict[str, str]]) -> str:
             if any(text in cells for cells in columns.values())
         ]
         if rows:
-            parts.append(f"{way[0].upper()}{way[1:]}; SQNR in dB (accuracy):\n\n" + _markdown(columns, rows))
+            table = markdown_table(["pipeline", *columns], rows)
+            parts.append(f"{way[0].upper()}{way[1:]}; SQNR in dB (accuracy):\n\n{table}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -201,12 +203,6 @@ def _per_tensor_table(path: Path) -> Path:
     }
     path.write_text(json.dumps(dataclasses.replace(generic, weighted=weighted).to_json()), encoding="utf-8")
     return path
-
-
-def _markdown(columns: dict[str, dict[str, str]], rows: list[list[str]]) -> str:
-    head = ["pipeline", *columns]
-    lines = [" | ".join(head), " | ".join(["---", *("---:" for _ in columns)])]
-    return "\n".join(f"| {line} |" for line in [*lines, *(" | ".join(row) for row in rows)])
 
 
 if __name__ == "__main__":

@@ -188,5 +188,6 @@ def _write(output: Path, model: str, found: Sensitivity) -> None:
 
 
 def _markdown(title: str, head: list[str], rows: list[list[str]]) -> str:
-    lines = [" | ".join(head), " | ".join("---" for _ in head), *(" | ".join(row) for row in rows)]
-    return f"{title}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+    from ..steps import markdown_table
+
+    return f"{title}\n\n{markdown_table(head, rows)}\n"
