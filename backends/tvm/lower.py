@@ -104,7 +104,8 @@ def lower_programs(
         ShapeError: a shape is not static.
     """
     from ..tvm_import import import_tvm
-    from .module_builder import ModuleBuilder, Shared
+    from .module_builder import ModuleBuilder
+    from .shared_module import Shared
     from .strategy import strategy_for
 
     tvm = import_tvm()

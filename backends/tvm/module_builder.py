@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 
 from ...passes.functions import FUNCTION_KEY
-from ..weights import CHECK_FUNCTION, layout_number
 from . import tail
 from .emission import Argument, Emitted, Packed
 from .group_specs import PlacedGroup, place_group
@@ -24,6 +22,7 @@ from .movement import VIEWS
 from .op import Op, Type, type_of
 from .placement import choose_layout, needs_channels_last
 from .prepare import Prepared
+from .shared_module import Function, Shared
 from .spec import External, GroupSpec, Member, Ref
 from .stored_weights import coded
 from .strategy import Strategy
@@ -33,102 +32,16 @@ WEIGHT = "weight_"
 
 
 @dataclass
-class Weights:
-    """Constant arguments, each stored once: equal contents share a place, whatever they were made from."""
-
-    arrays: list[np.ndarray] = field(default_factory=list)
-    _known: dict[object, int] = field(default_factory=dict)
-    _contents: dict[object, int] = field(default_factory=dict)
-
-    def add(self, key: object, make: Callable[[], np.ndarray]) -> int:
-        """Position of the array behind `key`, which `make` computes if it is new."""
-        if key not in self._known:
-            array = np.require(make(), requirements="C")
-            digest = hashlib.blake2b(array.reshape(-1).view(np.uint8).data, digest_size=16).digest()
-            content = (array.shape, array.dtype, digest)
-            if content not in self._contents:
-                self._contents[content] = len(self.arrays)
-                self.arrays.append(array)
-            self._known[key] = self._contents[content]
-        return self._known[key]
-
-
-@dataclass
-class _Function:
-    spec: GroupSpec
-    emitted: Emitted
-    variable: Any
-    name: str
-
-    @property
-    def has_choices(self) -> bool:
-        """Whether its template asked for parameters."""
-        return self.emitted.choices is not None and bool(self.emitted.choices.asked)
-
-    @property
-    def is_tuned(self) -> bool:
-        """Whether the schedule of a record decided anything."""
-        choices = self.emitted.choices
-        return choices is not None and len(choices.ignored) < len(choices.given)
-
-
-@dataclass
 class _Use:
     """What one program makes of a function."""
 
-    function: _Function
+    function: Function
     calls: int = 0
     nodes: list[str] = field(default_factory=list)
     nodes_per_call: list[int] = field(default_factory=list)
     origins: dict[str, None] = field(default_factory=dict)
     reasons: dict[str, None] = field(default_factory=dict)
     """Why quantized operators are computed in float."""
-
-
-class Shared:
-    """What the programs of one module have in common: functions and weights."""
-
-    def __init__(self) -> None:
-        from tvm import relax
-
-        self.builder = relax.BlockBuilder()
-        self.functions: dict[tuple[str, bool], _Function] = {}
-        self.taken: dict[str, int] = {}
-        self.weights = Weights()
-
-    def add_shape(self, name: str, sizes: Sequence[int]) -> None:
-        """A function without parameters that returns integers, for those who load the library."""
-        from tvm import relax
-
-        with self.builder.function(name, []):
-            with self.builder.dataflow():
-                shape = self.builder.emit_output(relax.ShapeExpr(list(sizes)))
-            self.builder.emit_func_output(shape)
-
-    def add_check(self) -> None:
-        """A function that raises unless it is given `layout_number` of the weights, as a shape."""
-        from tvm import relax
-
-        number = relax.ShapeExpr([layout_number(self.weights.arrays)])
-        given = relax.Var("layout", relax.ShapeType(number.values))
-        with self.builder.function(CHECK_FUNCTION, [given]):
-            with self.builder.dataflow():
-                same = self.builder.emit_output(number)
-            self.builder.emit_func_output(same)
-
-    def finish(self, strategy: Strategy) -> Any:
-        """The module, every function scheduled."""
-        from tvm import relax, transform
-
-        module = transform.Sequential(
-            [
-                relax.backend.DispatchSampling(),
-                relax.backend.DispatchSortScan(),
-                relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
-                relax.transform.DeadCodeElimination(),
-            ]
-        )(self.builder.get())
-        return strategy.schedule(module)
 
 
 class ModuleBuilder:
@@ -152,7 +65,7 @@ class ModuleBuilder:
         self._shared, self._builder, self._entry = shared, shared.builder, entry
         self._functions = shared.functions
         self._uses: dict[str, _Use] = {}
-        self._called: dict[Group, _Function] = {}
+        self._called: dict[Group, Function] = {}
         self._groups: list[tuple[Group, PlacedGroup | None]] = []
         self._layouts: dict[ir.Value, Layout] = {}
         self._values: dict[tuple[ir.Value, Layout], Any] = {}
@@ -257,16 +170,16 @@ class ModuleBuilder:
         for argument in function.emitted.arguments:
             self._weight(function, argument, place)
 
-    def _function(self, spec: GroupSpec, exact: bool = False) -> _Function:
+    def _function(self, spec: GroupSpec, exact: bool = False) -> Function:
         key = (spec.key, exact)
         if key not in self._functions:
             emitted = self._strategy.emit(spec, exact)
             name = self._unique(_name_of(spec, emitted))
             func = emitted.func.with_attr("global_symbol", name)
-            self._functions[key] = _Function(spec, emitted, self._builder.add_func(func, name), name)
+            self._functions[key] = Function(spec, emitted, self._builder.add_func(func, name), name)
         return self._functions[key]
 
-    def _use(self, function: _Function) -> _Use:
+    def _use(self, function: Function) -> _Use:
         """This program's account of a function, with one more call."""
         use = self._uses.setdefault(function.name, _Use(function))
         use.calls += 1
@@ -277,7 +190,7 @@ class ModuleBuilder:
         taken[stem] = taken.get(stem, -1) + 1
         return f"{stem}_{taken[stem]}" if taken[stem] else stem
 
-    def _weight(self, function: _Function, argument: Argument, place: PlacedGroup) -> int | None:
+    def _weight(self, function: Function, argument: Argument, place: PlacedGroup) -> int | None:
         constants, values = self._prepared.constants, place.values
         if isinstance(argument, int):
             return self._raw(values[argument]) if values[argument] in constants else None
@@ -338,7 +251,7 @@ class ModuleBuilder:
             variable = self._call(self._called[group], place)
             self._values[group.output, self._layouts[group.output]] = variable
 
-    def _call(self, function: _Function, place: PlacedGroup) -> Any:
+    def _call(self, function: Function, place: PlacedGroup) -> Any:
         from tvm import relax
 
         arguments = []
