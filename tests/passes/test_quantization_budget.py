@@ -17,10 +17,8 @@ from graphwright.ir.save import save
 from graphwright.passes.base import PassContext
 from graphwright.passes.insert_qdq import InsertQdq
 from graphwright.passes.optimize import optimize
-from graphwright.passes.quantization import cheaper
-from graphwright.passes.quantization.budget import COSTS, Budget, cost_of, search
+from graphwright.passes.quantization.budget import Budget, cost_of, search
 from graphwright.passes.quantization.calibration import Calibration, as_calibration
-from graphwright.passes.quantization.precisions import FLOAT
 from graphwright.passes.quantization.sensitivity import LayerPoint, QuantizationScan, scan
 from graphwright.passes.quantization.trials import Layer, Outcome, Trials, layers_text
 from graphwright.tools.cli import main
@@ -118,29 +116,6 @@ def test_layers_whose_outputs_are_nan_lose_all():
     assert [row[3:] for row in rows] == [["nan"] * 3, ["30.0", "30.0", "-inf"], ["inf", "inf", "0.0"]]
 
 
-def test_a_layer_whose_outputs_are_nan_in_8_bits_stays_out_of_them():
-    """Infinite losses keep the search from nothing that others can give."""
-
-    class Broken:
-        """Ten layers, of which the third makes NaN of everything in integers."""
-
-        reference = Outcome(math.inf)
-        runs = 0
-
-        def layers(self):
-            return [Layer(f"l{i}", "Conv", 100 + i, 10) for i in range(10)]
-
-        def outcome(self, precisions):
-            if precisions["l2"] != FLOAT:
-                return Outcome(math.nan)
-            noise = sum({"int8": 1e-3, "a16w8": 1e-5}.get(each, 0.0) for each in precisions.values())
-            return Outcome(-10 * math.log10(noise) if noise else math.inf)
-
-    found = search(Broken(), Budget.parse("sqnr>=22dB"), ["int8", "a16w8", FLOAT])
-    assert found.precisions["l2"] == FLOAT and found.outcome.sqnr_db >= 22
-    assert sorted(found.precisions.values()).count("int8") == 6
-
-
 def test_ranges_that_weigh_channels_spare_the_fragile_layer(network):
     model = fragile(network)
     assert trials(model).outcome({}).sqnr_db < 20
@@ -167,36 +142,6 @@ def test_the_mix_is_the_cheapest_of_all(network):
     best = max(sqnr for _, sqnr in reached)
     with pytest.raises(PassError, match=f"the best reachable with one is {best:.1f} dB"):
         search(every, Budget.parse(f"sqnr>={best + 0.1:.2f}dB"), precisions)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_many_layers_are_improved_in_pairs(seed, monkeypatch):
-    """Losses that are a third off what single layers promise, against all mixes of seven layers."""
-    monkeypatch.setattr(cheaper, "_ALL", 0)
-    rng = np.random.default_rng(seed)
-    ladder = ("int8", "a16w8", FLOAT)
-    layers = [Layer(f"l{i}", "Conv", int(macs), 100) for i, macs in enumerate(rng.integers(1, 1000, 7))]
-    eight = rng.uniform(0.1, 1.0, 7)
-    noise = {(layer.name, "int8"): float(e) for layer, e in zip(layers, eight, strict=True)}
-    noise |= {(layer.name, "a16w8"): float(e) / 10 for layer, e in zip(layers, eight, strict=True)}
-    space = cheaper.Space(layers, ladder, COSTS, noise)
-
-    def keeps(mix):
-        drift = 1 + 0.3 * np.sin(sum(hash_of(p) * (i + 1) for i, p in enumerate(mix)))
-        return space.expected(mix) * drift <= 1.0
-
-    def hash_of(precision):
-        return ladder.index(precision) + 1
-
-    every = [mix for mix in itertools.product(ladder, repeat=7) if mix != (FLOAT,) * 7]
-    least = min(space.cost(mix)[0] for mix in every if keeps(mix))
-    start = next(mix for mix in reversed(every) if keeps(mix))
-    found = cheaper.improve(space, start, keeps, (FLOAT,) * 7, lambda done, total: None)
-    assert keeps(found) and found != (FLOAT,) * 7
-    assert space.cost(found)[0] <= 1.2 * least
-    assert space.cost(found)[0] < 0.6 * space.cost(start)[0]
-    for cost, loss, mix in space.near(found):
-        assert cost == space.cost(mix) and loss == pytest.approx(space.expected(mix))
 
 
 def test_hopeless_budgets_say_how_far_one_comes(network):
