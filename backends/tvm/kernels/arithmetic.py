@@ -53,23 +53,24 @@ class Arithmetic:
     def read(self, source: Any, step: Any) -> Any:
         """The values of one step; `source` is flat and `step` counts steps from its beginning."""
         if self.depth == 1:
-            return _cast(emit.load(source, [step]), self.value, 1)
+            return cast(emit.load(source, [step]), self.value, 1)
         return tirx.reinterpret(self.value, emit.load(source, [step * self.depth], self.depth))
 
     def columns(self, source: Any, position: Any, lanes: int) -> Any:
         """A vector of columns; `position` counts columns from the beginning of the flat `source`."""
         loaded = emit.load(source, [position * self.depth], lanes * self.depth)
         if self.depth == 1:
-            return _cast(loaded, self.column, lanes)
+            return cast(loaded, self.column, lanes)
         small = "int16" if self.depth == 2 else self.weights
-        return tirx.reinterpret(_vector(self.column, lanes), _cast(loaded, small, lanes * self.depth))
+        return tirx.reinterpret(_vector(self.column, lanes), cast(loaded, small, lanes * self.depth))
 
 
 def _vector(dtype: str, lanes: int) -> str:
     return dtype if lanes == 1 else f"{dtype}x{lanes}"
 
 
-def _cast(value: Any, dtype: str, lanes: int) -> Any:
+def cast(value: Any, dtype: str, lanes: int) -> Any:
+    """A vector of another element type."""
     wanted = _vector(dtype, lanes)
     return value if str(value.ty.dtype) == wanted else tirx.Cast(wanted, value)
 

@@ -8,6 +8,7 @@ import numpy as np
 from tvm import tirx
 
 from . import emit
+from .arithmetic import cast
 from .emit import Statements
 from .recurrence_buffers import Buffers
 from .recurrence_fixed import MIDDLE, PARTS, WORD
@@ -24,7 +25,7 @@ from .recurrence_products import (
     total_of,
 )
 from .tile import blocks
-from .weight_form import WeightForm, cast
+from .weight_form import WeightForm
 
 _INFINITE, _NOT_A_NUMBER = 0x7F800000, 0x7FC00000
 """Bits of float32."""

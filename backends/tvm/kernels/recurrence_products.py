@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import emit
+from .arithmetic import cast
 from .emit import Statements
 from .microkernel import Accumulators
 from .recurrence_buffers import Buffers
@@ -20,7 +21,7 @@ from .recurrence_plan import Block, packer, units_of
 from .recurrence_spec import RecurrenceSpec
 from .tables import LEVELS, pack_levels
 from .tile import TargetNumbers, Tile
-from .weight_form import WeightForm, cast, decoded
+from .weight_form import WeightForm, decoded
 
 Pack = Callable[[np.ndarray], np.ndarray]
 Put = Callable[[Any, Any], Any]

@@ -8,7 +8,7 @@ from typing import Any
 from tvm import tirx
 
 from . import emit
-from .arithmetic import has_features
+from .arithmetic import cast, has_features
 from .tables import LEVELS, look_up, permuted
 from .tile import TargetNumbers
 
@@ -48,8 +48,3 @@ def decoded(wide: Any, part: int, form: WeightForm, levels: Any, lanes: int, tar
         return permuted([code - form.zero for code in range(LEVELS)], wide)
     value = cast(wide, "float32", lanes)
     return value - emit.constant(form.zero, lanes, "float32") if form.zero else value
-
-
-def cast(value: Any, dtype: str, lanes: int) -> Any:
-    """A vector of another element type."""
-    return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", value)

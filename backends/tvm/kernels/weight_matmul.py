@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import emit
+from .arithmetic import cast
 from .emit import Statements
 from .interface import Epilogue, Index, Kernel, MatmulSpec
 from .matmul import pack_matrix
@@ -22,7 +23,7 @@ from .microkernel import Accumulators, Writer
 from .product import Product
 from .tables import LEVELS, pack_levels
 from .tile import TargetNumbers, Tile, blocks, choose_tile
-from .weight_form import WeightForm, cast, decoded
+from .weight_form import WeightForm, decoded
 
 
 def weight_matmul(
