@@ -288,8 +288,8 @@ def _scales(blocks: np.ndarray, form: WeightForm, levels: np.ndarray | None, rul
         return _positive(_ternary_scales(magnitudes))
     peak = magnitudes.max(axis=-1)
     if form.name == "kmeans":
-        # Its levels were learned from blocks brought to magnitude 1.
-        return _positive(peak)
+        # Its levels were learned from blocks brought to magnitude 1; zero need not be among them.
+        return _positive(peak, of_zeros=_TINY)
     if form.storage.startswith("float8"):
         return _positive(peak / np.float32(ml_dtypes.finfo(np.dtype(form.storage)).max))
     assert levels is not None

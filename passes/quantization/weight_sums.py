@@ -52,10 +52,14 @@ def keep_sums(encoded: Encoded, matrix: np.ndarray, window: int, groups: int = 1
         scales = _spread(encoded.scales, part, encoded.block, columns, 1.0)
         zeros = _spread(encoded.zero_points, part, encoded.block, columns, 0.0)
         rounding = _Rounding(index, scales, (levels[index] - zeros) * scales - matrix[part], levels)
+        before = rounding.losses(window, columns // groups)
         if window > 1:
             rounding.settle(window, among=window)
         rounding.settle(window, among=columns // groups)
-        moved[part] = (rounding.index + lowest).astype(np.int8 if lowest < 0 else np.uint8)
+        # What is least within windows is rarely a bad start for the whole.
+        worse = np.repeat(rounding.losses(window, columns // groups) > before, columns // groups)
+        chosen = np.where(worse.reshape(index.shape), index, rounding.index)
+        moved[part] = (chosen + lowest).astype(np.int8 if lowest < 0 else np.uint8)
     return dataclasses.replace(encoded, codes=moved)
 
 
@@ -64,11 +68,19 @@ class _Rounding:
 
     def __init__(self, index: np.ndarray, scales: np.ndarray, errors: np.ndarray, levels: np.ndarray):
         # Contiguous, so that reshaping gives views.
-        self.index = np.ascontiguousarray(index)
+        self.index = np.array(index, order="C")
         self._scales = np.ascontiguousarray(np.broadcast_to(scales, index.shape))
         self._errors = np.ascontiguousarray(errors, np.float32)
         # By how much a number grows that goes one level up; next to nothing is beyond the last.
         self._up = np.append(np.diff(levels), np.inf).astype(np.float32)
+
+    def losses(self, window: int, among: int) -> np.ndarray:
+        """What is minimized, of every `among` neighbouring columns."""
+        by_window = self._errors.reshape(-1, among // window, window).sum(axis=-1, dtype=np.float64)
+        total = np.square(by_window).sum(axis=-1)
+        if among != window:
+            total = total + np.square(by_window.sum(axis=-1))
+        return total + np.square(self._errors, dtype=np.float64).reshape(-1, among).sum(axis=-1)
 
     def settle(self, window: int, among: int) -> None:
         """Move one number of every `among` neighbouring columns at a time until nothing lowers the error."""

@@ -249,6 +249,13 @@ def test_packing_loses_nothing(levels, count, seed):
 @settings(max_examples=200, deadline=None)
 @example(np.eye(1, 65, dtype=np.float32), "int2", None, True, 2)
 @example(np.ones((1, 1), np.float32), "int4", None, True, 2)
+@example(
+    np.repeat(np.arange(8, dtype=np.float32) > 0, 3)[:, None] * np.float32([[1e-6, 4e-7]]),
+    "kmeans",
+    0,
+    True,
+    1,
+)
 def test_any_matrix_is_encoded(matrix, form, block, symmetric, bits):
     if WEIGHT_FORMS[form].is_cast:
         matrix = np.clip(matrix, -60000, 60000)
