@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphwright.backends.target import Target, host_target, resolve_target
+from graphwright.backends.tvm.kernels.arithmetic import integer_arithmetic
+from graphwright.backends.tvm.kernels.tile import choose_tile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -438,3 +440,14 @@ def test_a_normalization_stores_bytes_row_by_row(through_tvm, added):
     body = next(str(func.body) for name, func in functions if "layernorm" in name.name_hint)
     assert "alloc_buffer((1, 9, 40)" not in body and "alloc_buffer((360,)" not in body, body
     assert_within_a_step(*results.values(), *expected.values())
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "icelake-server"])
+def test_tiles_leave_a_register_for_products_that_are_added_apart(target):
+    resolved = resolve_target(target)
+    arithmetic = integer_arithmetic("uint8", "int8", resolved)
+    for channels in (16, 24, 96, 144, 576):
+        tile = choose_tile(196, channels, 48, resolved, spare=arithmetic.spare)
+        # Sums, columns, one value, and the products.
+        used = tile.pixels * tile.vectors + tile.vectors + 1 + arithmetic.spare
+        assert used <= resolved.vector_registers

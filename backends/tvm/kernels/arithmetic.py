@@ -50,6 +50,11 @@ class Arithmetic:
         """Whether sums are integers."""
         return self.accumulator == "int32"
 
+    @property
+    def spare(self) -> int:
+        """Registers of a step besides sums, columns and value: products that are added apart need one."""
+        return 1 if self.name == "vpmaddwd" else 0
+
     def read(self, source: Any, step: Any) -> Any:
         """The values of one step; `source` is flat and `step` counts steps from its beginning."""
         if self.depth == 1:

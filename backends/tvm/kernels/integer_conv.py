@@ -144,7 +144,12 @@ def _spatial(plan: _Plan) -> Kernel:
     per_group = spec.out_channels // spec.groups
     depth = blocks(spec.in_channels // spec.groups, arithmetic.depth)
     tile = choose_tile(
-        spec.out_width, per_group, depth * prod(spec.kernel), target, spec.batch * spec.out_height
+        spec.out_width,
+        per_group,
+        depth * prod(spec.kernel),
+        target,
+        spec.batch * spec.out_height,
+        spare=arithmetic.spare,
     )
     # Where padding is zero its products are left out; otherwise it must be there to be multiplied.
     padded = any(padding_of(spec.pads)) and (plan.zero_point != 0 or choose_padded(spec, tile))
@@ -160,7 +165,7 @@ def _pointwise(plan: _Plan) -> Kernel:
     per_group, pixels = spec.out_channels // spec.groups, spec.batch * spec.height * spec.width
     staged, counted = plan.staged(False)
     steps, depth = counted.in_channels, counted.in_channels // spec.groups
-    tile = choose_tile(pixels, per_group, depth, target)
+    tile = choose_tile(pixels, per_group, depth, target, spare=arithmetic.spare)
     count = blocks(per_group, tile.block)
     weights, flat_weights, declare = _weights(counted, arithmetic, tile)
     product = Product(

@@ -97,14 +97,15 @@ def choose_tile(
     sweeps: int = 1,
     name: str = "tile",
     preferred: Tile | None = None,
+    spare: int = 0,
 ) -> Tile:
     """The register tile for rows of `width` pixels, `channels` outputs and reductions of `depth` steps.
 
     `sweeps` is the number of rows that read the same weights, `name` that of the parameter, `preferred` what
-    is taken instead of the estimated best.
+    is taken instead of the estimated best, `spare` counts registers that a step needs besides.
     """
-    best = preferred or _chosen(width, channels, depth, target, sweeps)[0]
-    chosen = choose(name, best.value, lambda: tile_options(width, channels, depth, target, sweeps))
+    best = preferred or _chosen(width, channels, depth, target, sweeps, spare)[0]
+    chosen = choose(name, best.value, lambda: tile_options(width, channels, depth, target, sweeps, spare))
     assert isinstance(chosen, tuple)
     return Tile(*chosen)
 
@@ -130,11 +131,11 @@ def analytic_tile(width: int, channels: int, depth: int, target: TargetNumbers, 
 
 
 def tile_options(
-    width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int = 1
+    width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int = 1, spare: int = 0
 ) -> list[Option]:
     """Tiles worth trying, by estimated time; narrower vectors too, for channels that fill them better."""
     widest = lanes_of(target)
-    best = _chosen(width, channels, depth, target, sweeps)[1]
+    best = _chosen(width, channels, depth, target, sweeps, spare)[1]
     found = []
     for lanes in {widest, max(widest // 2, 4)}:
         ranked = _ranked(
@@ -143,7 +144,7 @@ def tile_options(
             depth,
             min(sweeps, 2),
             lanes,
-            target.vector_registers,
+            target.vector_registers - spare,
             target.l1_bytes,
             target.l2_bytes,
         )
@@ -156,14 +157,16 @@ def tile_cycles(width: int, channels: int, depth: int, target: TargetNumbers, sw
     return _chosen(width, channels, depth, target, sweeps)[1]
 
 
-def _chosen(width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int) -> tuple[Tile, float]:
+def _chosen(
+    width: int, channels: int, depth: int, target: TargetNumbers, sweeps: int, spare: int = 0
+) -> tuple[Tile, float]:
     return _choose(
         width,
         channels,
         depth,
         min(sweeps, 2),
         lanes_of(target),
-        target.vector_registers,
+        target.vector_registers - spare,
         target.l1_bytes,
         target.l2_bytes,
     )
