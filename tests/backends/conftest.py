@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def build(text: str, seed: int = 0, **shapes: tuple[int, ...]) -> ir.Model:
 @pytest.fixture(scope="session")
 def build_model():
     return build
+
+
+@pytest.fixture(scope="session")
+def arm_tools() -> None:
+    """Skips the test, saying so, where there is no cross compiler or emulator."""
+    for name in ("aarch64-linux-gnu-g++", "qemu-aarch64-static"):
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed; `make arm-tools` does it")
 
 
 @pytest.fixture

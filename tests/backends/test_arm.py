@@ -1,4 +1,3 @@
-import shutil
 import struct
 import subprocess
 
@@ -26,10 +25,7 @@ from .test_recurrent_codes import lowered_for, note_of, quantized, uncached
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tools():
-    for name in ("aarch64-linux-gnu-g++", "qemu-aarch64-static"):
-        if shutil.which(name) is None:
-            pytest.skip(f"{name} is not installed; `make arm-tools` does it")
+def tools(arm_tools):
     runtime_libraries("aarch64")  # says how to get them where they are not here
 
 

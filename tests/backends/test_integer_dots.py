@@ -66,33 +66,30 @@ def four_products(one, other):
     return sum((byte(one, i) * byte(other, i) for i in range(1, 4)), byte(one, 0) * byte(other, 0))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_words_hold_the_right_numbers(through_tvm, monkeypatch, name):
-    used = []
+@pytest.fixture
+def used(monkeypatch):
+    """The words that were multiplied, by arithmetic that a CPU has; products go the way of CUDA."""
+    found = []
 
     def dot(one, other):
-        used.append(one)
+        found.append(one)
         return four_products(one, other)
 
     monkeypatch.setattr(integer_dots, "_dot", dot)
     monkeypatch.setitem(strategy._STRATEGIES, "llvm", Dots)
     monkeypatch.setitem(integer._SIGNED, "x86", True)
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_words_hold_the_right_numbers(through_tvm, used, name):
     results, expected, _ = through_tvm(MODELS[name]())
     assert used
     assert_within_a_step(*results.values(), *expected.values())
 
 
 @pytest.mark.parametrize("form", ["dense", "grouped", "depthwise", "line"])
-def test_bytes_of_16_bit_activations_are_words(through_tvm, monkeypatch, form):
-    used = []
-
-    def dot(one, other):
-        used.append(one)
-        return four_products(one, other)
-
-    monkeypatch.setattr(integer_dots, "_dot", dot)
-    monkeypatch.setitem(strategy._STRATEGIES, "llvm", Dots)
-    monkeypatch.setitem(integer._SIGNED, "x86", True)
+def test_bytes_of_16_bit_activations_are_words(through_tvm, used, monkeypatch, form):
     monkeypatch.setattr(integer_wide, "_kinds", lambda *_: [integer_wide.HIGH, integer_wide.LOW])
     check_wide(through_tvm, wide_convolution(CONVOLUTION | FORMS[form]), "host")
     assert len(used) >= 2

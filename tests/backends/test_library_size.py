@@ -1,7 +1,6 @@
 """What a library and its weights take: nothing that no run reads, and of int8 and int4 what their bits ask for."""
 
 import ctypes
-import shutil
 import struct
 import subprocess
 
@@ -51,16 +50,10 @@ def layers(count):
     return g.model({"x": x}, y)
 
 
-def require_arm_tools():
-    for name in ("aarch64-linux-gnu-g++", "qemu-aarch64-static"):
-        if shutil.which(name) is None:
-            pytest.skip(f"{name} is not installed; `make arm-tools` does it")
-
-
 @pytest.mark.parametrize("target", ["host", "arm"])
-def test_libraries_hold_nothing_that_no_run_reads(cnn, tmp_path, target):
+def test_libraries_hold_nothing_that_no_run_reads(request, cnn, tmp_path, target):
     if target == "arm":
-        require_arm_tools()
+        request.getfixturevalue("arm_tools")
     folder = gw.compile(cnn, target=target).save(tmp_path / "artifact")
     library = folder / "model.so"
     held = sections(library)
@@ -141,8 +134,7 @@ def test_programs_are_packed_where_that_pays(tmp_path, monkeypatch):
     assert compiled.report.library_bytes - sections(compiled.library)[".text"] < len(program)
 
 
-def test_packed_programs_run_on_other_processors(cnn, monkeypatch):
-    require_arm_tools()
+def test_packed_programs_run_on_other_processors(cnn, monkeypatch, arm_tools):
     monkeypatch.setattr(build, "LEAST", 0)
     compiled = gw.compile(cnn, target="arm", check="qemu")
     assert compiled.report.check.checked and ".bss" in sections(compiled.library)
